@@ -1,0 +1,77 @@
+"""The untrained ``redrel_tiny``: a LLaVA of transformers' own classes, small enough to ship, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from redrel_vlmeval.demo import scenes
+from redrel_vlmeval.models import llava_input
+
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+WORD = r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n"
+INITIAL_STD = 0.08  # the library's 0.02 stalls at guessing
+
+
+def vocabulary() -> list[str]:
+    """Every word the pictures' questions can hold, sorted, after the special tokens and the answer letters."""
+    texts = [llava_input.SYSTEM, "USER: ASSISTANT:", " ".join([*scenes.COLORS, *scenes.SHAPES, *scenes.DIRECTIONS])]
+    texts += [llava_input.question_text({"question": "\n", "A": "x"}), llava_input.question_text({"question": ""})]
+    texts += [*scenes.FACTS, *scenes.PEOPLE, "likes the color. What does like?", "What color is the shape? What shape is the red one?"]
+    texts += ["What shape has the one that has the triangle's color?", "A B C D E F G H Yes No yes no 0 1 2 3 4 5 6 7 8 9"]
+    words = {word for text in texts for word in re.findall(WORD, text)}
+    return [*SPECIAL, *sorted(words)]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, punctuation mark or line break; spaces are not tokens."""
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    raw.decoder = decoders.Fuse()
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, additional_special_tokens=["<image>"], **names)
+
+
+def make_model(vocab: int) -> LlavaForConditionalGeneration:
+    """Random weights: CLIP tower (its second-last layer is read, as in LLaVA), projector, 8 decoder blocks."""
+    vision = CLIPVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        image_size=scenes.SIZE, patch_size=scenes.CELL, projection_dim=128,
+    )
+    text = LlamaConfig(
+        vocab_size=vocab, hidden_size=128, intermediate_size=352, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=1024, initializer_range=INITIAL_STD,
+        bos_token_id=1, eos_token_id=2, pad_token_id=3, tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=SPECIAL.index("<image>"), image_seq_length=scenes.GRID**2,
+        vision_feature_layer=-2, vision_feature_select_strategy="default", projector_hidden_act="gelu",
+    )
+    model = LlavaForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and "position_embedding" not in name:
+            torch.nn.init.normal_(weight, std=INITIAL_STD, generator=generator)
+    return model.float()
+
+
+def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write config, weights (float16), tokenizer and preprocessor as a local checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = scenes.SIZE
+    picture = {
+        "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor", "do_convert_rgb": True,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": True,
+        "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": MEAN, "image_std": STD,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")

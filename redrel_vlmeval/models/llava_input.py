@@ -1,0 +1,106 @@
+"""What the host's own ``LLaVA`` class feeds its model, re-stated: prompt text, token ids and pixels.
+
+Pure text and PIL; no torch, no host. The paper's numbers were measured on this input, so one space more or
+another way to pad the picture moves every one of them.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+)
+IMAGE = "<image>"
+STOP = "</s>"
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+def present(value: Any) -> bool:
+    """True for a cell that holds something: neither None nor NaN."""
+    return value is not None and value == value
+
+
+def question_text(line: Mapping[str, Any]) -> str:
+    """The user's text for one benchmark line: hint, question, options, and what form of answer is wanted."""
+    text = str(line["question"])
+    if present(line.get("hint")):
+        text = f"{line['hint']}\n{text}"
+    options = {c: line[c] for c in string.ascii_uppercase if present(line.get(c))}
+    text += "".join(f"\n{letter}. {option}" for letter, option in options.items())
+    chinese = CHINESE.search(text) is not None
+    if options:
+        ask = "请直接回答选项字母。" if chinese else "Answer with the option's letter from the given choices directly."
+    else:
+        ask = "请直接回答问题。" if chinese else "Answer the question directly."
+    return f"{text}\n{ask}"
+
+
+def join_content(content: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """One turn's items -> its text with `` <image> `` where a picture stands, and the paths of the pictures in order."""
+    text, paths = "", []
+    for item in content:
+        if item["type"] == "text":
+            text += item["value"]
+        elif item["type"] == "image":
+            text += f" {IMAGE} "
+            paths.append(item["value"])
+    return text, paths
+
+
+def single_prompt(content: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """The prompt of one question (one space before ``ASSISTANT:``, one after)."""
+    text, paths = join_content(content)
+    return f"{SYSTEM}USER: {text} ASSISTANT: ", paths
+
+
+def chat_prompt(turns: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """The prompt of a conversation whose last turn is the user's; assistant turns end in ``</s>``."""
+    prompt, paths = SYSTEM, []
+    for turn in turns:
+        text, more = join_content(turn["content"])
+        user = turn["role"] == "user"
+        prompt += ("USER: " if user else "ASSISTANT: ") + text + (" " if user else STOP)
+        paths += more
+    return prompt + "ASSISTANT: ", paths
+
+
+def token_ids(prompt: str, encode: Callable[[str], list[int]], bos: int | None, image: int, per_image: int) -> list[int]:
+    """Token ids of a prompt, each ``<image>`` as ``per_image`` image tokens.
+
+    The text between pictures is tokenised piece by piece, as the original code does: with ``encode`` (no special
+    tokens), each piece as if it stood alone, and one ``bos`` before the first.
+    """
+    ids = [] if bos is None else [bos]
+    for number, piece in enumerate(prompt.split(IMAGE)):
+        if number:
+            ids += [image] * per_image
+        ids += encode(piece)
+    return ids
+
+
+def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The RGB picture centred on a square of the mean colour (CLIP's, 0..1)."""
+    width, height = picture.size
+    if width == height:
+        return picture
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def pixels(picture: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Pad to a square, resize (bicubic), scale to 0..1, normalise: float32 [3, size, size]."""
+    square = pad_to_square(picture.convert("RGB"), mean)
+    resized = square.resize((size, size), Image.Resampling.BICUBIC)
+    values = np.asarray(resized, np.float32) * np.float32(1 / 255)
+    values = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return values.transpose(2, 0, 1)

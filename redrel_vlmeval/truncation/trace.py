@@ -1,0 +1,49 @@
+"""What a truncated model did, prompt by prompt: the numbers that sheets print and tests compare with what was declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PromptTrace:
+    """One prompt (one row of a batch; with beams, one row per beam).
+
+    Attributes:
+        tokens: real tokens that entered each decoder block at prefill.
+        images: image tokens among them, per block.
+        kept: stage layer -> the image tokens kept there, numbered 0.. within the prompt's image tokens, ascending.
+        kv: keys held by each block after the latest forward call, this prompt's own (padding and fillers left out).
+        mode: ``dropped``, ``official`` (masked, nothing dropped) or ``untouched``.
+    """
+
+    tokens: list[int]
+    images: list[int]
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    kv: list[int] = field(default_factory=list)
+    mode: str = "untouched"
+
+    @property
+    def average_image_tokens(self) -> float:
+        """Image tokens averaged over blocks: ``(n L + K (N - L)) / N`` for one stage."""
+        return sum(self.images) / len(self.images)
+
+
+@dataclass
+class Trace:
+    """Everything that happened inside one ``with truncated(...)``; ``prompts`` has one entry per prompt, in order."""
+
+    variant: str
+    blocks: int
+    prompts: list[PromptTrace] = field(default_factory=list)
+
+    @property
+    def last(self) -> PromptTrace:
+        """The latest prompt.
+
+        Raises:
+            IndexError: no prompt has gone through the model yet.
+        """
+        if not self.prompts:
+            raise IndexError(f"no prompt has gone through the model truncated as {self.variant} yet")
+        return self.prompts[-1]

@@ -1,0 +1,104 @@
+"""Index arithmetic of dropped tokens: which positions of the full prompt a decoder block still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class View:
+    """The positions of the full prompt, length ``length``, that blocks after ``layer`` hold.
+
+    ``index`` is long [b, n], ascending. Prompts of a batch can keep different numbers of tokens: shorter rows are filled
+    with positions that nobody may attend to, and ``valid`` (bool [b, n]) is then False there; None when all are real.
+    """
+
+    layer: int
+    length: int
+    index: torch.Tensor
+    valid: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: int, stays: torch.Tensor, counts: list[int]) -> View:
+        """View from ``stays`` (bool [b, s]: real tokens that remain) and their number per row."""
+        width = max(counts)
+        positions = torch.arange(stays.shape[1], device=stays.device)
+        first = (positions + stays.shape[1] * ~stays).argsort(dim=1)[:, :width]
+        index = first.sort(dim=1).values
+        return cls(layer, stays.shape[1], index, stays.gather(1, index) if min(counts) < width else None)
+
+    def extended(self, length: int) -> View:
+        """The same choice for a sequence grown to ``length``; tokens after the prompt all stay."""
+        new = length - self.length
+        if new == 0:
+            return self
+        more = torch.arange(self.length, length, device=self.index.device).expand(len(self.index), new)
+        index = torch.cat([self.index, more], 1)
+        valid = None if self.valid is None else torch.cat([self.valid, torch.ones_like(more, dtype=torch.bool)], 1)
+        return View(self.layer, length, index, valid)
+
+    def within(self, outer: View | None) -> torch.Tensor:
+        """Where this view's positions stand among the positions of an earlier ``outer`` view: long [b, n]."""
+        if outer is None:
+            return self.index
+        place = torch.zeros(len(outer.index), outer.length, dtype=torch.long, device=outer.index.device)
+        order = torch.arange(outer.index.shape[1], device=outer.index.device).expand_as(outer.index)
+        return place.scatter_(1, outer.index, order).gather(1, self.index)
+
+    def square_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """A prefill mask (None, [b, 1, s, s] or padding [b, s]) for this view's rows and columns."""
+        if mask is not None and mask.ndim == 2:
+            short = mask.gather(1, self.index)
+            return short if self.valid is None else short * self.valid
+        if mask is None:
+            if self.valid is None:
+                return None
+            width = self.index.shape[1]
+            short = torch.ones(width, width, dtype=torch.bool, device=self.index.device).tril()[None, None]
+        else:
+            short = take(take(mask, self.index, 2, batch=0), self.index, 3, batch=0)
+        if self.valid is None:
+            return short
+        # a filler row must attend to something (itself), or its softmax is NaN and spoils the values
+        short = hide(short, self.valid[:, None, None])
+        own = torch.eye(short.shape[-1], dtype=torch.bool, device=short.device) & ~self.valid[:, None, :, None]
+        return short | own if short.dtype == torch.bool else short.masked_fill(own, 0)
+
+    def column_mask(self, mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor | None:
+        """A decode mask (None, [b, 1, q, S] or [b, S] over full-length keys) for the ``keys`` that this view's cache holds."""
+        grown = self.extended(self.length + keys - self.index.shape[1])
+        if mask is not None and mask.ndim == 2:
+            short = mask.gather(1, grown.index)
+            return short if grown.valid is None else short * grown.valid
+        if mask is None:
+            if grown.valid is None:
+                return None
+            last = torch.arange(keys - queries, keys, device=self.index.device)
+            short = (torch.arange(keys, device=self.index.device) <= last[:, None])[None, None]
+        else:
+            short = take(mask, grown.index, 3, batch=0)
+        return short if grown.valid is None else hide(short, grown.valid[:, None, None])
+
+
+def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int | None = None) -> torch.Tensor:
+    """``tensor`` at ``index`` (long [b, n]) along ``dim``, for each row of axis ``batch``, which may have length 1.
+
+    ``batch`` is the axis before ``dim`` unless given: hidden [b, s, d], rotary tables [b, s, d] or [axes, b, s, d].
+    """
+    dim %= tensor.ndim
+    batch = dim - 1 if batch is None else batch
+    if len(index) == 1:
+        return tensor.index_select(dim, index[0])
+    shape, where = list(tensor.shape), [1] * tensor.ndim
+    shape[batch] = len(index)
+    where[batch], where[dim] = index.shape
+    return tensor.expand(shape).take_along_dim(index.view(where), dim)
+
+
+def hide(mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """``mask`` (bool or additive) that also forbids what ``visible`` (broadcast bool) does not allow."""
+    if mask.dtype == torch.bool:
+        return mask & visible
+    return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)

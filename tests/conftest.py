@@ -1,0 +1,29 @@
+"""Tiny random models of every supported family, built from configs: nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tiny_models import FAMILIES, TinyModel, build  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _determinism() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> TinyModel:
+    """Each family in turn, float32, SDPA."""
+    return build(request.param)
+
+
+@pytest.fixture
+def llava() -> TinyModel:
+    return build("llava")
