@@ -59,7 +59,17 @@ def make_model(vocab: int) -> LlavaForConditionalGeneration:
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "position_embedding" not in name:
             torch.nn.init.normal_(weight, std=INITIAL_STD, generator=generator)
+    model.model.vision_tower.get_submodule("vision_model.embeddings" if hasattr(model.model.vision_tower, "vision_model") else "embeddings").position_embedding.weight.data[1:] = positions(128)
     return model.float()
+
+
+def positions(width: int) -> torch.Tensor:
+    """Sines and cosines of row and column in random directions, [64, width]: a step to a neighbour is a rotation."""
+    cell = torch.arange(scenes.GRID**2)
+    angles = torch.stack([cell // scenes.GRID, cell % scenes.GRID])[..., None] * torch.arange(1, 5) * torch.pi / scenes.GRID
+    waves = torch.cat([angles.sin(), angles.cos()], -1).permute(1, 0, 2).flatten(1)
+    directions = torch.randn(waves.shape[1], width, generator=torch.Generator().manual_seed(1)) / width**0.5
+    return waves @ directions * 1.5
 
 
 def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

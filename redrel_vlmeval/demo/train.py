@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,24 @@ from redrel_vlmeval.models import llava_input
 
 TRAIN_SEED = 1_000_000  # pictures of the benchmark use seeds below this: see benchmark.py
 PLACEHOLDER = [{"type": "image", "value": ""}]
+
+
+def surroundings(things: list[scenes.Thing]) -> np.ndarray:
+    """What stands in and around every cell: [64 cells, 5 places, 2], places are the cell itself and its four neighbours.
+
+    The two numbers are colour and shape, counted from 1; 0 is empty or off the grid.
+    """
+    grid = np.zeros((scenes.GRID**2, 2), np.int64)
+    for thing in things:
+        grid[thing.cell] = list(scenes.COLORS).index(thing.color) + 1, scenes.SHAPES.index(thing.shape) + 1
+    around = np.zeros((len(grid), 5, 2), np.int64)
+    around[:, 0] = grid
+    for cell in range(len(grid)):
+        for place, direction in enumerate(scenes.DIRECTIONS, start=1):
+            other = scenes.neighbour(cell, direction)
+            if other is not None:
+                around[cell, place] = grid[other]
+    return around
 
 
 class Batches:
@@ -39,36 +58,33 @@ class Batches:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def ask(self, things: list[scenes.Thing], rng: np.random.Generator, open_share: float, hops: list[float]) -> tuple[scenes.Question, list[int], int]:
+    def ask(self, things: list[scenes.Thing], rng: np.random.Generator, lesson: Lesson) -> tuple[scenes.Question, list[int], int]:
         """One question as (question, token ids after the picture, length of its prompt part)."""
-        category = str(rng.choice(scenes.CATEGORIES, p=hops))
+        category = str(rng.choice(scenes.CATEGORIES, p=lesson.categories))
         if category == "text":
             question = scenes.text_question(rng)
         else:
             found = scenes.visual_questions(things)[category]
             question = found[int(rng.integers(len(found)))]
-        hint = question.hint or (scenes.context_sentence(rng) if rng.random() < 0.3 else None)
+        hint = question.hint or (scenes.context_sentence(rng) if rng.random() < lesson.hints else None)
         line: dict[str, object] = {"question": question.text, "hint": hint}
         answer = question.answer
-        if rng.random() >= open_share:
+        if rng.random() >= lesson.open_share:
             choices = scenes.options(question, rng)
             line.update(zip("ABCD", choices, strict=True))
             answer = "ABCD"[choices.index(question.answer)]
         asked = self.encode(llava_input.question_text(line) + " ASSISTANT: ")
         return question, asked + self.encode(answer) + [self.tokenizer.eos_token_id], len(asked)
 
-    def batch(self, step: int, open_share: float, hops: list[float]) -> dict[str, torch.Tensor]:
-        """input_ids, position_ids, labels [b, s]; mask bool [b, 1, s, s]; pixel_values; glyphs [b, 64, 2]."""
+    def batch(self, step: int, lesson: Lesson) -> dict[str, torch.Tensor]:
+        """input_ids, position_ids, labels [b, s]; mask bool [b, 1, s, s]; pixel_values; glyphs [b, 64, 5, 2]."""
         rng = np.random.default_rng([TRAIN_SEED + self.seed, step])
         rows, pictures, glyphs = [], [], []
         for _ in range(self.pictures):
             things = scenes.make_scene(rng)
             pictures.append(llava_input.pixels(scenes.render(things), scenes.SIZE, MEAN, STD))
-            grid = np.zeros((self.tokens, 2), np.int64)
-            for thing in things:
-                grid[thing.cell] = list(scenes.COLORS).index(thing.color) + 1, scenes.SHAPES.index(thing.shape) + 1
-            glyphs.append(grid)
-            rows.append([self.ask(things, rng, open_share, hops) for _ in range(self.questions)])
+            glyphs.append(surroundings(things))
+            rows.append([self.ask(things, rng, lesson) for _ in range(self.questions)])
         blind = rng.random((self.pictures, self.questions)) < 0.5  # of the text questions, those without the picture
         tensors = self._pack(rows, blind)
         tensors["pixel_values"] = torch.from_numpy(np.stack(pictures))
@@ -101,13 +117,21 @@ class Batches:
         return {key: torch.from_numpy(value) for key, value in out.items()}
 
 
-# Curriculum: share of open answers, share of each category, and the share of right answers that opens the next lesson.
-LESSONS: tuple[tuple[float, list[float], float], ...] = (
-    (1.0, [0.92, 0.0, 0.0, 0.08], 0.87),
-    (1.0, [0.35, 0.57, 0.0, 0.08], 0.85),
-    (0.6, [0.3, 0.6, 0.0, 0.1], 0.85),
-    (0.5, [0.15, 0.3, 0.47, 0.08], 0.85),
-    (0.3, [0.15, 0.35, 0.42, 0.08], 1.1),
+@dataclass(frozen=True)
+class Lesson:
+    """Share of open answers, of each category and of idle context sentences; passed at ``enough`` right, or at ``until``."""
+
+    open_share: float
+    categories: tuple[float, ...]
+    hints: float
+    enough: float
+    until: float
+
+
+LESSONS = (
+    Lesson(0.8, (0.5, 0.44, 0.0, 0.06), 0.05, 0.8, 0.4),
+    Lesson(0.6, (0.2, 0.4, 0.33, 0.07), 0.2, 0.8, 0.55),
+    Lesson(0.3, (0.15, 0.35, 0.42, 0.08), 0.3, 1.1, 1.1),
 )
 
 
@@ -125,7 +149,7 @@ class Trainer:
         self.tokenizer = make_tokenizer()
         self.model: LlavaForConditionalGeneration = make_model(len(self.tokenizer))
         width = self.model.config.text_config.hidden_size
-        self.head = torch.nn.Linear(width, len(scenes.COLORS) + len(scenes.SHAPES) + 2)
+        self.head = torch.nn.Linear(width, 5 * (len(scenes.COLORS) + len(scenes.SHAPES) + 2))
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": 0.02}, {"params": [*rest, *self.head.parameters()], "weight_decay": 0.0}]
@@ -149,11 +173,31 @@ class Trainer:
         (self.folder / "state.tmp").replace(self.folder / "state.pt")
 
     def glyph_loss(self, features: torch.Tensor, glyphs: torch.Tensor) -> torch.Tensor:
-        """Naming every cell's colour and shape from its image token; drives the vision tower early on."""
+        """Naming colour and shape of every cell and its neighbours from its image token; drives the vision tower early on."""
         colors = len(scenes.COLORS) + 1
-        logits = self.head(features)
-        color = functional.cross_entropy(logits[..., :colors].flatten(0, 1), glyphs[..., 0].flatten())
-        return color + functional.cross_entropy(logits[..., colors:].flatten(0, 1), glyphs[..., 1].flatten())
+        logits = self.head(features).unflatten(-1, (5, -1))
+        color = functional.cross_entropy(logits[..., :colors].flatten(0, 2), glyphs[..., 0].flatten())
+        return color + functional.cross_entropy(logits[..., colors:].flatten(0, 2), glyphs[..., 1].flatten())
+
+    def sight(self, steps: int, pictures: int, peak: float = 2e-3) -> None:
+        """First lesson: vision tower and projector alone learn to tell every cell and its neighbours, at 64 pictures a step."""
+        parts = [*self.model.model.vision_tower.parameters(), *self.model.model.multi_modal_projector.parameters(), *self.head.parameters()]
+        optimizer = torch.optim.AdamW(parts, lr=peak, weight_decay=0.0)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = learning_rate(step / steps, peak)
+            rng = np.random.default_rng([TRAIN_SEED, 77, step])
+            drawn = [scenes.make_scene(rng) for _ in range(pictures)]
+            images = np.stack([llava_input.pixels(scenes.render(t), scenes.SIZE, MEAN, STD) for t in drawn])
+            features = self.model.model.get_image_features(torch.from_numpy(images))
+            features = getattr(features, "pooler_output", features)
+            features = torch.stack(list(features)) if not isinstance(features, torch.Tensor) else features
+            loss = self.glyph_loss(features, torch.from_numpy(np.stack([surroundings(t) for t in drawn])))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parts, 1.0)
+            optimizer.step()
+            if (step + 1) % 100 == 0:
+                print(f"sight {step + 1}/{steps} loss {loss.item():.4f}", flush=True)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """-> (answer loss, glyph loss, share of answer tokens predicted right)."""
@@ -184,7 +228,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, peak)
             with torch.autocast("cpu", torch.bfloat16):
-                loss, glyph, right = self.forward(self.batches.batch(self.step, *LESSONS[self.lesson][:2]))
+                loss, glyph, right = self.forward(self.batches.batch(self.step, LESSONS[self.lesson]))
             self.optimizer.zero_grad(set_to_none=True)
             (loss + 0.3 * glyph).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -195,7 +239,7 @@ class Trainer:
                 n, rate = shown["n"], (time.time() - began) / max(shown["n"], 1)
                 print(f"step {self.step}/{self.steps} loss {shown['loss'] / n:.3f} right {shown['right'] / n:.3f} "
                       f"glyph {glyph.item():.3f} lesson {self.lesson} {rate:.2f} s/step", flush=True)
-                self.lesson += shown["right"] / n > LESSONS[self.lesson][2]
+                self.lesson += shown["right"] / n > LESSONS[self.lesson].enough or progress > LESSONS[self.lesson].until
                 began, shown = time.time(), {"loss": 0.0, "right": 0.0, "n": 0}
             if self.step % 100 == 0 or self.step == until:
                 self.keep()
@@ -208,8 +252,8 @@ class Trainer:
         self.model.eval()
         out = {}
         for index, category in enumerate(scenes.CATEGORIES):
-            share = [float(i == index) for i in range(len(scenes.CATEGORIES))]
-            out[category] = round(float(self.forward(self.batches.batch(10**9 + index, 0.0, share))[2]), 3)
+            exam = Lesson(0.0, tuple(float(i == index) for i in range(len(scenes.CATEGORIES))), 0.3, 1.0, 1.0)
+            out[category] = round(float(self.forward(self.batches.batch(10**9 + index, exam))[2]), 3)
         self.model.train()
         return out
 
@@ -228,6 +272,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     trainer = Trainer(args.folder, args.steps, args.seed, args.pictures, args.questions)
     trainer.resume()
+    if trainer.step == 0:
+        trainer.sight(800, 64)
+        trainer.keep()
     trainer.run(args.lr, args.stop_after)
     if trainer.step == trainer.steps:
         save(trainer.model, trainer.tokenizer, args.folder / "checkpoint")

@@ -28,15 +28,20 @@ def present(value: Any) -> bool:
     return value is not None and value == value
 
 
+def options(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Letter -> option of a benchmark line, those that hold something."""
+    return {letter: line[letter] for letter in string.ascii_uppercase if present(line.get(letter))}
+
+
 def question_text(line: Mapping[str, Any]) -> str:
     """The user's text for one benchmark line: hint, question, options, and what form of answer is wanted."""
     text = str(line["question"])
     if present(line.get("hint")):
         text = f"{line['hint']}\n{text}"
-    options = {c: line[c] for c in string.ascii_uppercase if present(line.get(c))}
-    text += "".join(f"\n{letter}. {option}" for letter, option in options.items())
+    choices = options(line)
+    text += "".join(f"\n{letter}. {option}" for letter, option in choices.items())
     chinese = CHINESE.search(text) is not None
-    if options:
+    if choices:
         ask = "请直接回答选项字母。" if chinese else "Answer with the option's letter from the given choices directly."
     else:
         ask = "请直接回答问题。" if chinese else "Answer the question directly."

@@ -40,6 +40,17 @@ class Call:
     pictures: bool
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of one decoder block: model width, query and key heads, head width, hidden width of the gated FFN."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+
 @dataclass
 class NativeDecoder:
     """A transformers-native decoder laid out like LLaMA: ``layers`` of blocks with ``self_attn``, ``embed_tokens``, ``norm``.
@@ -60,6 +71,15 @@ class NativeDecoder:
         if attention in _observers:
             return _observers[attention][0]
         return str(attention.config._attn_implementation)
+
+    @property
+    def shape(self) -> BlockShape:
+        """Sizes of a block, from the text config (all blocks are alike)."""
+        config = self.text.config
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return BlockShape(config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""

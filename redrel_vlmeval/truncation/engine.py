@@ -108,7 +108,9 @@ class _Engine:
         for handle in handles:
             undo.callback(handle.remove)
         if hasattr(root, "generate"):
+            own = {"generate": root.__dict__["generate"]} if "generate" in root.__dict__ else {}
             root.generate = self._generate(root.generate)  # type: ignore[assignment]
+            undo.callback(root.__dict__.update, own)
             undo.callback(root.__dict__.pop, "generate", None)
 
     def _generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
