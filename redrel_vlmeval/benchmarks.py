@@ -1,0 +1,128 @@
+"""One score file of the host in, its metrics in points out; which of them is the headline is decided here.
+
+The host's own ``primary_metric`` is not used: MME's is one category, HallusionBench's one of three, some are fractions.
+Files are told apart by their columns, so a user's own POPE-like or multiple-choice set needs no entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+# Where a multiple-choice file has several rows, the first of these that occurs is the benchmark's number
+# ('none' is the host's word for a set without splits; MMMU_DEV_VAL has 'dev' and 'validation').
+SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value in points, of the questions of ``split`` (None: all there are); ``part``: of some of them only."""
+
+    name: str
+    value: float
+    headline: bool = False
+    split: str | None = None
+    part: bool = False
+
+
+def metrics_of(table: pd.DataFrame | Mapping[str, Any]) -> list[Metric]:
+    """Metrics of a score file, headlines first.
+
+    Raises:
+        ValueError: no rule knows these columns, or the headline is missing or not a number.
+    """
+    if isinstance(table, Mapping):
+        return _ocrbench(table)
+    columns = set(table.columns)
+    if table.empty:
+        raise ValueError("the score file has no rows")
+    if {"perception", "reasoning"} <= columns:
+        return _mme(table)
+    if {"split", "aAcc", "fAcc", "qAcc"} <= columns:
+        return _by_split(table, {"aAcc": "aAcc", "fAcc": "fAcc", "qAcc": "qAcc"}, ())
+    if {"split", "Overall", "acc", "precision", "recall"} <= columns:
+        return _by_split(table, {"Overall": "F1", "acc": "acc"}, ("precision", "recall"))
+    if {"Category", "Accuracy"} <= columns:
+        return _verifier(table)
+    if "Overall" in columns:
+        return _multiple_choice(table) if "split" in columns else _one_row(table)
+    raise ValueError(f"no rule for a score file with the columns {', '.join(map(str, table.columns))}")
+
+
+def _number(value: Any, what: str) -> float:
+    number = pd.to_numeric(value, errors="coerce")
+    if pd.isna(number):
+        raise ValueError(f"{what} is {value!r}, not a number")
+    return float(number)
+
+
+def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
+    """1000 questions, counted; the headline is ``Final Score`` / 10, in points. The parts stay counts."""
+    if "Final Score" not in table:
+        raise ValueError(f"no rule for a score file with the entries {', '.join(map(str, table))}")
+    parts = [Metric(name, _number(table[name], name), part=True) for name in table if "Final Score" not in name]
+    return [Metric("Final Score / 10", _number(table["Final Score"], "Final Score") / 10, True), *parts]
+
+
+def _mme(table: pd.DataFrame) -> list[Metric]:
+    """Perception (0..2000) + reasoning (0..800), both kept; not a percentage."""
+    row = table.iloc[0]
+    both = [Metric(name, _number(row[name], name), part=True) for name in ("perception", "reasoning")]
+    rest = [column for column in table.columns if column not in ("perception", "reasoning")]
+    parts = both + [Metric(str(column), _number(row[column], str(column)), part=True) for column in rest]
+    return [Metric("perception + reasoning", sum(metric.value for metric in both), True), *parts]
+
+
+def _by_split(table: pd.DataFrame, headline: Mapping[str, str], rest: tuple[str, ...]) -> list[Metric]:
+    """Row ``Overall`` is the headline, other rows are its categories; already in points."""
+    rows = {str(row["split"]): row for _, row in table.iterrows()}
+    if "Overall" not in rows:
+        raise ValueError(f"no row 'Overall' among the splits {', '.join(rows)}")
+    found = [Metric(name, _number(rows["Overall"][column], column), True) for column, name in headline.items()]
+    found += [Metric(column, _number(rows["Overall"][column], column)) for column in rest]
+    for split, row in rows.items():
+        if split != "Overall":
+            named = ((f"{split} {name}", _number(row[c], f"{split} {c}")) for c, name in headline.items())
+            found += [Metric(name, value, part=True) for name, value in named]
+    return found
+
+
+def _one_row(table: pd.DataFrame) -> list[Metric]:
+    """VQA and plain Y/N files: one row, per cent."""
+    row = table.iloc[0]
+    rest = [c for c in table.columns if c != "Overall" and pd.notna(pd.to_numeric(row[c], errors="coerce"))]
+    parts = [Metric(str(column), float(row[column]), part=True) for column in rest]
+    return [Metric("Overall", _number(row["Overall"], "Overall"), True), *parts]
+
+
+def _verifier(table: pd.DataFrame) -> list[Metric]:
+    rows = {str(row["Category"]): _number(row["Accuracy"], "Accuracy") for _, row in table.iterrows()}
+    if "Overall" not in rows:
+        raise ValueError(f"no row 'Overall' among the categories {', '.join(rows)}")
+    overall = Metric("Overall", rows.pop("Overall"), True)
+    return [overall, *(Metric(name, value, part=True) for name, value in rows.items())]
+
+
+def _multiple_choice(table: pd.DataFrame) -> list[Metric]:
+    """Fractions, one row per split in random order; without a split known by name there is no headline.
+
+    A file whose values exceed 1 is in points already and is taken as it is.
+    """
+    splits = [str(split) for split in table["split"]]
+    overall = pd.to_numeric(table["Overall"], errors="coerce")
+    factor = 1.0 if (overall > 1).any() else 100.0
+    chosen = next((split for split in SPLITS if split in splits), splits[0] if len(splits) == 1 else None)
+    found: list[Metric] = []
+    for split, (_, row) in sorted(zip(splits, table.iterrows(), strict=True), key=lambda pair: pair[0] != chosen):
+        alone = None if len(splits) == 1 else split
+        where = "" if split == chosen else f" [{split}]"
+        value = _number(row["Overall"], f"Overall of split {split!r}")
+        found.append(Metric(f"Overall{where}", value * factor, split == chosen, alone))
+        for column in table.columns:
+            number = pd.to_numeric(row[column], errors="coerce")
+            if column not in ("split", "Overall") and pd.notna(number):
+                found.append(Metric(f"{column}{where}", float(number) * factor, split=alone, part=True))
+    return found

@@ -1,0 +1,157 @@
+"""Figures from data frames, matplotlib only; reads no result file, needs no display."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; markers differ too, for print in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: dict[str, Any] = {
+    "attention": "-", "random": (0, (1, 1.5)), "uniform": (0, (5, 2)), "lowest": (0, (3, 1, 1, 1)),
+}  # fmt: skip
+NEEDED = ("L", "K", "value")
+
+
+def accuracy_against_keep(
+    frame: pd.DataFrame, baseline: float | Mapping[str, float] | None, path: str | Path, title: str
+) -> Path:
+    """Draws accuracy (points) against image tokens kept K, one line per layer L (the paper's Fig. 6); returns ``path``.
+
+    Args:
+        frame: columns L, K, value; optional rule (line style), n, and category ('' or missing: all questions). Each
+            category gets a panel of its own after the one of all questions.
+        baseline: score without truncation, dashed; by category where a mapping is given ('' for all questions).
+        path: PNG file; it appears whole or not at all.
+        title: heading above all panels.
+
+    Raises:
+        ValueError: a column is missing, there is nothing to draw, or ``path`` is no .png.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{str(path)!r}: figures are written as .png, got the ending {path.suffix!r}")
+    if missing := [name for name in NEEDED if name not in frame]:
+        got = ", ".join(map(str, frame.columns))
+        raise ValueError(f"column {', '.join(missing)} missing: need {', '.join(NEEDED)}, got {got}")
+    frame = _complete(frame)
+    if frame.empty:
+        raise ValueError("nothing to draw: no row with L, K and value")
+    bases = dict(baseline) if isinstance(baseline, Mapping) else {} if baseline is None else {"": float(baseline)}
+    figure = _draw(frame, bases, title)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(part, dpi=150, format="png")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _complete(frame: pd.DataFrame) -> pd.DataFrame:
+    found = frame.dropna(subset=list(NEEDED))
+    category = found["category"].fillna("").astype(str) if "category" in found else ""
+    rule = found["rule"].fillna("attention").astype(str) if "rule" in found else "attention"
+    return found.assign(category=category, rule=rule).astype({"L": int, "K": int, "value": float})
+
+
+def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Figure:
+    panels = sorted(frame["category"].unique(), key=lambda name: name != "")
+    across = 2 if len(panels) == 4 else min(len(panels), 3)
+    down = ceil(len(panels) / across)
+    # A fixed strip below the panels holds the legend, one above them the title.
+    height = 3.2 * down + 1.15
+    width = max(3.9 * across, 6.0)
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    layers = sorted(frame["L"].unique())
+    styles = {layer: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, layer in enumerate(layers)}
+    axes = list(grid.flat)
+    for axis, panel in zip(axes, panels, strict=False):
+        _panel(axis, frame[frame["category"] == panel], baselines.get(panel), styles)
+        axis.set_title(_heading(frame[frame["category"] == panel], panel, len(panels) == 1), fontsize=10, loc="left")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    _scales(axes[: len(panels)], across, frame)
+    heading = figure.suptitle(title, fontsize=12, fontweight="bold", y=1 - 0.12 / height, va="top")
+    heading.set_in_layout(False)  # its strip is left free below, and would be counted twice
+    rules = list(dict.fromkeys(sorted(frame["rule"], key=lambda rule: (rule != "attention", rule))))
+    handles = _legend(styles, rules, bool(baselines))
+    columns = min(len(handles), int(width / 1.45))
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+    rows = ceil(len(handles) / columns)
+    figure.tight_layout(rect=(0, (0.12 + 0.24 * rows) / height, 1, 1 - 0.42 / height))
+    return figure
+
+
+def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mapping) -> None:
+    for layer, rule in sorted(set(zip(rows["L"], rows["rule"], strict=True))):
+        line = rows[(rows["L"] == layer) & (rows["rule"] == rule)].sort_values("K")
+        color, marker = styles[layer]
+        axis.plot(
+            line["K"], line["value"], color=color, marker=marker, markersize=5, linewidth=1.6,
+            linestyle=_dash(rule), markerfacecolor=color if rule == "attention" else "white",
+        )  # fmt: skip
+    if baseline is not None:
+        axis.axhline(baseline, color="#555555", linestyle=(0, (6, 3)), linewidth=1.2, zorder=1)
+    axis.grid(True, color="#e5e5e5", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _dash(rule: str) -> Any:
+    return DASHES.get(rule, ":")
+
+
+def _heading(rows: pd.DataFrame, panel: str, alone: bool) -> str:
+    """Which questions, and how many: a score without its n says little."""
+    sizes = sorted({int(size) for size in rows["n"].dropna()}) if "n" in rows else []
+    asked = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}" if sizes else ""
+    name = panel or ("" if alone else "all questions")
+    return f"{name} ({asked})" if name and asked else name or asked
+
+
+def _scales(axes: list[Axes], across: int, frame: pd.DataFrame) -> None:
+    """K doubles from tick to tick where it spans more than a factor 8, with a linear foot so that 0 has a place."""
+    kept = sorted(int(value) for value in frame["K"].unique())
+    positive = [value for value in kept if value > 0]
+    doubling = len(positive) > 1 and positive[-1] / positive[0] > 8
+    for number, axis in enumerate(axes):
+        if doubling:
+            axis.set_xscale("symlog", base=2, linthresh=positive[0], linscale=0.8 if kept[0] == 0 else 0.1)
+            axis.set_xlim(kept[0] - positive[0] * 0.15 if kept[0] == 0 else kept[0] * 0.85, kept[-1] * 1.18)
+        axis.set_xticks(kept if len(kept) <= 10 else kept[:: ceil(len(kept) / 10)], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.set_xticklabels([str(value) for value in (kept if len(kept) <= 10 else kept[:: ceil(len(kept) / 10)])])
+        # Panels above a gap in the last row carry their own labels, shared axes would hide them.
+        if number + across >= len(axes):
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel("image tokens kept, K")
+        if number % across == 0:
+            axis.set_ylabel("accuracy (points)")
+
+
+def _legend(styles: Mapping, rules: list[str], with_baseline: bool) -> list[Line2D]:
+    plain = len(rules) == 1
+    dash = _dash(rules[0] if plain else "attention")
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle=dash, label=f"L = {layer}")
+        for layer, (color, marker) in styles.items()
+    ]
+    if not plain or rules != ["attention"]:
+        handles += [Line2D([], [], color="#777777", linestyle=_dash(rule), label=rule) for rule in rules]
+    if with_baseline:
+        handles.append(Line2D([], [], color="#555555", linestyle=(0, (6, 3)), label="not truncated"))
+    return handles

@@ -1,0 +1,235 @@
+"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and loads single files; judges nothing.
+
+Upstream writes ``<work-dir>/<model>/T<date>-<time>/`` and links beside it, ms-vlmeval writes flat into
+``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles are never opened: they can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import pandas as pd
+
+RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
+STATUS = "status.json"
+# Each process of a run with several ranks keeps a file of its own.
+RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
+TABLES = ("xlsx", "tsv", "csv", "json")
+# Side files of an evaluation: their names begin like a prediction file's and are none.
+_SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ParseError)
+
+
+class ResultsError(RuntimeError):
+    """A folder or file of results that cannot be used; the text names it and says what was expected."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One benchmark of one run of one model: where its files are and what ``status.json`` says of it.
+
+    ``order`` sorts runs by age; ``problem`` is set when the run's own ``status.json`` cannot be read.
+    """
+
+    model: str
+    benchmark: str
+    run: Path
+    files: Mapping[str, Path]
+    entry: Mapping[str, object] = field(default_factory=dict)
+    order: tuple[str, str, float] = ("", "", 0.0)
+    problem: str = ""
+
+    def file(self, *endings: str) -> Path | None:
+        """First existing ``<model>_<benchmark><ending>``, in the order given."""
+        names = (f"{self.model}_{self.benchmark}{ending}" for ending in endings)
+        return next((self.files[name] for name in names if name in self.files), None)
+
+    @property
+    def predictions(self) -> Path | None:
+        """The host's prediction table; its format follows PRED_FORMAT."""
+        return self.file(".xlsx", ".tsv", ".json")
+
+    @property
+    def metric(self) -> Path | None:
+        """The host's score file; its format follows EVAL_FORMAT."""
+        return self.file("_acc.csv", "_acc.json", "_score.csv", "_score.json", "_acc.xlsx", "_acc.tsv")
+
+    @property
+    def per_sample(self) -> Path | None:
+        """The table with one verdict per question: MCQ ``hit``, Y/N ``score``, VQA ``eval_score``."""
+        judge = self.entry.get("judge_model")
+        fixed = ["exact_matching_result", "auxmatch", "results"]
+        names = ([f"{judge}_result"] if judge else []) + fixed
+        found = self.file(*(f"_{name}.{kind}" for name in names for kind in ("xlsx", "tsv")))
+        pattern = re.compile(re.escape(f"{self.model}_{self.benchmark}_") + r"[^_]\S*_result\.(?:xlsx|tsv)")
+        # Judges are renamed by the host (chatgpt-0125 -> openai), so any other judge's table is better than none.
+        return found or next((path for name, path in sorted(self.files.items()) if pattern.fullmatch(name)), None)
+
+
+def find_cells(folder: Path) -> list[Cell]:
+    """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
+
+    Raises:
+        ResultsError: no such folder, or nothing in it that a host writes.
+    """
+    folder = Path(os.path.abspath(folder))  # '.' has no name of its own
+    if not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ResultsError(f"results folder {str(folder)!r} {kind}: give the runner's --work-dir or a model's folder")
+    try:
+        runs = list(_runs(folder))
+        cells = [cell for run, model in runs for cell in _cells_of_run(run, model)]
+    except PermissionError as error:
+        raise ResultsError(f"results folder {str(folder)!r} cannot be read: {error}") from error
+    if not cells:
+        raise ResultsError(
+            f"nothing found in {str(folder)!r}: looked for <model>/{STATUS}, <model>/<model>_<benchmark>.xlsx|tsv and "
+            f"<model>/T<date>-<time>/ of a VLMEvalKit run; give the runner's --work-dir or a model's folder in it"
+        )
+    newest: dict[tuple[str, str], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.order):
+        newest[cell.model, cell.benchmark] = cell
+    with_benchmark = {model for model, benchmark in newest if benchmark}
+    # A run that died before its first benchmark matters only where no other run says more.
+    return [newest[key] for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+
+
+def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
+    """(run folder, model) pairs, flat folders included."""
+    if RUN_FOLDER.fullmatch(folder.name):
+        yield folder, folder.parent.name
+        return
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not RUN_FOLDER.fullmatch(path.name)]
+    for model in [path for path in inner if _is_model_folder(path)] or [folder]:
+        yield model, model.name
+        for path in sorted(model.iterdir()):
+            if path.is_dir() and RUN_FOLDER.fullmatch(path.name):
+                yield path, model.name
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return any(
+        path.name == STATUS or path.name.startswith(f"{folder.name}_") or RUN_FOLDER.fullmatch(path.name)
+        for path in folder.iterdir()
+    )
+
+
+def _cells_of_run(folder: Path, model: str) -> list[Cell]:
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not _links_into_run(path)}
+    status, problem = _read_status(files.get(STATUS))
+    model = str(status.get("model_name") or model)
+    entries = status.get("datasets")
+    entries = entries if isinstance(entries, dict) else {}
+    names = set(entries) | _names_from_files(files, model, entries)
+    if not names and STATUS in files:
+        problem = problem or f"{STATUS} names no benchmark: the run stopped before its first one"
+        names = {""}
+    cells = []
+    for name in sorted(names):
+        entry = entries.get(name, {})
+        wrong = "" if isinstance(entry, dict) else f"{STATUS}: the entry of {name!r} is no object"
+        entry = {} if wrong else entry
+        cells.append(Cell(model, name, folder, files, entry, _age(folder, status), problem or wrong))
+    return cells
+
+
+def _links_into_run(path: Path) -> bool:
+    """Upstream links the newest files beside its run folders: the same cell, not a second one."""
+    return path.is_symlink() and bool(RUN_FOLDER.fullmatch(path.resolve().parent.name))
+
+
+def _read_status(path: Path | None) -> tuple[dict[str, object], str]:
+    if path is None:
+        return {}, ""
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return {}, f"{STATUS} cannot be read: {error}"
+    return (status, "") if isinstance(status, dict) else ({}, f"{STATUS} holds no JSON object")
+
+
+def _names_from_files(files: Iterable[str], model: str, known: Iterable[str]) -> set[str]:
+    """Benchmarks that only their files tell of: no ``status.json`` (older hosts), or one that was replaced."""
+    found, extra = set(known), set[str]()
+    stems = [name[len(model) + 1 :] for name in files if name.startswith(f"{model}_")]
+    tables = {stem.rpartition(".")[0] for stem in stems if stem.rpartition(".")[2] in ("xlsx", "tsv", "json")}
+    records = {RECORDS.sub("", stem) for stem in stems if RECORDS.search(stem)}
+    metrics = {m[1] for stem in stems if (m := re.fullmatch(r"(.+)_(?:acc|score)\.(?:csv|json)", stem))}
+    predictions = {stem for stem in tables if not _SIDE.search(stem)}
+    for name in sorted(predictions | records) + sorted(metrics):
+        if not any(name.startswith(f"{other}_") for other in found | (extra if name in metrics else set())):
+            extra.add(name)
+    return extra - found
+
+
+def _age(folder: Path, status: Mapping[str, object]) -> tuple[str, str, float]:
+    """Runs sort by the id the host gave them; a flat folder keeps the id of its last run in ``status.json``."""
+    for name in (folder.name, str(status.get("eval_id", ""))):
+        if match := RUN_FOLDER.fullmatch(name):
+            return match[1], match[2] or "", folder.stat().st_mtime
+    # A flat folder of an older host has no id at all: its date decides.
+    stamp = pd.Timestamp(folder.stat().st_mtime, unit="s")
+    return stamp.strftime("%Y%m%d"), stamp.strftime("%H%M%S"), folder.stat().st_mtime
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A host's table as it was written: ``NA`` and ``None`` stay words, only empty fields are missing.
+
+    Raises:
+        ResultsError: the file cannot be read as what its ending says.
+    """
+    try:
+        if path.suffix == ".xlsx":
+            return pd.read_excel(path, keep_default_na=False, na_values=[""])
+        if path.suffix in (".csv", ".tsv"):
+            sep = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(path, sep=sep, keep_default_na=False, na_values=[""])
+        return pd.DataFrame(read_json(path))
+    except _UNREADABLE as error:
+        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        ResultsError: no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
+
+
+def count_rows(path: Path) -> int:
+    """Rows below the header; for xlsx from the sheet's declared size, which costs no full read.
+
+    Raises:
+        ResultsError: as in :func:`read_table`; a file cut off in the middle is noticed here.
+    """
+    if path.suffix != ".xlsx":
+        return len(read_table(path))
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(path, read_only=True)
+        try:
+            rows = book.worksheets[0].max_row
+        finally:
+            book.close()
+    except _UNREADABLE as error:
+        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
+    return len(read_table(path)) if rows is None else max(rows - 1, 0)
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and text of an error, fit for one field of a sheet."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

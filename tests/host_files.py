@@ -1,0 +1,120 @@
+"""Writes what a host leaves behind, by the host's own `evaluate` and `status.json` code where it matters."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+
+
+def predictions(folder: Path, model: str, benchmark: str, frame: pd.DataFrame) -> Path:
+    """The table that the runner writes after inference."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{model}_{benchmark}.xlsx"
+    frame.to_excel(path, index=False, engine="xlsxwriter")
+    return path
+
+
+def records(folder: Path, model: str, benchmark: str, indices=range(4), **changes: object) -> Path:
+    """Efficiency records with one torn line at the end, as a killed run leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, object] = {
+        "version": 1, "model": model, "base": model, "setting": "", "dataset": benchmark, "image_tokens": 64,
+        "prompt_tokens": 100, "tokens": [100] * 4, "images_per_block": [64] * 4, "kept": {}, "kv_tokens": [100] * 4,
+        "average_image_tokens": 64.0, "prefill_flops": 2.0e9, "prefill_flops_untouched": 2.0e9, "kv_bytes": 400_000,
+        "kv_bytes_untouched": 400_000, "prefill_ms": 10.0, "decode_ms_per_token": 2.0, "new_tokens": 2,
+        "mode": "untouched", "backend": "transformers", "weights": "w", "revision": "sha256:1", "device": "cpu",
+        "dtype": "float32", "kernel": "sdpa", "versions": {"torch": "2.0", "vlmeval": "1"}, "time": "2026-01-01T00:00Z",
+    }  # fmt: skip
+    path = folder / f"{model}_{benchmark}_redrel.jsonl"
+    lines = [json.dumps(record | changes | {"index": index}) for index in indices]
+    path.write_text("\n".join(lines) + "\n" + lines[0][:40], encoding="utf-8")
+    return path
+
+
+TRUNCATED = {
+    "images_per_block": [64, 64, 16, 16], "average_image_tokens": 40.0, "prefill_flops": 1.2e9, "kv_bytes": 250_000,
+    "prefill_ms": 6.0, "mode": "dropped",
+}  # fmt: skip
+
+
+def choices(answers: str, right: str = "ABAB") -> pd.DataFrame:
+    """Four multiple-choice questions in two categories; `answers` are the predictions, separated by commas."""
+    frame = pd.DataFrame({"index": range(4), "question": [f"q{i}" for i in range(4)], "A": "yes", "B": "no"})
+    return frame.assign(answer=list(right), category=["one", "two"] * 2, prediction=answers.split(","))
+
+
+def scored(folder: Path, model: str, benchmark: str, value: float, count: int = 4) -> None:
+    """A finished multiple-choice cell in the exact form that `ImageMCQDataset.evaluate` leaves, without the host."""
+    right = round(value * count)
+    frame = pd.DataFrame({"index": range(count), "question": "q", "answer": "A", "category": "one"})
+    frame["prediction"] = ["A"] * right + ["B"] * (count - right)
+    predictions(folder, model, benchmark, frame)
+    judged = frame.assign(hit=(frame["prediction"] == "A").astype(int), log="-")
+    predictions(folder, model, f"{benchmark}_exact_matching_result", judged)
+    text = f'"split","Overall","one"\n"none","{right / count}","{right / count}"\n'
+    (folder / f"{model}_{benchmark}_acc.csv").write_text(text)
+
+
+def status(folder: Path, model: str, eval_id: str = "", **datasets: dict) -> None:
+    """The host's status.json: one entry per benchmark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    value = {"schema_version": "1.0", "eval_id": eval_id or folder.name, "datasets": datasets, "model_name": model}
+    (folder / "status.json").write_text(json.dumps(value))
+
+
+def custom_benchmark(lmu: Path, name: str):
+    """A multiple-choice benchmark of the user's own, through the host's real constructor."""
+    from PIL import Image
+    from vlmeval.dataset import build_dataset
+
+    stream = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(stream, "PNG")
+    table = choices("-,-,-,-").drop(columns="prediction").assign(image=base64.b64encode(stream.getvalue()).decode())
+    table.to_csv(lmu / f"{name}.tsv", sep="\t", index=False)
+    return build_dataset(name)
+
+
+def official(kind: str, name: str, table: pd.DataFrame):
+    """A host dataset without its constructor, which would download; `evaluate` is untouched."""
+    import vlmeval.dataset as host
+
+    built = object.__new__(getattr(host, kind))
+    built.dataset_name, built.data, built.meta_only = name, table.drop(columns="prediction"), True
+    return built
+
+
+def evaluate(folder: Path, model: str, built, table: pd.DataFrame) -> None:
+    """Predictions, the host's real evaluation of them, and its own entry in status.json, as its runner does it."""
+    from vlmeval.smp import upsert_dataset_status, upsert_run_status
+
+    path = predictions(folder, model, built.dataset_name, table)
+    upsert_run_status(folder, eval_id="T20260102-030405", model_name=model)
+    same = {"run_dir": folder, "model_name": model, "dataset_name": built.dataset_name}
+    upsert_dataset_status(**same, prediction_file=str(path), judge_model="exact_matching", status="eval")
+    try:
+        score = built.evaluate(str(path), model="exact_matching", nproc=1)
+    except Exception as error:  # the runner goes on after any error, with exit code 0
+        upsert_dataset_status(**same, status="done", error_message=str(error))
+    else:
+        upsert_dataset_status(**same, status="done", metrics_source=score, dataset_obj=built)
+
+
+def headlines(scores: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """(benchmark, metric) -> headline in points, of the cells that have one."""
+    rows = scores[scores["headline"] & (scores["status"] == "ok")]
+    return {(row.benchmark, row.metric): round(row.value, 3) for row in rows.itertuples()}
+
+
+BASE, VARIANT = "redrel_tiny", "redrel_tiny_trunc_l2_k16"
+
+
+def pair(folder: Path, **changes: object) -> None:
+    """A base at 75 points and a variant at 50, with records; `changes` are made to the variant's."""
+    scored(folder / BASE, BASE, "X", 0.75)
+    records(folder / BASE, BASE, "X")
+    scored(folder / VARIANT, VARIANT, "X", 0.5)
+    records(folder / VARIANT, VARIANT, "X", **(TRUNCATED | changes))

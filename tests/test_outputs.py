@@ -1,0 +1,98 @@
+"""Runs, states and damaged files: every cell that was begun is found once, and a bad file fails its own cell only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import host_files as host
+import pandas as pd
+import pytest
+
+from redrel_vlmeval.results import ResultsError, read
+
+
+def test_newest_run_wins_and_a_run_of_another_benchmark_hides_nothing(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m" / "T20260101-000000", "m", "X", 0.25)
+    host.scored(tmp_path / "m" / "T20260101-000000", "m", "Y", 0.5)
+    host.scored(tmp_path / "m" / "T20260201-000000", "m", "X", 1)
+    host.scored(tmp_path / "m" / "T20251231_Gabc123", "m", "X", 0.75)
+    assert host.headlines(read(tmp_path).scores) == {("X", "Overall"): 100.0, ("Y", "Overall"): 50.0}
+
+
+def test_newest_run_wins_also_when_it_failed(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m" / "T20260101-000000", "m", "X", 0.5)
+    run = tmp_path / "m" / "T20260201-000000"
+    host.status(run, "m", X={"status": "done", "error_message": ""})
+    assert read(tmp_path).failed == [("m", "X", "the host noted an error without a text")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "with_answers", "expected"),
+    [
+        ({"status": "infer"}, False, "running"),
+        ({"status": "eval"}, True, "running"),
+        ({"status": "done", "skip_reason": "mode_infer"}, True, "partial"),
+        ({"status": "done", "skip_reason": "Incomplete infer result"}, True, "partial"),
+        ({"status": "done", "skip_reason": "No infer result found"}, False, "failed"),
+        ({"status": "done", "skip_reason": "invalid_dataset"}, False, "failed"),
+        ({"status": "done", "skip_reason": "evaluate_returned_none"}, True, "failed"),
+        ({"status": "done", "error_message": "'no such model'"}, False, "failed"),
+        ({"status": "done"}, False, "failed"),
+        (None, True, "partial"),
+    ],
+)
+def test_every_begun_cell_has_a_row_with_its_state(
+    tmp_path: Path, entry: dict | None, with_answers: bool, expected: str
+) -> None:
+    folder = tmp_path / "m"
+    if with_answers:
+        host.predictions(folder, "m", "X", host.choices("A,B,A,B"))
+    if entry is not None:
+        host.status(folder, "m", X=entry)
+    (row,) = read(tmp_path).scores.to_dict("records")
+    assert (row["benchmark"], row["status"]) == ("X", expected) and row["reason"]
+    assert row["n"] == (4 if with_answers else None) or pd.isna(row["n"])
+
+
+def test_a_run_that_stopped_before_its_first_benchmark_is_a_failure(tmp_path: Path) -> None:
+    host.status(tmp_path / "m", "m")
+    assert [cell[:2] for cell in read(tmp_path).failed] == [("m", "")]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="nowhere.*does not exist.*work-dir"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ResultsError, match="nothing found.*status.json"):
+        read(tmp_path)
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(ResultsError, match="is a file, not a folder"):
+        read(tmp_path / "file.txt")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("m_X_exact_matching_result.xlsx", _cut),
+        ("m_X_acc.csv", lambda path: path.write_text("")),
+        ("m_X_acc.csv", lambda path: path.write_text('"split","Overall"\n"none",""\n')),
+        ("m_X_acc.csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x81")),
+        ("m_X_acc.csv", lambda path: path.write_text('"verdict"\n"fine"\n')),
+        ("status.json", lambda path: path.write_text('{"datasets": {"X": ')),
+        ("status.json", lambda path: path.write_text('{"datasets": {"X": 3}}')),
+    ],
+)
+def test_a_damaged_file_fails_its_cell_and_no_other(tmp_path: Path, name: str, damage) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    host.status(tmp_path / "m", "m", X={"status": "done", "judge_model": "exact_matching"})
+    host.scored(tmp_path / "other", "other", "X", 1)
+    assert not read(tmp_path).failed
+    damage(tmp_path / "m" / name)
+    results = read(tmp_path)
+    ((model, benchmark, reason),) = results.failed
+    assert (model, benchmark) == ("m", "X") and name in reason
+    assert host.headlines(results.scores) == {("X", "Overall"): 100.0}

@@ -1,0 +1,198 @@
+"""Leaderboard and writers on small output folders; written files are opened again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import host_files as host
+import openpyxl
+import pandas as pd
+import pytest
+
+from redrel_vlmeval import sheets
+from redrel_vlmeval.results import Results, read
+
+BASE = "redrel_tiny"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A base and four variants over two benchmarks; one cell failed, one is unfinished, one ran on another device."""
+    out = tmp_path_factory.mktemp("outputs")
+    cut = host.TRUNCATED
+    done = ((BASE, 0.75, {}), (f"{BASE}_trunc_l10_k8", 0.5, cut), (f"{BASE}_trunc_l2_k16", 1, cut))
+    for name, value, changes in done:
+        for benchmark in ("Shapes", "Words"):
+            host.scored(out / name, name, benchmark, value)
+            host.records(out / name, name, benchmark, **changes)
+    far = f"{BASE}_trunc_l2_k16_random"
+    host.scored(out / far, far, "Shapes", 0.5)
+    host.records(out / far, far, "Shapes", **(host.TRUNCATED | {"device": "cuda"}))
+    host.status(out / far, far, Shapes={"status": "done"}, Words={"status": "infer"})
+    bad = f"{BASE}_trunc_l4_k16"
+    reason = "=1+1 | no\n<b>such</b>\x07 layer"
+    host.status(out / bad, bad, Shapes={"status": "done", "error_message": reason}, Words={"status": "done"})
+    return read(out)
+
+
+@pytest.fixture
+def board(results: Results) -> pd.DataFrame:
+    return sheets.leaderboard(results)
+
+
+def test_base_comes_first_then_variants_by_number(board: pd.DataFrame) -> None:
+    tails = [name.removeprefix(BASE) for name in board["model"]]
+    assert tails == ["", "_trunc_l2_k16", "_trunc_l4_k16", "_trunc_l10_k8", "_trunc_l2_k16_random"]
+
+
+def test_scores_deltas_and_costs(board: pd.DataFrame) -> None:
+    row = board.set_index("model").loc[f"{BASE}_trunc_l2_k16"]
+    assert (row["Shapes"], row["Shapes delta"], row["L"], row["K"], row["rule"]) == (100, 25, 2, 16, "attention")
+    assert (row["kept"], row["image tokens"], row["average tokens"]) == (16, 64, 40)
+    assert row["prefill GFLOPs"] == pytest.approx(1.2) and row["FLOPs ratio"] == pytest.approx(0.6)
+    assert row["KV KiB"] == pytest.approx(250_000 / 1024) and row["KV ratio"] == pytest.approx(0.625)
+    assert (row["prefill ms"], row["decode ms/token"], row["status"], row["note"]) == (6, 2, "ok", "")
+
+
+def test_states_stand_where_scores_would(board: pd.DataFrame) -> None:
+    rows = board.set_index("model")
+    bad, far = rows.loc[f"{BASE}_trunc_l4_k16"], rows.loc[f"{BASE}_trunc_l2_k16_random"]
+    assert (bad["Shapes"], bad["Words"], bad["status"]) == ("failed", "failed", "failed")
+    assert (far["Shapes"], far["Words"], far["status"]) == (50, "running", "running")
+    assert pd.isna(far["Shapes delta"]) and "device differs (cuda; base cpu)" in far["note"]
+
+
+def test_units_follow_the_size(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    host.records(tmp_path / "m", "m", "X", prefill_flops=8.4e12, kv_bytes=330e6)
+    row = sheets.leaderboard(read(tmp_path)).iloc[0]
+    assert row["prefill TFLOPs"] == pytest.approx(8.4) and row["KV MB"] == pytest.approx(330)
+
+
+def test_a_benchmark_with_two_headlines_has_two_columns(tmp_path: Path) -> None:
+    host.predictions(tmp_path / "m", "m", "POPE", host.choices("A,B,A,B"))
+    text = '"split","Overall","acc","precision","recall"\n"random","1","2","3","4"\n"Overall","80.5","81","90","70"\n'
+    (tmp_path / "m" / "m_POPE_score.csv").write_text(text)
+    row = sheets.leaderboard(read(tmp_path)).iloc[0]
+    assert (row["POPE F1"], row["POPE acc"]) == (80.5, 81)
+
+
+def test_costs_of_several_benchmarks_are_weighted_by_questions(tmp_path: Path) -> None:
+    for name, count, milliseconds in (("X", 30, 10.0), ("Y", 10, 50.0)):
+        host.scored(tmp_path / "m", "m", name, 0.5)
+        host.records(tmp_path / "m", "m", name, indices=range(count), prefill_ms=milliseconds)
+    assert sheets.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
+
+
+def test_no_records_at_all_still_gives_a_table(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    text = sheets.to_text(sheets.leaderboard(read(tmp_path)))
+    assert "50.0" in text and "nan" not in text.lower() and "prefill" not in text
+
+
+def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
+    meanings = sheets.notes(board)
+    assert list(meanings) == list(board.columns)
+    assert "1e9" in meanings["prefill GFLOPs"] and "1024" in meanings["KV KiB"]
+    assert all("host's own evaluation" in meanings[name] for name in ("Shapes", "Words"))
+
+
+def test_text_is_a_table_with_the_notes_below(board: pd.DataFrame) -> None:
+    lines = sheets.to_text(board).splitlines()
+    rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
+    table = lines[rule + 1 : rule + 6]
+    assert [line.split()[0] for line in table] == list(board["model"]), "a line break in a cell would tear the table"
+    assert "+25.0" in table[1] and "nan" not in "".join(table).lower()
+    assert lines[rule + 6 : rule + 8] == ["", "backend: transformers"]
+    assert any(line.startswith(f"{BASE}_trunc_l4_k16: ") and "such" in line for line in lines[rule + 8 :])
+
+
+def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_path: Path) -> None:
+    book = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))
+    assert book.sheetnames == ["Leaderboard", "Scores", "Efficiency", "Notes"]
+    sheet = book["Leaderboard"]
+    at = {cell.value: cell.column for cell in sheet[1]}
+    line = {sheet.cell(row, 1).value: row for row in range(2, 7)}
+    best, base = sheet.cell(line[f"{BASE}_trunc_l2_k16"], at["Shapes"]), sheet.cell(line[BASE], at["Shapes"])
+    assert (best.value, best.font.bold, best.number_format) == (100, True, "0.0")
+    assert (base.value, base.font.bold) == (75, False)
+    assert sheet.cell(best.row, at["Shapes delta"]).number_format.startswith("+0.0;-0.0")
+    failed = sheet.cell(line[f"{BASE}_trunc_l4_k16"], at["Shapes"])
+    assert (failed.value, failed.font.color.rgb[-6:], failed.fill.fgColor.rgb[-6:]) == ("failed", "9C0006", "F8CBAD")
+    assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref.startswith("A1:")
+    assert sheet.column_dimensions["A"].width > len(f"{BASE}_trunc_l2_k16_random")
+    assert {row[0].value for row in book["Notes"].iter_rows(min_row=2)} == set(at)
+    assert book["Scores"].max_row == len(results.scores) + 1
+    assert book["Efficiency"].max_row == len(results.efficiency) + 1
+
+
+def test_text_of_a_result_never_becomes_a_formula(results: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))["Scores"]
+    cells = [cell for row in sheet.iter_rows() for cell in row if str(cell.value).startswith("=")]
+    assert [cell.value for cell in cells] == ["=1+1 | no <b>such</b> layer"], "without the control character"
+    assert cells[0].data_type == "s"
+
+
+def test_csv_keeps_full_precision(results: Results, tmp_path: Path) -> None:
+    table = pd.read_csv(sheets.write(results, tmp_path / "board.csv"), index_col="model")
+    row = table.loc[f"{BASE}_trunc_l2_k16"]
+    assert float(row["KV KiB"]) == 250_000 / 1024 and float(row["Shapes"]) == 100
+    assert table.loc[f"{BASE}_trunc_l4_k16", "Shapes"] == "failed"
+
+
+def test_markdown_keeps_its_columns_whatever_a_cell_holds(results: Results, tmp_path: Path) -> None:
+    text = sheets.write(results, tmp_path / "board.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 7
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert "<b>" not in text and "- **FLOPs ratio**: prefill FLOPs" in text
+
+
+@pytest.mark.parametrize("name", ["board.xlsx", "board.csv", "board.md"])
+def test_an_old_sheet_is_replaced_whole_and_nothing_else_is_left(results: Results, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    (folder / name).write_text("old")
+    sheets.write(results, folder / name)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_bytes()[:3] != b"old"
+
+
+def test_a_failing_write_leaves_the_old_sheet(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sheets"
+    folder.mkdir()
+    (folder / "board.csv").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(sheets.SheetError, match="board.csv.*No space left"):
+        sheets.write(results, folder / "board.csv")
+    assert [path.name for path in folder.iterdir()] == ["board.csv"] and (folder / "board.csv").read_text() == "old"
+
+
+def test_places_that_cannot_be_written_are_named(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.csv").mkdir()
+    for target, message in (
+        ("missing/board.csv", "No such file or directory"),
+        ("file/board.csv", "Not a directory"),
+        ("folder.csv", "is a folder"),
+        ("board.pdf", r"unknown ending '.pdf', choose one of .xlsx, .csv, .md"),
+        ("board", "unknown ending ''"),
+    ):
+        with pytest.raises(sheets.SheetError, match=message) as caught:
+            sheets.write(results, tmp_path / target)
+        assert target in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(results: Results, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(sheets.SheetError, match="Permission denied"):
+        sheets.write(results, folder / "board.csv")
