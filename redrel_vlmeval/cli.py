@@ -1,0 +1,119 @@
+"""``redrel``: one subcommand per verb; each imports its stage when called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Image-token truncation for VLMEvalKit: variants run in the host's own runner; this reads, shows and times them.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        import redrel_vlmeval
+
+        typer.echo(redrel_vlmeval.__version__)
+        raise typer.Exit
+
+
+@app.command(context_settings=ANY_ARGUMENTS)
+def run(context: typer.Context) -> None:
+    """The host's runner in this process, without the import hook: redrel run [--runner RUN.PY] ARGS OF THE RUNNER."""
+    from redrel_vlmeval import hostrun
+
+    args = list(context.args)
+    runner = None
+    if args[:1] == ["--runner"]:
+        if len(args) < 2:
+            raise typer.BadParameter("--runner needs the path of a checkout's run.py")
+        runner, args = args[1], args[2:]
+    elif args and args[0].startswith("--runner="):
+        runner, args = args[0].partition("=")[2], args[1:]
+    hostrun.run(args, runner)
+
+
+@app.command()
+def check(names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")]) -> None:
+    """What each model name means, or why it cannot be one; needs no host. Exit code 1 if any is wrong."""
+    from redrel_vlmeval.names import parse
+
+    wrong = False
+    for name in names:
+        try:
+            spec = parse(name)
+            typer.echo(f"{name}: base {spec.base or '(any)'}, " + (f"setting {spec.setting}" if spec.is_variant else "no truncation"))
+        except KeyError as error:
+            wrong = True
+            typer.echo(error.args[0], err=True)
+    raise typer.Exit(int(wrong))
+
+
+@app.command()
+def sheet(
+    outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
+    output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")] = None,
+) -> None:
+    """The runner's results as a table: scores, deltas to the base, tokens, FLOPs, KV and time. Exit code 1 if any cell failed."""
+    from redrel_vlmeval import results, sheets
+
+    found = results.read(outputs)
+    typer.echo(sheets.to_text(sheets.leaderboard(found)))
+    for path in output or []:
+        typer.echo(f"written: {sheets.write(found, path)}")
+    for model, benchmark, reason in found.failed:
+        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
+    raise typer.Exit(int(bool(found.failed)))
+
+
+@app.command()
+def demo(
+    work_dir: Annotated[Path, typer.Option(help="Where results, tables and the figure go.")] = Path("outputs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and variants, about a minute.")] = False,
+    runner: Annotated[Path | None, typer.Option(help="run.py of a VLMEvalKit checkout, instead of the installed host.")] = None,
+) -> None:
+    """Evaluate the small model in the box and its truncated variants with the stock runner; print the table, draw Fig. 6."""
+    from redrel_vlmeval.demo import show
+
+    raise typer.Exit(show.run(work_dir, quick, runner))
+
+
+@app.command()
+def bench(
+    size: Annotated[str, typer.Option(help="Random LLaVA-1.5-shaped model: small (0.2 B) or 7b.")] = "small",
+    model: Annotated[str | None, typer.Option(help="Real weights instead: redrel_tiny, a hub name or a folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each arm; medians are printed.")] = 5,
+    settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,
+) -> None:
+    """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
+    from redrel_vlmeval import benchtable
+
+    raise typer.Exit(benchtable.run(size, model, device, dtype, rounds, settings, check))
+
+
+def main() -> None:
+    """Entry point: an error made for people is one line on stderr and exit code 2; anything else is a traceback."""
+    try:
+        app()
+    except Exception as error:
+        if not _for_people(error):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"redrel: {message}", err=True)
+        raise SystemExit(2) from error
+
+
+def _for_people(error: Exception) -> bool:
+    """Our own exceptions, and bad values or files, except inside the host's runner, whose errors are its own."""
+    ours = type(error).__module__.startswith("redrel_vlmeval")
+    return ours or (isinstance(error, (KeyError, OSError, ValueError)) and "run" not in sys.argv[1:2])

@@ -1,0 +1,121 @@
+"""``redrel demo``: the stock runner on the model in the box and its variants, then the table and the paper's Fig. 6."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from redrel_vlmeval import figures, hostrun, results, sheets
+from redrel_vlmeval.demo import benchmark
+
+BASE = "redrel_tiny"
+LAYERS, KEEPS = (1, 2, 3, 4, 6), (0, 8, 32)
+CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
+QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
+
+
+class DemoError(RuntimeError):
+    """The runner did not get through; says where its log lies."""
+
+
+def variants(quick: bool) -> list[str]:
+    """Model names, the base first."""
+    settings = QUICK if quick else (*CONTROLS, *(f"l{layer}_k{keep}" for layer in LAYERS for keep in KEEPS))
+    return [BASE, *(f"{BASE}_trunc_{setting}" for setting in settings)]
+
+
+def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
+    """Everything of the demo; returns the exit code of its sheet (1 if a cell failed).
+
+    Raises:
+        HostMissing: no VLMEvalKit. DemoError: the runner failed. PermissionError: a folder cannot be written to.
+    """
+    console = Console()
+    work_dir = work_dir.absolute()
+    prepare(work_dir)
+    data = "RedRelShapes_MINI" if quick else "RedRelShapes"
+    models = variants(quick)
+    command = [*runner_command(runner), "--model", *models, "--data", data, "--judge", "exact_matching", "--work-dir", str(work_dir), "--reuse"]
+    console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
+    console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
+    follow(command, work_dir, models, data, console)
+    found = results.read(work_dir)
+    print(sheets.to_text(sheets.leaderboard(found)))
+    for path in (*(sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")), draw(found, data, work_dir)):
+        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
+    for model, name, reason in found.failed:
+        console.print(f"failed: {model} on {name}: {reason}", style="red")
+    return int(bool(found.failed))
+
+
+def prepare(work_dir: Path) -> None:
+    """The work dir and the data folder, made and tried before anything runs; LMUData defaults to one inside the work dir."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        (work_dir / ".writable").touch()
+        (work_dir / ".writable").unlink()
+    except OSError as error:
+        raise PermissionError(f"--work-dir {work_dir}: cannot be written to ({error.strerror})") from error
+    if "LMUData" not in os.environ:
+        (work_dir / "LMUData").mkdir(exist_ok=True)
+        os.environ["LMUData"] = str(work_dir / "LMUData")
+    benchmark.data_root()
+
+
+def runner_command(runner: Path | None) -> list[str]:
+    """The command line of the host's runner; the import hook makes it know our names."""
+    if runner is not None:
+        if not runner.is_file():
+            raise hostrun.HostMissing(f"--runner {runner}: no such file; give the run.py of a VLMEvalKit checkout")
+        return [sys.executable, str(runner)]
+    hostrun.host_folder()
+    if os.environ.get("REDREL_DISABLE"):
+        return [sys.executable, "-m", "redrel_vlmeval", "run"]
+    return [sys.executable, "-m", "vlmeval"]
+
+
+def follow(command: list[str], work_dir: Path, models: list[str], data: str, console: Console) -> None:
+    """Run the command with its output in ``runner.log`` and a bar that counts the questions answered."""
+    log = work_dir / "runner.log"
+    total = len(models) * len(benchmark.make(data))
+    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with open(log, "wb") as output, Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting the host", total=total)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while process.poll() is None:
+                done = answered(work_dir, models, data)
+                progress.update(task, completed=done, description="questions" if done else "starting the host")
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        progress.update(task, completed=answered(work_dir, models, data))
+    if process.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise DemoError(f"the runner stopped with exit code {process.returncode}: {last[0]} (its output: {log})")
+
+
+def answered(work_dir: Path, models: list[str], data: str) -> int:
+    """Questions answered so far, from the efficiency records."""
+    count = 0
+    for model in models:
+        for path in (work_dir / model).rglob(f"{model}_{data}_redrel*.jsonl"):
+            count += path.read_bytes().count(b"\n")
+    return count
+
+
+def draw(found: results.Results, data: str, work_dir: Path) -> Path:
+    """Accuracy against K for each L, all questions and by category."""
+    frame, baseline = results.category_curves(found, BASE, data)
+    path = work_dir / "accuracy_against_keep.png"
+    return figures.accuracy_against_keep(frame, baseline, path, f"{BASE} on {data}: accuracy over image tokens kept")

@@ -1,0 +1,177 @@
+"""What a variant costs: FLOPs and KV bytes from a trace, prefill and decode time from a clock on the model.
+
+One multiply-add counts as one FLOP, as in FastV, PyramidDrop and SparseVLM; numbers are those of the decoder blocks
+(no vision tower, no embedding, no output layer). Per block with n tokens, width d, FFN width m, g key heads of h:
+``2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m``, and one row (n d) more in a block that ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.truncation.decoders import BlockShape, NativeDecoder, find_decoder
+from redrel_vlmeval.truncation.errors import TruncationError
+from redrel_vlmeval.truncation.trace import PromptTrace
+
+
+def block_flops(tokens: int, shape: BlockShape) -> int:
+    """Multiply-adds of one decoder block over ``tokens`` tokens at prefill (full, not causal, attention)."""
+    inner, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    projections = 2 * tokens * shape.width * (inner + keys)
+    return projections + 2 * tokens**2 * inner + 3 * tokens * shape.width * shape.ffn
+
+
+def prefill_flops(tokens: Sequence[int], shape: BlockShape, ranked: Sequence[int] = ()) -> int:
+    """Multiply-adds of a prefill with ``tokens[i]`` tokens in block i; ``ranked`` are the layers (1-based) that rank one row."""
+    row = shape.heads * shape.head_dim
+    return sum(block_flops(n, shape) for n in tokens) + sum(tokens[layer - 1] * row for layer in ranked if layer > 0)
+
+
+def kv_bytes(tokens: Sequence[int], shape: BlockShape, bytes_each: int) -> int:
+    """Bytes of keys and values when block i holds ``tokens[i]`` tokens."""
+    return sum(2 * n * shape.kv_heads * shape.head_dim * bytes_each for n in tokens)
+
+
+class Meter:
+    """``with Meter(model) as meter: model.generate(...)`` — times of the first (prefill) and the later forward calls.
+
+    ``prefill_ms`` includes the vision tower; ``decode_ms`` is the mean per later call, None without one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.decoder: NativeDecoder | None
+        try:
+            self.decoder = find_decoder(model)
+        except TruncationError:
+            self.decoder = None
+        self.seconds: list[float] = []
+        self.prompt: PromptTrace | None = None
+
+    def __enter__(self) -> Meter:
+        self._handles = [
+            self.model.register_forward_pre_hook(self._start, with_kwargs=True),
+            self.model.register_forward_hook(self._stop),
+        ]
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.seconds and self.decoder is not None:
+            call = self.decoder.read_call(args, kwargs)
+            if call.input_ids is not None and not call.past:
+                images = int((call.input_ids[0] == self.decoder.image_token).sum())
+                blocks = len(self.decoder.blocks)
+                self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
+        _wait(self.model)
+        self._began = time.perf_counter()
+
+    def _stop(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        _wait(self.model)
+        self.seconds.append(time.perf_counter() - self._began)
+
+    @property
+    def prefill_ms(self) -> float | None:
+        return self.seconds[0] * 1e3 if self.seconds else None
+
+    @property
+    def decode_ms(self) -> float | None:
+        later = self.seconds[1:]
+        return sum(later) / len(later) * 1e3 if later else None
+
+
+def _wait(model: nn.Module) -> None:
+    """Let a GPU finish, so that a clock reads what was done and not what was queued."""
+    if next(model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+
+
+def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[str, Any]:
+    """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model."""
+    found: dict[str, Any] = {"prefill_ms": meter.prefill_ms, "decode_ms_per_token": meter.decode_ms, "new_tokens": len(meter.seconds)}
+    whole, decoder = meter.prompt, meter.decoder
+    if whole is None or decoder is None:
+        return found
+    own = trace or whole
+    size = next(decoder.text.parameters()).element_size()
+    ranks = spec.rule in ("attention", "lowest") and own.mode != "untouched"
+    ranked = [stage.layer for stage in spec.stages if stage.layer in own.kept] if ranks else []
+    steps = len(meter.seconds) - 1
+    end, end_whole = [n + steps for n in own.tokens], [n + steps for n in whole.tokens]
+    return found | {
+        "mode": own.mode,
+        "image_tokens": whole.images[0],
+        "prompt_tokens": whole.tokens[0],
+        "tokens": own.tokens,
+        "images_per_block": own.images,
+        "kept": {str(layer): kept for layer, kept in own.kept.items()},
+        "kv_tokens": own.kv or end,
+        "average_image_tokens": own.average_image_tokens,
+        "prefill_flops": prefill_flops(own.tokens, decoder.shape, ranked),
+        "prefill_flops_untouched": prefill_flops(whole.tokens, decoder.shape),
+        "kv_bytes": kv_bytes(own.kv or end, decoder.shape, size),
+        "kv_bytes_untouched": kv_bytes(end_whole, decoder.shape, size),
+        "kernel": decoder.kernel,
+        "dtype": str(next(decoder.text.parameters()).dtype).removeprefix("torch."),
+        "device": str(next(decoder.text.parameters()).device),
+    }
+
+
+def now() -> str:
+    """The time of day in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RecordFile:
+    """An append-only file of JSON lines with one writer at a time.
+
+    Raises:
+        RuntimeError: another process writes to it: two runs share one folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab+")  # noqa: SIM115 (held open and locked for the life of the run)
+        self._lock()
+        self._file.seek(0, os.SEEK_END)
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":  # the last writer was killed inside a line
+                self._file.write(b"\n")
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows has no fcntl
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise RuntimeError(f"{self.path}: another run is writing into this folder; wait for it or choose another --work-dir") from None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record as one line, at once."""
+        self._file.write(json.dumps(record, default=_plain).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and the like as Python's own; anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)

@@ -1,0 +1,148 @@
+"""Finding and loading a LLaVA-1.5 checkpoint in transformers' format: a hub name or a local folder, or one clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HUB_NAMES = "llava-hf/llava-1.5-7b-hf, llava-hf/llava-1.5-13b-hf"
+SMALL = 2 * 2**30  # bytes of weights up to which a CPU runs in float32
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: names it, what is wrong, and the fix."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Side of the square in pixels, and CLIP's mean and deviation (0..1)."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision a model runs."""
+
+    device: str
+    dtype: torch.dtype
+
+
+def choose_placement(device: str | None, dtype: str | None, weight_bytes: int) -> Placement:
+    """CUDA with float16 where there is a GPU; else the CPU with float32, or bfloat16 for weights above 2 GiB.
+
+    Keywords win over the environment (``REDREL_DEVICE``, ``REDREL_DTYPE``), which wins over the choice.
+
+    Raises:
+        ValueError: an unknown dtype, or a device that is not there.
+    """
+    device = device or os.environ.get("REDREL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = dtype or os.environ.get("REDREL_DTYPE")
+    known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    if name is not None and name not in known:
+        raise ValueError(f"dtype {name!r} (keyword dtype or REDREL_DTYPE): choose one of {', '.join(known)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} (keyword device or REDREL_DEVICE): torch sees no CUDA GPU; use 'cpu'")
+    if name is not None:
+        return Placement(device, known[name])
+    if device.startswith("cuda"):
+        return Placement(device, torch.float16)
+    return Placement(device, torch.float32 if weight_bytes <= SMALL else torch.bfloat16)
+
+
+def read_config(path: str, revision: str | None) -> dict[str, Any]:
+    """config.json of a checkpoint, checked to be a transformers-format LLaVA.
+
+    Raises:
+        CheckpointError: not there, no network, not JSON, or another architecture.
+    """
+    local = Path(path)
+    if local.is_dir():
+        file = local / "config.json"
+        if not file.is_file():
+            raise CheckpointError(f"{path}: the folder holds no config.json; give a folder saved with save_pretrained, or one of {HUB_NAMES}")
+    elif path.startswith(("/", "./", "../", "~")) or path.count("/") != 1:
+        raise CheckpointError(f"{path}: no such folder, and not a hub name like {HUB_NAMES}")
+    else:
+        file = Path(_from_hub(path, "config.json", revision))
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON ({error}); the download is broken, fetch it again") from error
+    kind = config.get("model_type")
+    if kind != "llava" or "text_config" not in config or "vision_config" not in config:
+        original = " (this is the original repository's format)" if kind == "llava" else ""
+        raise CheckpointError(f"{path}: architecture {kind!r}{original}, expected LLaVA-1.5 in transformers' format, such as {HUB_NAMES}")
+    return config
+
+
+def _from_hub(path: str, name: str, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return hf_hub_download(path, name, revision=revision)
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: {name} is neither in the local cache nor reachable ({type(error).__name__}). With a network: "
+            f"`hf download {path}`; without one: copy the folder here and pass it as model_path"
+        ) from error
+
+
+def read_preprocessing(path: str, revision: str | None, config: dict[str, Any]) -> Preprocessing:
+    """Size, mean and deviation from the checkpoint's preprocessor file."""
+    from transformers import CLIPImageProcessor
+
+    try:
+        found, _ = CLIPImageProcessor.get_image_processor_dict(path, revision=revision)
+    except OSError as error:
+        raise CheckpointError(f"{path}: no preprocessor_config.json ({error}); the checkpoint is incomplete, fetch it again") from error
+    found = found.get("image_processor", found)
+    size = config["vision_config"].get("image_size", 336)
+    return Preprocessing(int(size), tuple(found["image_mean"]), tuple(found["image_std"]))
+
+
+def weight_files(path: str, revision: str | None) -> tuple[int, str]:
+    """(bytes of weights, revision): the hub's commit, or for a folder a digest of its weight files' content or sizes."""
+    local = Path(path)
+    if not local.is_dir():
+        index = Path(_from_hub(path, "config.json", revision))
+        return sum(f.stat().st_size for f in index.parent.glob("*.safetensors")) or SMALL + 1, index.parent.name
+    files = sorted([*local.glob("*.safetensors"), *local.glob("*.bin")])
+    if not files:
+        raise CheckpointError(f"{path}: no weights (*.safetensors or *.bin) beside config.json; the checkpoint is incomplete")
+    total = sum(f.stat().st_size for f in files)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes() if total < 2**28 else f"{file.name}:{file.stat().st_size}".encode())
+    return total, f"{'sha256' if total < 2**28 else 'sizes'}:{digest.hexdigest()[:12]}"
+
+
+def load(path: str, revision: str | None, placement: Placement, kernel: str) -> tuple[Any, Any]:
+    """-> (model in eval mode, tokenizer).
+
+    Raises:
+        CheckpointError: weights are missing from the checkpoint, or do not fit its config, or cannot be read.
+    """
+    from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+    try:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            path, revision=revision, torch_dtype=placement.dtype, attn_implementation=kernel, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be loaded: {reason}. Fetch it again (`hf download {path}`) or check model_path") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{path}: the checkpoint lacks {len(missing)} weights, first {missing[0]!r}; it is incomplete or of another model")
+    return model.to(placement.device).eval(), tokenizer

@@ -1,0 +1,101 @@
+"""LLaVA-1.5 on transformers' own class, fed exactly what the host's ``LLaVA`` feeds the original; needs no host."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from redrel_vlmeval.models import checkpoint, llava_input
+
+logger = logging.getLogger("redrel_vlmeval")
+TINY = "redrel_tiny"
+TINY_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "checkpoint"
+
+
+class LlavaCore:
+    """A loaded checkpoint that answers prompts.
+
+    Args:
+        model_path: hub name, local folder, or ``redrel_tiny`` for the model in the box.
+        revision: commit or tag on the hub.
+        device, dtype: see :func:`checkpoint.choose_placement`.
+        attn: attention kernel, as transformers names it.
+        generation: keywords of ``generate``; the host's defaults are greedy and 2048 new tokens.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had or used.
+    """
+
+    def __init__(
+        self, model_path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None,
+        attn: str = "sdpa", **generation: Any,
+    ) -> None:  # fmt: skip
+        self.weights = model_path
+        path = str(TINY_FOLDER) if model_path == TINY else model_path
+        config = checkpoint.read_config(path, revision)
+        size, self.revision = checkpoint.weight_files(path, revision)
+        self.preprocessing = checkpoint.read_preprocessing(path, revision, config)
+        placement = checkpoint.choose_placement(device, dtype, size)
+        self.model, self.tokenizer = checkpoint.load(path, revision, placement, attn)
+        self.device, self.dtype = torch.device(placement.device), placement.dtype
+        self.backend = f"transformers {type(self.model).__name__}"
+        self.generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2048, "use_cache": True} | generation
+        vision = self.model.config.vision_config
+        self.per_image = (vision.image_size // vision.patch_size) ** 2
+        logger.info("%s: %s, %s on %s, %s attention", model_path, self.backend, placement.dtype, placement.device, attn)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def inputs(self, prompt: str, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Prompt with ``<image>`` marks and the pictures' paths -> input_ids, attention_mask [1, s], pixel_values [n, 3, h, w]."""
+        if prompt.count(llava_input.IMAGE) != len(paths):
+            raise ValueError(f"the prompt has {prompt.count(llava_input.IMAGE)} {llava_input.IMAGE} marks for {len(paths)} pictures; text must not contain {llava_input.IMAGE!r}")
+        image_token = self.model.config.image_token_id
+        ids = llava_input.token_ids(prompt, self.encode, self.tokenizer.bos_token_id, image_token, self.per_image)
+        tensors = {"input_ids": torch.tensor([ids], device=self.device)}
+        tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
+        if paths:
+            stack = np.stack([self.pixels(path) for path in paths])
+            tensors["pixel_values"] = torch.from_numpy(stack).to(self.device, self.dtype)
+        return tensors
+
+    def pixels(self, path: str) -> np.ndarray:
+        """One picture as float32 [3, h, w].
+
+        Raises:
+            ValueError: the file is missing or no picture.
+        """
+        shape = self.preprocessing
+        try:
+            with Image.open(path) as picture:
+                return llava_input.pixels(picture, shape.size, shape.mean, shape.std)
+        except FileNotFoundError as error:
+            raise ValueError(f"picture {path!r}: no such file") from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"picture {path!r}: cannot be read as an image ({error})") from error
+
+    @torch.inference_mode()
+    def answer(self, prompt: str, paths: Sequence[str]) -> str:
+        """The model's continuation of a prompt, without special tokens, stripped."""
+        inputs = self.inputs(prompt, paths)
+        output = self.model.generate(**inputs, **self.generation)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+    def reply(self, content: Sequence[Mapping[str, Any]]) -> str:
+        """Answer to one question: items of type ``text`` and ``image``, interleaved as given."""
+        return self.answer(*llava_input.single_prompt(content))
+
+    def chat(self, turns: Sequence[Mapping[str, Any]]) -> str:
+        """Answer to the last turn of a conversation, which must be the user's."""
+        if not turns or turns[-1].get("role") != "user":
+            raise ValueError("a conversation must end with a turn of role 'user'")
+        return self.answer(*llava_input.chat_prompt(turns))

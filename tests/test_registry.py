@@ -1,0 +1,199 @@
+"""The model table with plain dicts for hosts: what resolves, what is refused in which words, what stays untouched."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import sys
+import types
+from functools import partial
+
+import pytest
+
+import redrel_vlmeval
+from redrel_vlmeval import registry
+from redrel_vlmeval.names import parse
+from redrel_vlmeval.registry import STAND_INS, TINY, VariantTable, register
+
+
+class FakeVLM:
+    """Stands where a host's model class stands."""
+
+    is_api = False
+
+    def __init__(self, **kwargs):
+        self.kwargs = kwargs
+
+
+@pytest.fixture
+def host():
+    return {
+        "llava_v1.5_7b": partial(FakeVLM, model_path="liuhaotian/llava-v1.5-7b"),
+        "qwen_chat": partial(FakeVLM, model_path="Qwen/Qwen-VL-Chat"),
+        "Qwen2-VL-2B-Instruct": partial(FakeVLM, model_path="Qwen/Qwen2-VL-2B-Instruct", verbose=False, retry=3),
+    }
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Model modules that record what they were built with, in place of those that need torch and weights."""
+
+    class Recorder:
+        def __init__(self, *args, **kwargs):
+            self.args, self.kwargs = args, kwargs
+
+    for module, name in (("llava", "LLaVA15"), ("variant", "TruncatedVLM")):
+        stub = types.ModuleType(f"redrel_vlmeval.models.{module}")
+        setattr(stub, name, type(name, (Recorder,), {}))
+        monkeypatch.setitem(sys.modules, stub.__name__, stub)
+
+
+@pytest.fixture
+def llava_missing(monkeypatch):
+    monkeypatch.setattr(registry, "_installed", lambda package: False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen_chat_trunc_l3_k64",
+        "qwen_chat_trunc_l8_k288_l16_k144_uniform_official_p-cqm_beam3",
+        "qwen_chat_p-cqm",
+        "qwen_chat_beam3",
+        "redrel_tiny_trunc_l2_r50",
+    ],
+)
+def test_variant_is_absent_present_absent(host, name):
+    assert name not in host
+    table = register(host)
+    assert name in table
+    assert name not in host and name not in dict(table) and name not in list(table)
+
+
+def test_host_entries_and_the_hosts_dict_are_untouched(host, llava_missing):
+    before = dict(host)
+    table = register(host)
+    assert host == before and not isinstance(host, VariantTable)
+    assert set(table) == set(host) | {TINY, *STAND_INS}
+    for name in ("qwen_chat", "Qwen2-VL-2B-Instruct"):
+        assert table[name] is host[name]
+
+
+def test_registering_twice_is_registering_once(host):
+    table = redrel_vlmeval.register(host)
+    assert redrel_vlmeval.register(table) is table
+
+
+def test_variant_entry_reads_like_a_host_entry_and_builds_over_the_table(host, models):
+    table = register(host)
+    entry = table["qwen_chat_trunc_l3_k64_random_beam2"]
+    assert isinstance(entry, partial)
+    assert entry.keywords == {"base": "qwen_chat", "spec": "l3_k64_random_beam2"}
+    assert not getattr(entry.func, "is_api", False) and entry.func.__module__ == "redrel_vlmeval.registry"
+    built = entry(use_vllm=False, max_new_tokens=4)
+    assert type(built).__name__ == "TruncatedVLM" and built.args == ("qwen_chat", "l3_k64_random_beam2")
+    assert built.kwargs == {"table": table, "use_vllm": False, "max_new_tokens": 4}
+    assert built.kwargs["table"] is table
+    assert str(parse(f"qwen_chat_trunc_{entry.keywords['spec']}")) == "qwen_chat_trunc_l3_k64_random_beam2"
+
+
+def test_box_model_is_built_by_its_own_name(host, models):
+    built = register(host)[TINY](use_vllm=False)
+    assert type(built).__name__ == "LLaVA15"
+    assert built.kwargs == {"model_path": "redrel_tiny", "use_vllm": False}
+
+
+def test_stand_in_is_used_and_logged_only_without_llava(host, models, llava_missing, caplog):
+    with caplog.at_level(logging.INFO):
+        table = register(host)
+        assert "llava_v1.5_7b_trunc_l5_k128" in table
+        assert not caplog.records  # a listing says nothing, building does
+        built = table["llava_v1.5_7b"]()
+        register(host)["qwen_chat"]()
+    assert built.kwargs == {"model_path": "llava-hf/llava-1.5-7b-hf"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "llava_v1.5_7b: package 'llava' not found, using transformers' own class with llava-hf/llava-1.5-7b-hf"
+    ]
+
+
+def test_hosts_own_llava_stays_where_the_package_is_found(host, models, monkeypatch, caplog, tmp_path):
+    (tmp_path / "llava").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert register(host)["llava_v1.5_7b"] is not host["llava_v1.5_7b"], "a bare folder named llava is no package"
+    (tmp_path / "llava" / "__init__.py").write_text("raise RuntimeError('only looked for, never imported')")
+    monkeypatch.syspath_prepend(tmp_path)  # drops the finder's memory of the folder
+    table = register(host)
+    assert table["llava_v1.5_7b"] is host["llava_v1.5_7b"]
+    table["llava_v1.5_7b"]()
+    assert not caplog.records
+    absent = table["llava_v1.5_13b"].keywords
+    assert absent == {"model_path": "llava-hf/llava-1.5-13b-hf"}, "absent from this host: ours"
+
+
+@pytest.mark.parametrize("name", ["qwen_chatt", "nothing alike", "", "trunc", "l5_k128", 7, None])
+def test_unknown_plain_name_is_not_in_the_table(host, name):
+    table = register(host)
+    assert name not in table and table.get(name) is None
+    with pytest.raises(KeyError):
+        table[name]
+
+
+def test_unknown_plain_name_is_answered_with_the_nearest(host):
+    with pytest.raises(KeyError, match=r"unknown model 'qwen_chatt'; did you mean 'qwen_chat'\?.*_trunc_l<L>_k<K>"):
+        register(host)["qwen_chatt"]
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("qwen_chat_trunc_l5", r"'qwen_chat_trunc_l5' is no variant: .*l<L>_k<K>"),
+        ("qwen_chat_trunc_l0_k5", "before block 1"),
+        ("qwen_chat_trunc_l3_k64_rndom", "did you mean 'qwen_chat_trunc_l3_k64_random'"),
+        ("qwen_chat_trunc_l3_k64_trunc_l4_k2", "no variant"),
+        ("qwen_chat_p-none", "prompt"),
+        ("qwen_chat_trunc", "no variant"),
+        ("qwen_chta_trunc_l3_k64", "no model 'qwen_chta'; did you mean 'qwen_chat_trunc_l3_k64'"),
+        ("_trunc_l3_k64", "base model's name is missing"),
+    ],
+)
+def test_name_that_cannot_be_a_variant_says_why_from_every_side(host, name, words):
+    table = register(host)
+    with pytest.raises(KeyError, match=words):
+        table[name]
+    with pytest.raises(KeyError, match=words):  # the host's API mode asserts `in` and would hide the reason
+        name in table  # noqa: B015
+    assert table.get(name, "default") == "default"
+
+
+def test_get_and_real_keys_behave_like_a_dict(host):
+    table = register(host)
+    assert table.get("qwen_chat") is host["qwen_chat"]
+    assert table.get("qwen_chat_trunc_l1_k2").keywords["base"] == "qwen_chat"
+    table["added_later"] = partial(FakeVLM)
+    assert "added_later_trunc_l1_k2" in table
+    del table["added_later"]
+    with pytest.raises(KeyError, match="no model 'added_later'"):
+        table["added_later_trunc_l1_k2"]
+
+
+def test_a_hosts_own_key_that_looks_like_a_variant_wins(host):
+    host["odd_trunc_thing"] = host["odd_beam2"] = partial(FakeVLM)
+    table = register(host)
+    assert "odd_trunc_thing" in table and table["odd_beam2"] is host["odd_beam2"]
+
+
+def test_hosts_overrides_while_iterating_reach_the_variants_base(host):
+    """Both runners assign to the table inside ``for k, v in table.items()``."""
+    table = register(host)
+    for name, entry in table.items():
+        if "retry" in entry.keywords:
+            entry.keywords["retry"] = 9
+            table[name] = entry
+    assert table["Qwen2-VL-2B-Instruct_trunc_l1_k2"].args[0]["Qwen2-VL-2B-Instruct"]().kwargs["retry"] == 9
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_copies_keep_resolving(host, again):
+    table = again(register(host))
+    assert isinstance(table, VariantTable) and "qwen_chat_trunc_l1_k2" in table
