@@ -1,0 +1,141 @@
+"""Names: exact round trip, one name per variant, errors that say why and name the nearest valid one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redrel_vlmeval import names
+from redrel_vlmeval.names import Stage, VariantSpec, looks_like_variant, nearest, parse
+
+BASES = ["redrel_tiny", "llava_v1.5_7b", "qwen_chat", "Qwen2-VL-7B-Instruct", "a.b-c_d", "InternVL2_5-8B_l5", "x_official", ""]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> VariantSpec:
+    """Any spec that may exist, and those that may not are drawn again."""
+    layers = sorted(draw(st.sets(st.integers(0, 60), max_size=4)))
+    kind = draw(st.sampled_from("kr"))
+    amounts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(layers), max_size=len(layers))), reverse=True)
+    stages = tuple(
+        Stage(layer, keep=n) if kind == "k" else Stage(layer, percent=n) for layer, n in zip(layers, amounts, strict=True)
+    )
+    fields = {"base": draw(st.sampled_from(BASES)), "stages": stages, "prompt": draw(st.sampled_from(names.PROMPTS))}
+    fields["beam"] = draw(st.integers(1, 99))
+    if stages:
+        fields["rule"] = draw(st.sampled_from(names.RULES))
+        fields["row"] = draw(st.sampled_from(names.ROWS))
+        fields["official"] = draw(st.booleans())
+    try:
+        return VariantSpec(**fields)
+    except ValueError:
+        return VariantSpec(fields["base"], (Stage(5, 128),))
+
+
+@given(specs())
+def test_every_spec_survives_its_name(spec: VariantSpec) -> None:
+    if not str(spec):
+        return
+    assert parse(str(spec)) == spec
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", str(spec))
+
+
+@given(st.text(alphabet="abl0k159_rtuncp-.beamofi", max_size=40))
+def test_any_text_is_parsed_or_refused_with_a_reason(text: str) -> None:
+    try:
+        spec = parse(text)
+    except KeyError as error:
+        assert "no variant" in error.args[0]
+        near = nearest(text)
+        assert near is None or (near != text and str(parse(near)) == near)
+    else:
+        assert str(spec) == text  # one variant has one name
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("llava_v1.5_13b_trunc_l5_k128", VariantSpec("llava_v1.5_13b", (Stage(5, 128),))),
+        ("qwen_chat_trunc_l3_k64", VariantSpec("qwen_chat", (Stage(3, 64),))),
+        ("llava_v1.5_7b_trunc_l2_r50_random", VariantSpec("llava_v1.5_7b", (Stage(2, percent=50),), rule="random")),
+        ("llava_v1.5_7b_p-cqm_beam3", VariantSpec("llava_v1.5_7b", prompt="cqm", beam=3)),
+        ("x_trunc_l8_k288_l16_k144", VariantSpec("x", (Stage(8, 288), Stage(16, 144)))),
+        ("x_trunc_l5_k9_lowest_rowmean_official_p-p1-cqm_beam2",
+         VariantSpec("x", (Stage(5, 9),), "lowest", "rowmean", True, "p1-cqm", 2)),
+        ("llava_v1.5_7b", VariantSpec("llava_v1.5_7b")),
+        ("l0_k0", VariantSpec("", (Stage(0, 0),))),
+    ],
+)  # fmt: skip
+def test_the_grammar_of_the_design(name: str, spec: VariantSpec) -> None:
+    assert parse(name) == spec
+    assert str(spec) == name
+    assert looks_like_variant(name) is (spec.is_variant and bool(spec.base))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "near"),
+    [
+        ("a_trunc_l5k128", "does not begin with a stage", "a_trunc_l5_k128"),
+        ("a_trunc_l5_k0128", "does not begin with a stage", "a_trunc_l5_k128"),
+        ("a_trunc", "no stage after", "a_trunc_l5_k128"),
+        ("a_trunc_l0_k5", "before block 1 there is no attention", "a_trunc_l1_k5"),
+        ("a_trunc_l0_k5_lowest", "before block 1 there is no attention", "a_trunc_l1_k5_lowest"),
+        ("a_trunc_l5_k5_l3_k2", "layers must rise", "a_trunc_l3_k2_l5_k2"),
+        ("a_trunc_l3_k5_l5_k9", "cannot keep more", "a_trunc_l3_k5_l5_k5"),
+        ("a_trunc_l5_k5_randm", "cannot read '_randm'", "a_trunc_l5_k5_random"),
+        ("a_trunc_l5_k5_official_random", "cannot read '_random'", "a_trunc_l5_k5_random_official"),
+        ("a_trunc_l5_k5_random_rowimg", "has no meaning with rule 'random'", "a_trunc_l5_k5_random"),
+        ("a_trunc_l5_k5_p-stock", "is the default and is not written", "a_trunc_l5_k5"),
+        ("a_trunc_l2_r120", "at most 100", "a_trunc_l2_r100"),
+        ("a_beam1", "one beam is the default", "a"),
+        ("a_p-cqmm", "unknown prompt 'cqmm'", "a_p-cqm"),
+        ("_trunc_l5_k3", "base model's name is missing", "l5_k3"),
+        ("a_trunc_l1_k2_trunc_l3_k1", "cannot read '_trunc_l3_k1'", None),
+    ],
+)  # fmt: skip
+def test_malformed_names_say_why_and_what_was_meant(name: str, reason: str, near: str | None) -> None:
+    with pytest.raises(KeyError) as error:
+        parse(name)
+    message = error.value.args[0]
+    assert repr(name) in message
+    assert reason in message
+    if near is not None:
+        assert f"did you mean {near!r}?" in message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rule": "best"}, {"row": "first"}, {"prompt": "cot"}, {"beam": 0}, {"beam": 100}, {"base": "a b"}, {"base": "a/b"},
+        {"base": "x_trunc_l1_k1"}, {"stages": (), "official": True}, {"stages": (Stage(0, 3),)},
+        {"stages": (Stage(3, 3), Stage(3, 3))}, {"stages": (Stage(3, 3), Stage(4, 4))},
+    ],
+)  # fmt: skip
+def test_a_spec_that_means_nothing_cannot_be_made(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=".+"):
+        VariantSpec(**({"base": "x", "stages": (Stage(5, 9),)} | wrong))
+
+
+@pytest.mark.parametrize("wrong", [(5,), (5, 1, 1), (-1, 3), (5, -3), (5, None, 101), (True, 3)])
+def test_a_stage_that_means_nothing_cannot_be_made(wrong: tuple) -> None:
+    with pytest.raises(ValueError, match=".+"):
+        Stage(*wrong)
+
+
+def test_a_spec_is_frozen_and_can_be_a_key() -> None:
+    spec = parse("x_trunc_l5_k9")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.beam = 3  # type: ignore[misc]
+    assert {spec: 1}[parse("x_trunc_l5_k9")] == 1
+
+
+@given(st.integers(0, 5000), st.integers(0, 100))
+def test_a_ratio_is_rounded_half_up(tokens: int, percent: int) -> None:
+    count = Stage(2, percent=percent).count(tokens)
+    assert abs(count - tokens * percent / 100) <= 0.5
+    assert 2 * count * 100 >= 2 * tokens * percent - 100
+    assert Stage(2, percent=50).count(2 * tokens + 1) == tokens + 1
