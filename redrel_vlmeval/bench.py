@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,26 @@ def random_model(size: str, device: str, dtype: torch.dtype) -> Any:
     shape = SIZES[size]
     width, layers, heads, ffn = shape["vision"]
     vision = CLIPVisionConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ffn, image_size=336, patch_size=14,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=ffn,
+        image_size=336,
+        patch_size=14,
     )
     text = LlamaConfig(
-        hidden_size=shape["width"], num_hidden_layers=shape["blocks"], num_attention_heads=shape["heads"],
-        intermediate_size=shape["ffn"], vocab_size=shape["vocab"], max_position_embeddings=4096, eos_token_id=None, pad_token_id=0,
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["blocks"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=shape["ffn"],
+        vocab_size=shape["vocab"],
+        max_position_embeddings=4096,
+        eos_token_id=None,
+        pad_token_id=0,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=1, vision_feature_layer=-2, image_seq_length=IMAGE_TOKENS)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=1, vision_feature_layer=-2, image_seq_length=IMAGE_TOKENS
+    )
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -115,14 +129,14 @@ def published(model: Any, setting: str) -> Iterator[None]:
 
 
 def make_arms(model: Any, settings: tuple[str, ...]) -> list[Arm]:
-    """Untouched first and again at the end (after every hook has come and gone), the variants and the published way between."""
+    """Untouched first and once more when all hooks are gone; the variants and the published way in between."""
     images = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
     arms = [Arm("untouched", None, nullcontext)]
     for setting in (*settings, f"l5_k{images}"):
-        arms.append(Arm(setting, setting, lambda s=setting: truncated(model, s)))
+        arms.append(Arm(setting, setting, partial(truncated, model, setting)))
     for setting in settings[:2]:
         way = {"output_attentions": True}
-        arms.append(Arm(f"published {setting}", setting, lambda s=setting: published(model, s), way))
+        arms.append(Arm(f"published {setting}", setting, partial(published, model, setting), way))
     return [*arms, Arm("untouched, hooks gone", None, nullcontext)]
 
 
@@ -130,7 +144,9 @@ def make_arms(model: Any, settings: tuple[str, ...]) -> list[Arm]:
 def run_once(model: Any, arm: Arm, inputs: dict[str, torch.Tensor], new_tokens: int, keep: bool = True) -> None:
     """Prefill and greedy decoding of one prompt in one arm."""
     with arm.context(), Meter(model) as meter:
-        out = model.generate(**inputs, **arm.forward, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True)
+        out = model.generate(
+            **inputs, **arm.forward, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True
+        )
     if keep and meter.decoder is not None and meter.prefill_ms is not None:
         arm.prefill.append(meter.prefill_ms)
         arm.decode.append(meter.decode_ms or 0.0)
@@ -185,7 +201,11 @@ def _status(name: str) -> int:
 
 
 def bench(
-    model: Any, settings: tuple[str, ...] = SETTINGS, rounds: int = 5, new_tokens: int = 5, tick: Callable[[str], None] = lambda _: None,
+    model: Any,
+    settings: tuple[str, ...] = SETTINGS,
+    rounds: int = 5,
+    new_tokens: int = 5,
+    tick: Callable[[str], None] = lambda _: None,
 ) -> list[Arm]:
     """All arms, ``rounds`` times in turn after one warm-up round, on one random prompt."""
     inputs = random_prompt(model)
@@ -213,9 +233,15 @@ def table(arms: list[Arm]) -> list[dict[str, Any]]:
         total = (arm.prefill_ms + 10 * arm.decode_ms) / 1e3
         rows.append(
             {
-                "arm": arm.name, "prefill ms": arm.prefill_ms, "prefill ratio": ratio, "FLOPs ratio": limit,
-                "ratio / limit": ratio / limit if limit else None, "decode ms/token": arm.decode_ms, "KV MB": arm.kv / 1e6,
-                "peak MB": arm.peak / 1e6 if arm.peak is not None else None, "questions/s (10 tokens)": 1 / total,
+                "arm": arm.name,
+                "prefill ms": arm.prefill_ms,
+                "prefill ratio": ratio,
+                "FLOPs ratio": limit,
+                "ratio / limit": ratio / limit if limit else None,
+                "decode ms/token": arm.decode_ms,
+                "KV MB": arm.kv / 1e6,
+                "peak MB": arm.peak / 1e6 if arm.peak is not None else None,
+                "questions/s (10 tokens)": 1 / total,
             }
         )
     return rows
@@ -235,7 +261,9 @@ def checks(arms: list[Arm]) -> list[Check]:
         if name.startswith("published ") and arm.setting in by:
             variant = by[arm.setting]
             value, bound = arm.prefill_ms / variant.prefill_ms, PUBLISHED_BAR * base.flops / variant.flops
-            found.append(Check(f"{arm.setting}: times faster than the published way", value, f">= {bound:.2f}", value >= bound))
+            found.append(
+                Check(f"{arm.setting}: times faster than the published way", value, f">= {bound:.2f}", value >= bound)
+            )
         if name.startswith("l5_k") and arm.flops == base.flops or name.endswith("hooks gone"):
             value = arm.prefill_ms / base.prefill_ms
             found.append(Check(f"{name}: prefill over untouched", value, f"<= {IDLE_BAR}", value <= IDLE_BAR))

@@ -12,7 +12,9 @@ from redrel_vlmeval import bench
 from redrel_vlmeval.names import parse
 
 
-def run(size: str, model: str | None, device: str | None, dtype: str | None, rounds: int, settings: str | None, check: bool) -> int:
+def run(
+    size: str, model: str | None, device: str | None, dtype: str | None, rounds: int, settings: str | None, check: bool
+) -> int:
     """Measure, print, and return the exit code: 1 if ``check`` and a bar is missed.
 
     Raises:
@@ -39,16 +41,27 @@ def run(size: str, model: str | None, device: str | None, dtype: str | None, rou
     rows = bench.table(arms)
     print(tabulate(rows, headers="keys", floatfmt=".3f", missingval="-"))
     found = bench.checks(arms)
-    print(tabulate([(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found], headers=["bar", "measured", "bound", ""], floatfmt=".3f"))
+    print(
+        tabulate(
+            [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found],
+            headers=["bar", "measured", "bound", ""],
+            floatfmt=".3f",
+        )
+    )
     return int(check and not all(c.holds for c in found))
 
 
 def heading(model: torch.nn.Module, what: str, rounds: int) -> str:
     """Where and on what it was measured."""
     parameter = next(model.parameters())
-    device = torch.cuda.get_device_name() if parameter.is_cuda else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if parameter.is_cuda
+        else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
     count = sum(p.numel() for p in model.parameters()) / 1e6
+    dtype = str(parameter.dtype).removeprefix("torch.")
     return (
-        f"{what}: {count:.0f} M parameters, {str(parameter.dtype).removeprefix('torch.')} on {device}, torch {torch.__version__}, "
+        f"{what}: {count:.0f} M parameters, {dtype} on {device}, torch {torch.__version__}, "
         f"medians of {rounds} rounds; one question = prefill + 10 tokens"
     )

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Image-token truncation for VLMEvalKit: variants run in the host's own runner; this reads, shows and times them.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
+    help="Image-token truncation for VLMEvalKit: variants run in the host's runner; this reads, shows and times them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -41,7 +43,9 @@ def run(context: typer.Context) -> None:
 
 
 @app.command()
-def check(names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")]) -> None:
+def check(
+    names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")],
+) -> None:
     """What each model name means, or why it cannot be one; needs no host. Exit code 1 if any is wrong."""
     from redrel_vlmeval.names import parse
 
@@ -49,7 +53,10 @@ def check(names: Annotated[list[str], typer.Argument(help="Model names, such as 
     for name in names:
         try:
             spec = parse(name)
-            typer.echo(f"{name}: base {spec.base or '(any)'}, " + (f"setting {spec.setting}" if spec.is_variant else "no truncation"))
+            typer.echo(
+                f"{name}: base {spec.base or '(any)'}, "
+                + (f"setting {spec.setting}" if spec.is_variant else "no truncation")
+            )
         except KeyError as error:
             wrong = True
             typer.echo(error.args[0], err=True)
@@ -59,9 +66,11 @@ def check(names: Annotated[list[str], typer.Argument(help="Model names, such as 
 @app.command()
 def sheet(
     outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
-    output: Annotated[list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")] = None,
+    output: Annotated[
+        list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")
+    ] = None,
 ) -> None:
-    """The runner's results as a table: scores, deltas to the base, tokens, FLOPs, KV and time. Exit code 1 if any cell failed."""
+    """The runner's results as a table: scores, deltas, tokens, FLOPs, KV and time. Exit code 1 if any cell failed."""
     from redrel_vlmeval import results, sheets
 
     found = results.read(outputs)
@@ -77,9 +86,11 @@ def sheet(
 def demo(
     work_dir: Annotated[Path, typer.Option(help="Where results, tables and the figure go.")] = Path("outputs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and variants, about a minute.")] = False,
-    runner: Annotated[Path | None, typer.Option(help="run.py of a VLMEvalKit checkout, instead of the installed host.")] = None,
+    runner: Annotated[
+        Path | None, typer.Option(help="run.py of a VLMEvalKit checkout, instead of the installed host.")
+    ] = None,
 ) -> None:
-    """Evaluate the small model in the box and its truncated variants with the stock runner; print the table, draw Fig. 6."""
+    """Evaluate the small model in the box and its variants with the stock runner; print the table, draw Fig. 6."""
     from redrel_vlmeval.demo import show
 
     raise typer.Exit(show.run(work_dir, quick, runner))
@@ -88,9 +99,13 @@ def demo(
 @app.command()
 def bench(
     size: Annotated[str, typer.Option(help="Random LLaVA-1.5-shaped model: small (0.2 B) or 7b.")] = "small",
-    model: Annotated[str | None, typer.Option(help="Real weights instead: redrel_tiny, a hub name or a folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Real weights instead: redrel_tiny, a hub name or a folder.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each arm; medians are printed.")] = 5,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def block_flops(tokens: int, shape: BlockShape) -> int:
 
 
 def prefill_flops(tokens: Sequence[int], shape: BlockShape, ranked: Sequence[int] = ()) -> int:
-    """Multiply-adds of a prefill with ``tokens[i]`` tokens in block i; ``ranked`` are the layers (1-based) that rank one row."""
+    """Multiply-adds of a prefill, ``tokens[i]`` tokens in block i; layers ``ranked`` (1-based) rank one row each."""
     row = shape.heads * shape.head_dim
     return sum(block_flops(n, shape) for n in tokens) + sum(tokens[layer - 1] * row for layer in ranked if layer > 0)
 
@@ -101,7 +101,11 @@ def _wait(model: nn.Module) -> None:
 
 def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[str, Any]:
     """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model."""
-    found: dict[str, Any] = {"prefill_ms": meter.prefill_ms, "decode_ms_per_token": meter.decode_ms, "new_tokens": len(meter.seconds)}
+    found: dict[str, Any] = {
+        "prefill_ms": meter.prefill_ms,
+        "decode_ms_per_token": meter.decode_ms,
+        "new_tokens": len(meter.seconds),
+    }
     whole, decoder = meter.prompt, meter.decoder
     if whole is None or decoder is None:
         return found
@@ -132,7 +136,7 @@ def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[st
 
 def now() -> str:
     """The time of day in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class RecordFile:
@@ -161,7 +165,9 @@ class RecordFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise RuntimeError(f"{self.path}: another run is writing into this folder; wait for it or choose another --work-dir") from None
+            raise RuntimeError(
+                f"{self.path}: another run is writing into this folder; wait for it or choose another --work-dir"
+            ) from None
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record as one line, at once."""

@@ -1,7 +1,7 @@
-"""Variant names: ``<base>_trunc_<stages>[_<rule>][_row...][_official][_p-<prompt>][_beam<n>]`` <-> :class:`VariantSpec`.
+"""Variant names, read and written: a name such as ``<base>_trunc_l5_k128`` <-> :class:`VariantSpec`.
 
-Pure text. One variant has one name: what is the default (attention ranking, last row, stock prompt, greedy) is not
-written, so that two runs with equal settings can be told by their names alone.
+Pure text; the whole form is :data:`GRAMMAR`. One variant has one name: what is the default (attention ranking, last
+row, stock prompt, greedy) is not written, so that two runs with equal settings can be told by their names alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ RULES = ("attention", "random", "uniform", "lowest")
 ROWS = ("last", "rowimg", "rowmean")
 PROMPTS = ("stock", "qcm", "cqm", "p1-cqm", "cqm-p1", "cqm-p2", "cqm-p3")
 MARK = "_trunc_"
-GRAMMAR = "<base>_trunc_l<L>_k<K>|r<P>[_l.._k..][_random|_uniform|_lowest][_rowimg|_rowmean][_official][_p-<prompt>][_beam<n>]"
+GRAMMAR = (
+    "<base>_trunc_l<L>_k<K>|r<P>[_l.._k..][_random|_uniform|_lowest][_rowimg|_rowmean][_official]"
+    "[_p-<prompt>][_beam<n>]"
+)
 
 _NUMBER = r"(?:0|[1-9]\d{0,5})"
 _STAGES = re.compile(rf"l({_NUMBER})_([kr])({_NUMBER})(?=_|$)")
@@ -25,7 +28,7 @@ _SAFE = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, order=True)
 class Stage:
-    """Blocks after ``layer`` see ``keep`` image tokens, or ``percent`` % of the prompt's; exactly one of the two is set.
+    """Blocks after ``layer`` see ``keep`` image tokens, or ``percent`` % of the prompt's; exactly one is set.
 
     Raises:
         ValueError: negative numbers, a percentage above 100, both or neither given.
@@ -37,7 +40,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.percent is None):
-            raise ValueError(f"stage l{self.layer}: give either keep (k) or percent (r), got {self.keep} and {self.percent}")
+            raise ValueError(
+                f"stage l{self.layer}: give either keep (k) or percent (r), got {self.keep} and {self.percent}"
+            )
         for name, value in (("layer", self.layer), ("keep", self.keep), ("percent", self.percent)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**6):
                 raise ValueError(f"stage {name} must be a whole number from 0 to 999999, got {value!r}")
@@ -56,7 +61,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """What a variant name says. Without ``stages`` nothing is truncated; without ``base`` it is a bare setting (``l5_k128``).
+    """What a variant name says: no ``stages``, nothing is truncated; no ``base``, a bare setting (``l5_k128``).
 
     Raises:
         ValueError: a combination that DESIGN section 2 gives no meaning; the message says why.
@@ -72,7 +77,11 @@ class VariantSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        for value, choices, what in ((self.rule, RULES, "rule"), (self.row, ROWS, "row"), (self.prompt, PROMPTS, "prompt")):
+        for value, choices, what in (
+            (self.rule, RULES, "rule"),
+            (self.row, ROWS, "row"),
+            (self.prompt, PROMPTS, "prompt"),
+        ):
             if value not in choices:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
         if not isinstance(self.beam, int) or not 1 <= self.beam <= 99:
@@ -97,7 +106,9 @@ class VariantSpec:
         first = self.stages[0]
         keeps = first.keep or first.percent
         if first.layer == 0 and keeps and self.rule not in ("random", "uniform"):
-            raise ValueError(f"{first}: before block 1 there is no attention to rank by; use k0, or the rule random or uniform")
+            raise ValueError(
+                f"{first}: before block 1 there is no attention to rank by; use k0, or the rule random or uniform"
+            )
         if self.row != "last" and self.rule not in ("attention", "lowest"):
             raise ValueError(f"row {self.row!r} ranks by attention and has no meaning with rule {self.rule!r}")
 
@@ -195,7 +206,9 @@ def _read_decoding(rest: str) -> dict[str, object]:
         fields["prompt"] = match["prompt"]
     if match["beam"] is not None:
         if match["beam"] == "1" or match["beam"].startswith("0"):
-            raise ValueError(f"'_beam{match['beam']}': one beam is the default, more are written without zeros in front")
+            raise ValueError(
+                f"'_beam{match['beam']}': one beam is the default, more are written without zeros in front"
+            )
         fields["beam"] = int(match["beam"])
     return fields
 
@@ -223,7 +236,10 @@ def nearest(name: str) -> str | None:
     prompt = difflib.get_close_matches((re.findall(r"p-([a-z0-9-]+)", name) or [""])[0], PROMPTS[1:], n=1, cutoff=0.5)
     fields |= {"prompt": prompt[0]} if prompt else {}
     layers = re.findall(r"l_?(\d+)_?([kr])?_?(\d+)?", suffix)
-    stages = {int(layer): (kind or "k", min(int(number or 0), 100 if kind == "r" else 999999)) for layer, kind, number in layers}
+    stages = {
+        int(layer): (kind or "k", min(int(number or 0), 100 if kind == "r" else 999999))
+        for layer, kind, number in layers
+    }
     found, keep = [], 10**6 - 1
     for layer in sorted(stages):
         kind, number = stages[layer]

@@ -1,6 +1,7 @@
-"""Section 2 of the design once more: short, slow, eager and mask-based, nothing dropped. The engine is compared with it.
+"""Section 2 of the design once more: short, slow, eager and mask-based, nothing dropped.
 
-It takes the attention matrices that eager attention returns and hides columns in later blocks' masks.
+The engine is compared with it. It takes the attention matrices that eager attention returns and hides columns in later
+blocks' masks.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import BLOCKS, TinyModel, build
 from torch.utils.flop_counter import FlopCounterMode
 
 from redrel_vlmeval.efficiency import Meter, RecordFile, block_flops, costs, kv_bytes, prefill_flops
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.decoders import BlockShape, find_decoder
-from tiny_models import BLOCKS, TinyModel, build
 
 
 def counted(tiny: TinyModel, setting: str | None) -> tuple[int, list[int]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-
 from oracle import Oracle, Stages
+from tiny_models import BLOCKS, FAMILIES, IMAGE, TinyModel, build
+
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import Trace, TruncationError, truncated
-from tiny_models import BLOCKS, FAMILIES, IMAGE, TinyModel, build
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 
@@ -26,13 +26,18 @@ def kept_positions(trace: Trace, inputs: dict[str, torch.Tensor]) -> dict[int, l
     layers = sorted({layer for p in prompts for layer in p.kept})
     everything = range(10**6)
     return {
-        layer: [[place for n, place in enumerate(row) if n in p.kept.get(layer, everything)] for row, p in zip(rows, prompts, strict=True)]
+        layer: [
+            [place for n, place in enumerate(row) if n in p.kept.get(layer, everything)]
+            for row, p in zip(rows, prompts, strict=True)
+        ]
         for layer in layers
     }
 
 
 @torch.no_grad()
-def compare(tiny: TinyModel, setting: str, inputs: dict[str, torch.Tensor], tolerance: float = 1e-4, **options: Any) -> None:
+def compare(
+    tiny: TinyModel, setting: str, inputs: dict[str, torch.Tensor], tolerance: float = 1e-4, **options: Any
+) -> None:
     """Prefill logits at every token that stays, and a greedy (or beam) continuation with its logits."""
     spec = parse(setting)
     rule = {"rule": spec.rule, "row": spec.row, "official": spec.official}
@@ -75,7 +80,9 @@ def test_kernels_batches_and_beams(llava: TinyModel, kernel: str, beams: int, la
         compare(llava, setting, llava.batch(layouts), kernel=kernel, num_beams=beams)
 
 
-@pytest.mark.parametrize("setting", ["l2_k5_lowest", "l2_k5_rowimg", "l2_k5_rowmean", "l1_k9_l3_k4_rowmean", "l1_k9_l3_k4_lowest_rowimg"])
+@pytest.mark.parametrize(
+    "setting", ["l2_k5_lowest", "l2_k5_rowimg", "l2_k5_rowmean", "l1_k9_l3_k4_rowmean", "l1_k9_l3_k4_lowest_rowimg"]
+)
 def test_rules_and_rows(llava: TinyModel, setting: str) -> None:
     compare(llava, setting, llava.prompt("ttItttt"))
     compare(llava, setting, llava.batch(["ttItttt", "tItItt", "tttttttt"]))
@@ -125,7 +132,9 @@ def test_bfloat16_equals_the_oracle_given_its_choice(kernel: str, layouts: list[
 @pytest.mark.parametrize("setting", ["l2_k5_official", "l1_k9_l3_k4_official", "l0_k0_official"])
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-def test_official_mode_masks_and_ranks_again_at_every_step(llava: TinyModel, setting: str, cache: bool, kernel: str) -> None:
+def test_official_mode_masks_and_ranks_again_at_every_step(
+    llava: TinyModel, setting: str, cache: bool, kernel: str
+) -> None:
     compare(llava, setting, llava.prompt("ttItttt"), use_cache=cache, kernel=kernel)
     compare(llava, setting, llava.batch(["ttItttt", "tIt"]), use_cache=cache, kernel=kernel)
 
@@ -152,7 +161,9 @@ def test_multi_turn_continues_on_the_truncated_cache(llava: TinyModel) -> None:
             with torch.no_grad(), context:
                 first = llava.model(**inputs, use_cache=True)
                 mask = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long)
-                answers.append(llava.model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values).logits)
+                answers.append(
+                    llava.model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values).logits
+                )
         torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
 

@@ -17,7 +17,7 @@ PACKAGE = "redrel_vlmeval"
 ORDER = """
 names
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.decoders
-truncation.engine
+truncation.refusals truncation.engine
 efficiency
 prompts
 models.checkpoint models.llava_input models.question models.recorder models.llava_core
@@ -31,7 +31,7 @@ explain.*
 figures
 report
 bench benchtable
-demo.scenes demo.blank demo.train demo.benchmark demo.show
+demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
 cli
 __main__

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from redrel_vlmeval import names
 from redrel_vlmeval.names import Stage, VariantSpec, looks_like_variant, nearest, parse
 
-BASES = ["redrel_tiny", "llava_v1.5_7b", "qwen_chat", "Qwen2-VL-7B-Instruct", "a.b-c_d", "InternVL2_5-8B_l5", "x_official", ""]
+BASES = [
+    "redrel_tiny",
+    "llava_v1.5_7b",
+    "qwen_chat",
+    "Qwen2-VL-7B-Instruct",
+    "a.b-c_d",
+    "InternVL2_5-8B_l5",
+    "x_official",
+    "",
+]
 
 
 @st.composite
@@ -22,7 +31,8 @@ def specs(draw: st.DrawFn) -> VariantSpec:
     kind = draw(st.sampled_from("kr"))
     amounts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(layers), max_size=len(layers))), reverse=True)
     stages = tuple(
-        Stage(layer, keep=n) if kind == "k" else Stage(layer, percent=n) for layer, n in zip(layers, amounts, strict=True)
+        Stage(layer, keep=n) if kind == "k" else Stage(layer, percent=n)
+        for layer, n in zip(layers, amounts, strict=True)
     )
     fields = {"base": draw(st.sampled_from(BASES)), "stages": stages, "prompt": draw(st.sampled_from(names.PROMPTS))}
     fields["beam"] = draw(st.integers(1, 99))
@@ -110,8 +120,8 @@ def test_malformed_names_say_why_and_what_was_meant(name: str, reason: str, near
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rule": "best"}, {"row": "first"}, {"prompt": "cot"}, {"beam": 0}, {"beam": 100}, {"base": "a b"}, {"base": "a/b"},
-        {"base": "x_trunc_l1_k1"}, {"stages": (), "official": True}, {"stages": (Stage(0, 3),)},
+        {"rule": "best"}, {"row": "first"}, {"prompt": "cot"}, {"beam": 0}, {"beam": 100}, {"base": "a b"},
+        {"base": "a/b"}, {"base": "x_trunc_l1_k1"}, {"stages": (), "official": True}, {"stages": (Stage(0, 3),)},
         {"stages": (Stage(3, 3), Stage(3, 3))}, {"stages": (Stage(3, 3), Stage(4, 4))},
     ],
 )  # fmt: skip

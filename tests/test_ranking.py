@@ -61,7 +61,9 @@ def test_ties_go_to_the_lower_index() -> None:
     scores = torch.tensor([[1.0, 2.0, 2.0, 1.0, 2.0, 1.0]])
     everyone = torch.ones(1, 6, dtype=torch.bool)
     assert ranking.best(scores, everyone, torch.tensor([4])).tolist() == [[True, True, True, False, True, False]]
-    assert ranking.best(scores, everyone, torch.tensor([2]), lowest=True).tolist() == [[True, False, False, True, False, False]]
+    assert ranking.best(scores, everyone, torch.tensor([2]), lowest=True).tolist() == [
+        [True, False, False, True, False, False]
+    ]
 
 
 @settings(deadline=None)

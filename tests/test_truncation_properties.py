@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import BLOCKS, IMAGE, TinyModel, build
 
 from redrel_vlmeval.truncation import TruncationError, truncated
-from tiny_models import BLOCKS, IMAGE, TinyModel, build
 
 LAYOUT = "ttItttt"
 
@@ -51,8 +51,9 @@ def test_after_its_block_a_dropped_token_changes_nothing_and_a_kept_one_does(lla
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_to_drop_is_bit_for_bit_the_untouched_model(kernel: str, dtype: torch.dtype) -> None:
     tiny = build("llava", kernel, dtype)
-    for inputs, settings in ((tiny.prompt(LAYOUT), ("l2_k16", "l1_k500", "l2_r100", "l2_k16_official", "l1_k16_random")),
-                             (tiny.prompt("ttttt"), ("l0_k0", "l2_k0", "l2_k3_rowmean"))):  # fmt: skip
+    keep_all = ("l2_k16", "l1_k500", "l2_r100", "l2_k16_official", "l1_k16_random")
+    no_image = ("l0_k0", "l2_k0", "l2_k3_rowmean")
+    for inputs, settings in ((tiny.prompt(LAYOUT), keep_all), (tiny.prompt("ttttt"), no_image)):
         before = logits(tiny, inputs)
         words = tiny.model.generate(**inputs, max_new_tokens=5, do_sample=False)
         for setting in settings:
@@ -182,7 +183,10 @@ def test_hidden_states_come_back_at_full_length_with_what_they_left_with(llava: 
     left: list[torch.Tensor] = []
     second, norm = llava.model.model.language_model.layers[1], llava.model.model.language_model.norm
     final: list[torch.Tensor] = []
-    handles = [second.register_forward_hook(lambda _m, _a, out: left.append(out)), norm.register_forward_hook(lambda _m, a, _o: final.append(a[0]))]
+    handles = [
+        second.register_forward_hook(lambda _m, _a, out: left.append(out)),
+        norm.register_forward_hook(lambda _m, a, _o: final.append(a[0])),
+    ]
     with truncated(llava.model, "l2_k5") as trace:
         logits(llava, inputs)
     for handle in handles:

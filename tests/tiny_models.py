@@ -16,11 +16,18 @@ import transformers as tf
 BLOCKS = 5
 IMAGE = 99
 TEXT = {
-    "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": BLOCKS, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
-    "initializer_range": 0.3, "tie_word_embeddings": False,
+    "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 3, "initializer_range": 0.3, "tie_word_embeddings": False,
 }  # fmt: skip
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 24, "patch_size": 6}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 6,
+}
 
 
 @dataclass
@@ -37,13 +44,17 @@ class TinyModel:
         return self.batch([layout], seed)
 
     def batch(self, layouts: list[str], seed: int = 0, side: str = "left") -> dict[str, torch.Tensor]:
-        """Prompts padded to one length on ``side``; attention_mask only where needed... always given, as processors do."""
+        """Prompts padded to one length on ``side``; attention_mask is always given, as processors do."""
         generator = torch.Generator().manual_seed(seed)
         rows = []
         for layout in layouts:
             row = [1]
             for part in layout:
-                row += [IMAGE] * self.per_image if part == "I" else torch.randint(4, 90, (1,), generator=generator).tolist()
+                row += (
+                    [IMAGE] * self.per_image
+                    if part == "I"
+                    else torch.randint(4, 90, (1,), generator=generator).tolist()
+                )
             rows.append(row)
         longest = max(map(len, rows))
         ids, mask = [], []

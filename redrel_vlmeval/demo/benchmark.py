@@ -1,7 +1,8 @@
 """``RedRelShapes``: the benchmark in the box, in the host's TSV format, made on first use from a fixed seed.
 
-Columns beside the host's own: ``category`` (number of hops, or ``text``) and ``cells``, the grid cells (row * 8 + column)
-that the answer depends on, joined by commas. A cell is an image token, so ``cells`` are image token numbers too.
+Columns beside the host's own: ``category`` (number of hops, or ``text``) and ``cells``, the grid cells
+(row * 8 + column) that the answer depends on, joined by commas. A cell is an image token, so ``cells`` are image token
+numbers too.
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ def data_root() -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PermissionError(f"{root}: cannot be made ({error.strerror}); set LMUData to a folder you may write to") from error
+        raise PermissionError(
+            f"{root}: cannot be made ({error.strerror}); set LMUData to a folder you may write to"
+        ) from error
     return root
 
 
 def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
-    """The TSV in ``folder`` (default: :func:`data_root`), made or renewed when missing or different; never half-written.
+    """The TSV in ``folder`` (default: :func:`data_root`), made anew when missing or different; never half-written.
 
     Raises:
         PermissionError: the folder cannot be written to.
@@ -100,7 +103,9 @@ def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)
     except OSError as error:
-        raise PermissionError(f"{path}: cannot be written ({error.strerror}); set LMUData to a folder you may write to") from error
+        raise PermissionError(
+            f"{path}: cannot be written ({error.strerror}); set LMUData to a folder you may write to"
+        ) from error
     return path
 
 

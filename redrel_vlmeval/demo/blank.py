@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.models import llava_input
@@ -23,8 +29,16 @@ def vocabulary() -> list[str]:
     """Every word the pictures' questions can hold, sorted, after the special tokens and the answer letters."""
     texts = [llava_input.SYSTEM, "USER: ASSISTANT:", " ".join([*scenes.COLORS, *scenes.SHAPES, *scenes.DIRECTIONS])]
     texts += [llava_input.question_text({"question": "\n", "A": "x"}), llava_input.question_text({"question": ""})]
-    texts += [*scenes.FACTS, *scenes.PEOPLE, "likes the color. What does like?", "What color is the shape? What shape is the red one?"]
-    texts += ["What shape has the one that has the triangle's color?", "A B C D E F G H Yes No yes no 0 1 2 3 4 5 6 7 8 9"]
+    texts += [
+        *scenes.FACTS,
+        *scenes.PEOPLE,
+        "likes the color. What does like?",
+        "What color is the shape? What shape is the red one?",
+    ]
+    texts += [
+        "What shape has the one that has the triangle's color?",
+        "A B C D E F G H Yes No yes no 0 1 2 3 4 5 6 7 8 9",
+    ]
     words = {word for text in texts for word in re.findall(WORD, text)}
     return [*SPECIAL, *sorted(words)]
 
@@ -42,31 +56,65 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(vocab: int) -> LlavaForConditionalGeneration:
     """Random weights: CLIP tower (its second-last layer is read, as in LLaVA), projector, 8 decoder blocks."""
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        image_size=scenes.SIZE, patch_size=scenes.CELL, projection_dim=128,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=scenes.SIZE,
+        patch_size=scenes.CELL,
+        projection_dim=128,
     )
     text = LlamaConfig(
-        vocab_size=vocab, hidden_size=128, intermediate_size=352, num_hidden_layers=8, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=1024, initializer_range=INITIAL_STD,
-        bos_token_id=1, eos_token_id=2, pad_token_id=3, tie_word_embeddings=False,
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=INITIAL_STD,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        tie_word_embeddings=False,
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=SPECIAL.index("<image>"), image_seq_length=scenes.GRID**2,
-        vision_feature_layer=-2, vision_feature_select_strategy="default", projector_hidden_act="gelu",
+        vision_config=vision,
+        text_config=text,
+        image_token_id=SPECIAL.index("<image>"),
+        image_seq_length=scenes.GRID**2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
     )
     model = LlavaForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "position_embedding" not in name:
             torch.nn.init.normal_(weight, std=INITIAL_STD, generator=generator)
-    model.model.vision_tower.get_submodule("vision_model.embeddings" if hasattr(model.model.vision_tower, "vision_model") else "embeddings").position_embedding.weight.data[1:] = positions(128)
+    patch_positions(model.model.vision_tower).weight.data[1:] = positions(128)
     return model.float()
+
+
+def patch_positions(tower: torch.nn.Module) -> torch.nn.Embedding:
+    """The vision tower's position embedding; releases of transformers nest it differently.
+
+    Raises:
+        LookupError: no module of the tower has one.
+    """
+    for _name, module in tower.named_modules():
+        found = getattr(module, "position_embedding", None)
+        if isinstance(found, torch.nn.Embedding):
+            return found
+    raise LookupError(f"{type(tower).__name__}: no module with a position_embedding; expected CLIP's vision tower")
 
 
 def positions(width: int) -> torch.Tensor:
     """Sines and cosines of row and column in random directions, [64, width]: a step to a neighbour is a rotation."""
     cell = torch.arange(scenes.GRID**2)
-    angles = torch.stack([cell // scenes.GRID, cell % scenes.GRID])[..., None] * torch.arange(1, 5) * torch.pi / scenes.GRID
+    angles = (
+        torch.stack([cell // scenes.GRID, cell % scenes.GRID])[..., None] * torch.arange(1, 5) * torch.pi / scenes.GRID
+    )
     waves = torch.cat([angles.sin(), angles.cos()], -1).permute(1, 0, 2).flatten(1)
     directions = torch.randn(waves.shape[1], width, generator=torch.Generator().manual_seed(1)) / width**0.5
     return waves @ directions * 1.5
@@ -79,9 +127,18 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
     tokenizer.save_pretrained(folder)
     side = scenes.SIZE
     picture = {
-        "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor", "do_convert_rgb": True,
-        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3, "do_center_crop": True,
-        "crop_size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": MEAN, "image_std": STD,
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")

@@ -19,15 +19,14 @@ COLORS = {
     "green": (40, 200, 60),
     "blue": (60, 90, 255),
     "yellow": (240, 220, 50),
-    "purple": (170, 60, 200),
     "white": (245, 245, 245),
 }
-SHAPES = ("square", "frame", "cross", "triangle", "bar", "dot")
+SHAPES = ("square", "frame", "cross", "triangle", "bar")
 DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 CATEGORIES = ("one-hop", "two-hop", "three-hop", "text")
 BACKGROUND = (24, 24, 24)
 
-FACTS = {"grass": "green", "blood": "red", "snow": "white", "the sky": "blue", "a banana": "yellow", "a plum": "purple"}
+FACTS = {"grass": "green", "blood": "red", "snow": "white", "the sky": "blue", "a banana": "yellow"}
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Felix")
 
 
@@ -57,7 +56,7 @@ class Question:
 
 
 def glyph(shape: str) -> np.ndarray:
-    """Mask of a shape, bool [12, 12]; the six overlap little, so that one patch is enough to tell them apart."""
+    """Mask of a shape, bool [12, 12]; the five overlap little, so that one patch is enough to tell them apart."""
     y, x = np.mgrid[0:CELL, 0:CELL]
     inside = (x >= 1) & (x <= 10) & (y >= 1) & (y <= 10)
     masks = {
@@ -66,7 +65,6 @@ def glyph(shape: str) -> np.ndarray:
         "cross": inside & ((np.abs(x - y) <= 1) | (np.abs(x + y - 11) <= 1)),
         "triangle": inside & (np.abs(x - 5.5) <= (y - 0.5) / 2),
         "bar": inside & (y >= 4) & (y <= 7),
-        "dot": (x >= 4) & (x <= 7) & (y >= 4) & (y <= 7),
     }
     return masks[shape]
 
@@ -92,8 +90,26 @@ def neighbour(cell: int, direction: str) -> int | None:
     return row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
 
 
+def surroundings(things: list[Thing]) -> np.ndarray:
+    """What stands in and around every cell, [64 cells, 5 places, 2]: the cell itself and its four neighbours.
+
+    The two numbers are colour and shape, counted from 1; 0 is empty or off the grid.
+    """
+    grid = np.zeros((GRID**2, 2), np.int64)
+    for thing in things:
+        grid[thing.cell] = list(COLORS).index(thing.color) + 1, SHAPES.index(thing.shape) + 1
+    around = np.zeros((len(grid), 5, 2), np.int64)
+    around[:, 0] = grid
+    for cell in range(len(grid)):
+        for place, direction in enumerate(DIRECTIONS, start=1):
+            other = neighbour(cell, direction)
+            if other is not None:
+                around[cell, place] = grid[other]
+    return around
+
+
 def make_scene(rng: np.random.Generator) -> list[Thing]:
-    """A random scene of 9 to 12 glyphs in which at least one three-hop question has an answer.
+    """A random scene of 6 to 9 glyphs in which at least one three-hop question has an answer.
 
     One shape (the key) and its colour are planted: the key's shape is unique and exactly one other glyph has its
     colour; that one has a neighbour. The rest is filled at random, half of it next to glyphs already there.
@@ -103,7 +119,10 @@ def make_scene(rng: np.random.Generator) -> list[Thing]:
     colors = [c for c in COLORS if c != key_color]
     cells = rng.permutation(GRID * GRID).tolist()
     key, mate = cells[0], cells[1]
-    placed = {key: Thing(key, str(key_shape), str(key_color)), mate: Thing(mate, str(rng.choice(shapes)), str(key_color))}
+    placed = {
+        key: Thing(key, str(key_shape), str(key_color)),
+        mate: Thing(mate, str(rng.choice(shapes)), str(key_color)),
+    }
 
     def fill(cell: int) -> None:
         placed[cell] = Thing(cell, str(rng.choice(shapes)), str(rng.choice(colors)))
@@ -112,7 +131,7 @@ def make_scene(rng: np.random.Generator) -> list[Thing]:
         around = [n for d in DIRECTIONS if (n := neighbour(anchor, d)) is not None and n not in placed]
         if around:
             fill(int(rng.choice(around)))
-    total = int(rng.integers(9, 13))
+    total = int(rng.integers(6, 10))
     for cell in cells:
         if len(placed) >= total:
             break
@@ -134,6 +153,11 @@ def _named(thing: Thing, attribute: str) -> str:
     return f"the {thing.shape}" if attribute == "shape" else f"the {thing.color} one"
 
 
+def _beside(at: dict[int, Thing], cell: int, direction: str) -> Thing | None:
+    next_cell = neighbour(cell, direction)
+    return None if next_cell is None else at.get(next_cell)
+
+
 def visual_questions(things: list[Thing]) -> dict[str, list[Question]]:
     """Every question with exactly one answer in the scene, by category."""
     at = {t.cell: t for t in things}
@@ -141,15 +165,17 @@ def visual_questions(things: list[Thing]) -> dict[str, list[Question]]:
     for thing in _only(things, "shape"):
         found["one-hop"].append(Question("one-hop", f"What color is the {thing.shape}?", thing.color, (thing.cell,)))
     for thing in _only(things, "color"):
-        found["one-hop"].append(Question("one-hop", f"What shape is the {thing.color} one?", thing.shape, (thing.cell,)))
+        found["one-hop"].append(
+            Question("one-hop", f"What shape is the {thing.color} one?", thing.shape, (thing.cell,))
+        )
     for attribute in ("shape", "color"):
         for thing in _only(things, attribute):
             for direction in DIRECTIONS:
-                other = at.get(neighbour(thing.cell, direction))
+                other = _beside(at, thing.cell, direction)
                 if other is None:
                     continue
                 place = f"{direction} {_named(thing, attribute)}?"
-                cells = (thing.cell, other.cell)
+                cells: tuple[int, ...] = (thing.cell, other.cell)
                 found["two-hop"].append(Question("two-hop", f"What shape is {place}", other.shape, cells))
                 found["two-hop"].append(Question("two-hop", f"What color is the shape {place}", other.color, cells))
     for thing in _only(things, "shape"):
@@ -160,7 +186,7 @@ def visual_questions(things: list[Thing]) -> dict[str, list[Question]]:
         cells = (thing.cell, mate.cell)
         found["two-hop"].append(Question("two-hop", f"What shape has the {thing.shape}'s color?", mate.shape, cells))
         for direction in DIRECTIONS:
-            other = at.get(neighbour(mate.cell, direction))
+            other = _beside(at, mate.cell, direction)
             if other is None or other is thing:
                 continue
             place = f"{direction} the one that has the {thing.shape}'s color?"

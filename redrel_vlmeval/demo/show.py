@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tabulate import tabulate
 
 from redrel_vlmeval import figures, hostrun, results, sheets
-from redrel_vlmeval.demo import benchmark
+from redrel_vlmeval.demo import benchmark, kept
 
 BASE = "redrel_tiny"
 LAYERS, KEEPS = (1, 2, 3, 4, 6), (0, 8, 32)
@@ -41,13 +42,24 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     prepare(work_dir)
     data = "RedRelShapes_MINI" if quick else "RedRelShapes"
     models = variants(quick)
-    command = [*runner_command(runner), "--model", *models, "--data", data, "--judge", "exact_matching", "--work-dir", str(work_dir), "--reuse"]
+    command = [
+        *runner_command(runner),
+        "--model",
+        *models,
+        "--data",
+        data,
+        "--judge",
+        "exact_matching",
+        "--work-dir",
+        str(work_dir),
+        "--reuse",
+    ]
     console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
     follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.leaderboard(found)))
-    for path in (*(sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")), draw(found, data, work_dir)):
+    for path in write(found, data, work_dir):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
     for model, name, reason in found.failed:
@@ -55,8 +67,23 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     return int(bool(found.failed))
 
 
+def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
+    """Print how often the cells that matter were kept; write it, the sheets and the figure of accuracy against K."""
+    written = [sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")]
+    needed = kept.needed_cells_kept(found, data)
+    if not needed.empty:
+        print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
+        print(tabulate(needed.values.tolist(), headers=[*needed.columns], floatfmt=".1f", showindex=False))
+        written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
+    frame, baseline = results.category_curves(found, BASE, data)
+    if not frame.empty:
+        title = f"{BASE} on {data}: accuracy over image tokens kept"
+        written.append(figures.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
+    return written
+
+
 def prepare(work_dir: Path) -> None:
-    """The work dir and the data folder, made and tried before anything runs; LMUData defaults to one inside the work dir."""
+    """Make and try the work dir and the data folder before anything runs; LMUData defaults to inside the work dir."""
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
         (work_dir / ".writable").touch()
@@ -85,7 +112,8 @@ def follow(command: list[str], work_dir: Path, models: list[str], data: str, con
     """Run the command with its output in ``runner.log`` and a bar that counts the questions answered."""
     log = work_dir / "runner.log"
     total = len(models) * len(benchmark.make(data))
-    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    # more threads than one only wait for each other on a model this small
+    environment = {"OMP_NUM_THREADS": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with open(log, "wb") as output, Progress(*columns, console=console) as progress:
         task = progress.add_task("starting the host", total=total)
@@ -112,10 +140,3 @@ def answered(work_dir: Path, models: list[str], data: str) -> int:
         for path in (work_dir / model).rglob(f"{model}_{data}_redrel*.jsonl"):
             count += path.read_bytes().count(b"\n")
     return count
-
-
-def draw(found: results.Results, data: str, work_dir: Path) -> Path:
-    """Accuracy against K for each L, all questions and by category."""
-    frame, baseline = results.category_curves(found, BASE, data)
-    path = work_dir / "accuracy_against_keep.png"
-    return figures.accuracy_against_keep(frame, baseline, path, f"{BASE} on {data}: accuracy over image tokens kept")

@@ -1,4 +1,4 @@
-"""Finding and loading a LLaVA-1.5 checkpoint in transformers' format: a hub name or a local folder, or one clear error."""
+"""A LLaVA-1.5 checkpoint in transformers' format, found by hub name or local folder and loaded, or one clear error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
     if local.is_dir():
         file = local / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{path}: the folder holds no config.json; give a folder saved with save_pretrained, or one of {HUB_NAMES}")
+            raise CheckpointError(
+                f"{path}: the folder holds no config.json; "
+                f"give a folder saved with save_pretrained, or one of {HUB_NAMES}"
+            )
     elif path.startswith(("/", "./", "../", "~")) or path.count("/") != 1:
         raise CheckpointError(f"{path}: no such folder, and not a hub name like {HUB_NAMES}")
     else:
@@ -80,7 +83,9 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind != "llava" or "text_config" not in config or "vision_config" not in config:
         original = " (this is the original repository's format)" if kind == "llava" else ""
-        raise CheckpointError(f"{path}: architecture {kind!r}{original}, expected LLaVA-1.5 in transformers' format, such as {HUB_NAMES}")
+        raise CheckpointError(
+            f"{path}: architecture {kind!r}{original}, expected LLaVA-1.5 in transformers' format, such as {HUB_NAMES}"
+        )
     return config
 
 
@@ -104,21 +109,25 @@ def read_preprocessing(path: str, revision: str | None, config: dict[str, Any]) 
     try:
         found, _ = CLIPImageProcessor.get_image_processor_dict(path, revision=revision)
     except OSError as error:
-        raise CheckpointError(f"{path}: no preprocessor_config.json ({error}); the checkpoint is incomplete, fetch it again") from error
+        raise CheckpointError(
+            f"{path}: no preprocessor_config.json ({error}); the checkpoint is incomplete, fetch it again"
+        ) from error
     found = found.get("image_processor", found)
     size = config["vision_config"].get("image_size", 336)
     return Preprocessing(int(size), tuple(found["image_mean"]), tuple(found["image_std"]))
 
 
 def weight_files(path: str, revision: str | None) -> tuple[int, str]:
-    """(bytes of weights, revision): the hub's commit, or for a folder a digest of its weight files' content or sizes."""
+    """(bytes of weights, revision): the hub's commit, or a digest of a folder's weight files (content or sizes)."""
     local = Path(path)
     if not local.is_dir():
         index = Path(_from_hub(path, "config.json", revision))
         return sum(f.stat().st_size for f in index.parent.glob("*.safetensors")) or SMALL + 1, index.parent.name
     files = sorted([*local.glob("*.safetensors"), *local.glob("*.bin")])
     if not files:
-        raise CheckpointError(f"{path}: no weights (*.safetensors or *.bin) beside config.json; the checkpoint is incomplete")
+        raise CheckpointError(
+            f"{path}: no weights (*.safetensors or *.bin) beside config.json; the checkpoint is incomplete"
+        )
     total = sum(f.stat().st_size for f in files)
     digest = hashlib.sha256()
     for file in files:
@@ -141,8 +150,13 @@ def load(path: str, revision: str | None, placement: Placement, kernel: str) -> 
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be loaded: {reason}. Fetch it again (`hf download {path}`) or check model_path") from error
+        raise CheckpointError(
+            f"{path}: cannot be loaded: {reason}. Fetch it again (`hf download {path}`) or check model_path"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CheckpointError(f"{path}: the checkpoint lacks {len(missing)} weights, first {missing[0]!r}; it is incomplete or of another model")
+        raise CheckpointError(
+            f"{path}: the checkpoint lacks {len(missing)} weights, first {missing[0]!r}; "
+            "it is incomplete or of another model"
+        )
     return model.to(placement.device).eval(), tokenizer

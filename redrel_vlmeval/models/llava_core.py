@@ -43,6 +43,7 @@ class LlavaCore:
         self.preprocessing = checkpoint.read_preprocessing(path, revision, config)
         placement = checkpoint.choose_placement(device, dtype, size)
         self.model, self.tokenizer = checkpoint.load(path, revision, placement, attn)
+        self.sentencepiece = "\u2581" in self.tokenizer.get_vocab()
         self.device, self.dtype = torch.device(placement.device), placement.dtype
         self.backend = f"transformers {type(self.model).__name__}"
         self.generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2048, "use_cache": True} | generation
@@ -52,12 +53,21 @@ class LlavaCore:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a piece of text, without special tokens around it."""
+        if self.sentencepiece:
+            return llava_input.sentencepiece_ids(text, self._tokenize, self.tokenizer.eos_token_id)
+        return self._tokenize(text)
+
+    def _tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def inputs(self, prompt: str, paths: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Prompt with ``<image>`` marks and the pictures' paths -> input_ids, attention_mask [1, s], pixel_values [n, 3, h, w]."""
-        if prompt.count(llava_input.IMAGE) != len(paths):
-            raise ValueError(f"the prompt has {prompt.count(llava_input.IMAGE)} {llava_input.IMAGE} marks for {len(paths)} pictures; text must not contain {llava_input.IMAGE!r}")
+        """Prompt with ``<image>`` marks, paths -> input_ids and attention_mask [1, s], pixel_values [n, 3, h, w]."""
+        marks = prompt.count(llava_input.IMAGE)
+        if marks != len(paths):
+            raise ValueError(
+                f"the prompt has {marks} {llava_input.IMAGE} marks for {len(paths)} pictures; "
+                f"text must not contain {llava_input.IMAGE!r}"
+            )
         image_token = self.model.config.image_token_id
         ids = llava_input.token_ids(prompt, self.encode, self.tokenizer.bos_token_id, image_token, self.per_image)
         tensors = {"input_ids": torch.tensor([ids], device=self.device)}

@@ -49,7 +49,7 @@ def question_text(line: Mapping[str, Any]) -> str:
 
 
 def join_content(content: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """One turn's items -> its text with `` <image> `` where a picture stands, and the paths of the pictures in order."""
+    """One turn's items -> its text with `` <image> `` where a picture stands, and the pictures' paths in order."""
     text, paths = "", []
     for item in content:
         if item["type"] == "text":
@@ -77,7 +77,9 @@ def chat_prompt(turns: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
     return prompt + "ASSISTANT: ", paths
 
 
-def token_ids(prompt: str, encode: Callable[[str], list[int]], bos: int | None, image: int, per_image: int) -> list[int]:
+def token_ids(
+    prompt: str, encode: Callable[[str], list[int]], bos: int | None, image: int, per_image: int
+) -> list[int]:
     """Token ids of a prompt, each ``<image>`` as ``per_image`` image tokens.
 
     The text between pictures is tokenised piece by piece, as the original code does: with ``encode`` (no special
@@ -88,6 +90,23 @@ def token_ids(prompt: str, encode: Callable[[str], list[int]], bos: int | None, 
         if number:
             ids += [image] * per_image
         ids += encode(piece)
+    return ids
+
+
+def sentencepiece_ids(text: str, tokenize: Callable[[str], list[int]], eos: int) -> list[int]:
+    """Token ids of a piece of text as the original's sentencepiece tokenizer gives them.
+
+    One space is put before every piece, also before one that begins with a space, and none after ``</s>``. Tokenizers
+    differ there from release to release, so each part is tokenised behind a line break, which merges with nothing.
+    """
+    mark = tokenize("\n")
+    ids: list[int] = []
+    for number, part in enumerate(text.split(STOP)):
+        if number:
+            ids.append(eos)
+        elif part:
+            part = f" {part}"
+        ids += tokenize(f"\n{part}")[len(mark) :]
     return ids
 
 
@@ -106,6 +125,7 @@ def pixels(picture: Image.Image, size: int, mean: Sequence[float], std: Sequence
     """Pad to a square, resize (bicubic), scale to 0..1, normalise: float32 [3, size, size]."""
     square = pad_to_square(picture.convert("RGB"), mean)
     resized = square.resize((size, size), Image.Resampling.BICUBIC)
-    values = np.asarray(resized, np.float32) * np.float32(1 / 255)
+    # scaled in double precision, as CLIP's processor does: in single the last bit differs
+    values: np.ndarray = (np.asarray(resized) * (1 / 255)).astype(np.float32)
     values = (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return values.transpose(2, 0, 1)

@@ -37,7 +37,12 @@ def asked_by_host() -> HostQuestion | None:
     frame = sys._getframe(1)
     while frame is not None:
         names = frame.f_locals
-        if frame.f_globals.get("__name__") in HOST_MODULES and {"idx", "work_dir", "model_name", "dataset_name"} <= names.keys():
-            return HostQuestion(names["idx"], str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"])))
+        if (
+            frame.f_globals.get("__name__") in HOST_MODULES
+            and {"idx", "work_dir", "model_name", "dataset_name"} <= names.keys()
+        ):
+            return HostQuestion(
+                names["idx"], str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
+            )
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -59,11 +59,18 @@ class Recorder:
         if asked is None or file is None:
             return
         prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
-        head = {"version": 1, "index": asked.index, "model": asked.model, "dataset": asked.dataset, "base": self.spec.base, "setting": self.spec.setting}
+        head = {
+            "version": 1,
+            "index": asked.index,
+            "model": asked.model,
+            "dataset": asked.dataset,
+            "base": self.spec.base,
+            "setting": self.spec.setting,
+        }
         file.append(head | costs(meter, prompt, self.spec) | self.facts | {"time": now()})
 
     def _open(self, path: Path) -> RecordFile:
-        """The file for ``path``, opened (and locked) before the first answer, so that a second run stops before it starts."""
+        """The file for ``path``, opened and locked before the first answer: a second run stops before it starts."""
         if path not in self._files:
             for other in self._files.values():
                 other.close()

@@ -35,9 +35,14 @@ class TruncatedVLM(BaseModel):
         super().__init__()
         parsed = parse(spec)
         name = base if isinstance(base, str) else parsed.base
-        self.spec = VariantSpec(name, parsed.stages, parsed.rule, parsed.row, parsed.official, parsed.prompt, parsed.beam)
+        self.spec = VariantSpec(
+            name, parsed.stages, parsed.rule, parsed.row, parsed.official, parsed.prompt, parsed.beam
+        )
         if self.spec.prompt != "stock":
-            raise KeyError(f"{self.spec}: prompt {self.spec.prompt!r} is not available yet; leave the suffix out for the stock prompt")
+            raise KeyError(
+                f"{self.spec}: prompt {self.spec.prompt!r} is not available yet; "
+                "leave the suffix out for the stock prompt"
+            )
         self.inner = self._build(base, table, kwargs) if isinstance(base, str) else base
         self.torch_model = find_torch_model(self.inner, str(self.spec))
         if self.spec.stages:
@@ -62,10 +67,14 @@ class TruncatedVLM(BaseModel):
         config = getattr(self.torch_model, "config", None)
         weights = getattr(config, "_name_or_path", None) or getattr(self.inner, "model_path", None)
         kind = type(self.inner)
-        return {"backend": f"{kind.__module__}.{kind.__name__}", "weights": weights, "revision": getattr(config, "_commit_hash", None)}
+        return {
+            "backend": f"{kind.__module__}.{kind.__name__}",
+            "weights": weights,
+            "revision": getattr(config, "_commit_hash", None),
+        }
 
     @property
-    def INTERLEAVE(self) -> bool:  # noqa: N802 (the host's name)
+    def INTERLEAVE(self) -> bool:
         return bool(getattr(self.inner, "INTERLEAVE", False))
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Image-token truncation inside transformers' decoders, from outside: ``with truncated(model, "l5_k128") as trace:``."""
+"""Image-token truncation of transformers' decoders from outside: ``with truncated(model, "l5_k128") as trace:``."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class BlockShape:
 
 @dataclass
 class NativeDecoder:
-    """A transformers-native decoder laid out like LLaMA: ``layers`` of blocks with ``self_attn``, ``embed_tokens``, ``norm``.
+    """A transformers-native decoder laid out like LLaMA: ``embed_tokens``, ``layers`` with ``self_attn``, ``norm``.
 
     ``root`` is the model as called, ``text`` the module that owns the blocks.
     """
@@ -99,11 +99,13 @@ class NativeDecoder:
         return kwargs.get("past_key_value") if cache is None else cache
 
     def shorten(self, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
-        """A block's prefill arguments for the positions of ``view``: rotary tables, masks, positions; made once a forward."""
+        """A block's prefill arguments (rotary tables, masks, positions) cut to ``view``; made once a forward."""
         short = dict(kwargs)
         if kwargs.get("position_embeddings") is not None:
             rotary = kwargs["position_embeddings"]
-            short["position_embeddings"] = self._once(rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary))
+            short["position_embeddings"] = self._once(
+                rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary)
+            )
         short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask))
         if kwargs.get("position_ids") is not None:
             # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
@@ -134,11 +136,13 @@ class NativeDecoder:
     def _mask(self, kwargs: Mapping[str, Any], view: View, make: Callable[[Any], Any]) -> Any:
         mask = kwargs.get("attention_mask")
         if mask is not None and not isinstance(mask, torch.Tensor):
-            raise TruncationError(f"attention mask of type {type(mask).__name__}: use attn_implementation sdpa, eager or flash")
+            raise TruncationError(
+                f"attention mask of type {type(mask).__name__}: use attn_implementation sdpa, eager or flash"
+            )
         return self._once(mask, view, lambda: make(mask))
 
     def _once(self, source: Any, view: View, make: Callable[[], Any]) -> Any:
-        """Blocks are handed the same objects; each is shortened once per view. The source is kept alive: ids are reused."""
+        """Blocks share their arguments: each is shortened once per view, its source kept alive as ids are reused."""
         key = (id(source), id(view))
         if key not in self._memo:
             self._memo[key] = (make(), (source, view))
@@ -146,7 +150,7 @@ class NativeDecoder:
 
     @contextmanager
     def probe(self, block: int, observer: Observer) -> Iterator[None]:
-        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees block number ``block`` (0-based) attend.
+        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees block ``block`` (0-based) attend.
 
         The block's attention is given a copy of its config that names our function in transformers' attention
         registry; it calls the model's own kernel and shows the observer the very tensors that the kernel was given.
@@ -172,7 +176,9 @@ def _register_probe() -> None:
         ALL_ATTENTION_FUNCTIONS[PROBE] = _probe_attention
 
 
-def _probe_attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+def _probe_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> Any:
     """The model's own kernel, after the observer has seen its inputs."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -197,15 +203,17 @@ def find_decoder(model: nn.Module) -> NativeDecoder:
     found = [m for m in model.modules() if _is_text_decoder(m)]
     if len(found) != 1:
         raise TruncationError(
-            f"{type(model).__name__}: unknown decoder ({len(found)} modules with embed_tokens, norm and layers[*].self_attn, "
-            f"expected one). Supported: transformers-native decoders laid out like LLaMA (LLaVA, LLaVA-NeXT, "
-            f"LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
+            f"{type(model).__name__}: unknown decoder ({len(found)} modules with embed_tokens, norm and "
+            f"layers[*].self_attn, expected one). Supported: transformers-native decoders laid out like LLaMA "
+            f"(LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
         )
     config = getattr(model, "config", None)
     token = getattr(config, "image_token_id", None)
     token = getattr(config, "image_token_index", None) if token is None else token
     if token is None:
-        raise TruncationError(f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?")
+        raise TruncationError(
+            f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?"
+        )
     text = found[0]
     blocks = list(text.layers)[: getattr(text.config, "num_hidden_layers", None)]
     return NativeDecoder(model, text, blocks, int(token))
@@ -248,7 +256,9 @@ def check_cache(cache: Any, longest: int) -> None:
     if cache is None:
         return
     if not isinstance(cache, DynamicCache):
-        raise TruncationError(f"KV cache of type {type(cache).__name__}: blocks must be free to differ in length, use DynamicCache")
+        raise TruncationError(
+            f"KV cache of type {type(cache).__name__}: blocks must be free to differ in length, use DynamicCache"
+        )
     for layer in getattr(cache, "layers", []):
         window = getattr(layer, "sliding_window", None)
         if getattr(layer, "is_sliding", False) and window is not None and longest > window:

@@ -26,6 +26,7 @@ from redrel_vlmeval.truncation.decoders import (
 )
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.prompt import Prompt
+from redrel_vlmeval.truncation.refusals import check_generation, check_setting
 from redrel_vlmeval.truncation.trace import Trace
 from redrel_vlmeval.truncation.views import View, take
 
@@ -49,7 +50,7 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
     """
     spec = parse(spec) if isinstance(spec, str) else spec
     decoder = find_decoder(model)
-    _check(spec, decoder)
+    check_setting(spec, decoder)
     with ExitStack() as undo:
         if decoder.text in _active:
             raise TruncationError(f"{spec}: this model is truncated already; leave the other truncated() first")
@@ -58,19 +59,6 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
         engine = _Engine(decoder, spec)
         engine.attach(undo)
         yield engine.trace
-
-
-def _check(spec: VariantSpec, decoder: NativeDecoder) -> None:
-    blocks = len(decoder.blocks)
-    if not spec.stages:
-        raise TruncationError(f"{spec or 'empty spec'}: no stage, nothing to truncate (write l<L>_k<K>)")
-    for stage in spec.stages:
-        if stage.layer >= blocks:
-            raise TruncationError(f"{spec}: layer {stage.layer} of {stage}, but the decoder has {blocks} blocks: L is 0 to {blocks - 1}")
-    if spec.official and decoder.kernel not in ("sdpa", "eager"):
-        raise TruncationError(f"{spec}: official mode masks keys, which kernel {decoder.kernel!r} cannot; load with sdpa or eager")
-    if decoder.kernel.startswith(("flex", "paged")):
-        raise TruncationError(f"{spec}: attention kernel {decoder.kernel!r} is not supported; load with sdpa, eager or flash_attention_2")
 
 
 class _Engine:
@@ -109,7 +97,7 @@ class _Engine:
             undo.callback(handle.remove)
         if hasattr(root, "generate"):
             own = {"generate": root.__dict__["generate"]} if "generate" in root.__dict__ else {}
-            root.generate = self._generate(root.generate)  # type: ignore[assignment]
+            root.generate = self._generate(root.generate)
             undo.callback(root.__dict__.update, own)
             undo.callback(root.__dict__.pop, "generate", None)
 
@@ -117,7 +105,7 @@ class _Engine:
         """``generate`` as it was, but known to be one prompt from its first forward call to its last."""
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            self._refuse_generation(kwargs)
+            check_generation(self.spec, self.decoder, kwargs)
             self._forget()
             self.generating = True
             try:
@@ -126,14 +114,6 @@ class _Engine:
                 self.generating = False
 
         return generate
-
-    def _refuse_generation(self, kwargs: dict[str, Any]) -> None:
-        """Ways of generating that split the prompt or crop the cache, from the call or the model's generation config."""
-        config = kwargs.get("generation_config") or getattr(self.decoder.root, "generation_config", None)
-        for name in ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens"):
-            value = kwargs.get(name) or getattr(config, name, None)
-            if value is not None:
-                raise TruncationError(f"{self.spec}: generate({name}=...) splits the prompt or crops the cache, which truncation does not support")
 
     def _forget(self) -> None:
         if self.undo_length is not None:
@@ -145,11 +125,13 @@ class _Engine:
     def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.decoder.read_call(args, kwargs)
         if call.input_ids is None:
-            raise TruncationError(f"{self.spec}: the model was called without input_ids, so its image tokens cannot be found")
+            raise TruncationError(
+                f"{self.spec}: the model was called without input_ids, so its image tokens cannot be found"
+            )
         ids = call.input_ids
         self.length, self.saved, self.grown = ids.shape[1], [], {}
         if call.past:
-            self._enter_step(call)
+            self._enter_step(call, ids)
         elif self.generating and self.prompt is not None and self.prompt.cache is None and self.prompt.recomputes(ids):
             self.phase = "recompute"
         else:
@@ -158,15 +140,18 @@ class _Engine:
             self.phase = "prefill"
             self.trace.prompts += self.prompt.traces
 
-    def _enter_step(self, call: Call) -> None:
+    def _enter_step(self, call: Call, ids: torch.Tensor) -> None:
         if self.prompt is None or call.cache is not self.prompt.cache:
             raise TruncationError(
                 f"{self.spec}: continues a KV cache of {call.past} tokens that was not filled inside this "
                 "truncated(): its image tokens were not ranked. Give the whole prompt in one call"
             )
         # a model may well utter an image token; more than one token, or pixels, is a prompt
-        if (self.length > 1 or call.pictures) and bool((call.input_ids == self.decoder.image_token).any()):
-            raise TruncationError(f"{self.spec}: a chunked or continued prefill brings image tokens after the first call; give the whole prompt in one call")
+        if (self.length > 1 or call.pictures) and bool((ids == self.decoder.image_token).any()):
+            raise TruncationError(
+                f"{self.spec}: a chunked or continued prefill brings image tokens after the first call; "
+                "give the whole prompt in one call"
+            )
         self.phase = "step"
 
     def _leave(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
@@ -194,7 +179,9 @@ class _Engine:
 
     def _first_block(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.phase is None or self.prompt is None:
-            raise TruncationError(f"{self.spec}: the decoder was called below the model given to truncated(); call the model itself")
+            raise TruncationError(
+                f"{self.spec}: the decoder was called below the model given to truncated(); call the model itself"
+            )
         hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.shape[1] != self.length:
             raise TruncationError(
@@ -234,7 +221,9 @@ class _Engine:
         return torch.zeros(prompt.ids.shape, device=scores.device).scatter(1, view.index, scores)
 
     def _before(self, block: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        def before(
+            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
             prompt = self.prompt
             stage = prompt.stage_before(block) if prompt is not None else None
             if prompt is None or stage is None:
@@ -262,7 +251,10 @@ class _Engine:
         if stage.layer in prompt.keeps:
             return
         if self.by_attention and stage.layer > 0:
-            raise TruncationError(f"{self.spec}: block {stage.layer} did not attend through transformers' attention interface, so its image tokens were not ranked")
+            raise TruncationError(
+                f"{self.spec}: block {stage.layer} did not attend through transformers' attention interface, "
+                "so its image tokens were not ranked"
+            )
         prompt.decide(stage, None)
 
     def _drop(self, prompt: Prompt, view: View, stage: Stage, hidden: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,9 @@ class Prompt:
     Shapes: b prompts, s positions (padded). ``image`` and ``real`` are bool [b, s].
     """
 
-    def __init__(self, spec: VariantSpec, ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token: int, blocks: int) -> None:
+    def __init__(
+        self, spec: VariantSpec, ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token: int, blocks: int
+    ) -> None:
         self.spec, self.ids, self.blocks = spec, ids, blocks
         self.image = ids == image_token
         if attention_mask is None:
@@ -27,7 +29,9 @@ class Prompt:
         elif attention_mask.ndim == 2 and attention_mask.shape == ids.shape:
             self.real = attention_mask.bool()
         else:
-            raise TruncationError(f"{spec}: attention_mask of shape {list(attention_mask.shape)} at prefill, expected {list(ids.shape)}")
+            raise TruncationError(
+                f"{spec}: attention_mask of shape {list(attention_mask.shape)} at prefill, expected {list(ids.shape)}"
+            )
         counts = torch.stack([(self.image & self.real).sum(1), self.real.sum(1)]).tolist()
         self.image_counts: list[int] = counts[0]
         self.real_counts: list[int] = counts[1]
@@ -61,7 +65,7 @@ class Prompt:
         return earlier[-1] if earlier else self.image & self.real
 
     def query_rows(self, stage: Stage, length: int, view: View | None) -> torch.Tensor:
-        """Query rows to rank by, as positions [b, r] among those of ``view``; ``length`` tokens were given this call."""
+        """Query rows to rank by, as positions [b, r] among those of ``view``; this call was given ``length`` tokens."""
         real = self.real
         if length > real.shape[1]:
             real = torch.nn.functional.pad(real, (0, length - real.shape[1]), value=True)
@@ -96,7 +100,10 @@ class Prompt:
             scores = torch.zeros(candidates.shape, device=candidates.device) if scores is None else scores  # l0_k0
             keep = ranking.best(scores, candidates, counts, lowest=self.spec.rule == "lowest")
         self.keeps[stage.layer] = keep
-        remaining = [real - image + min(k, image) for real, image, k in zip(self.real_counts, self.image_counts, wanted, strict=True)]
+        remaining = [
+            real - image + min(k, image)
+            for real, image, k in zip(self.real_counts, self.image_counts, wanted, strict=True)
+        ]
         if not self.spec.official:
             stays = self.real & (~self.image | keep)
             self.views[stage.layer] = View.of(stage.layer, stays, remaining)
@@ -113,7 +120,7 @@ class Prompt:
                 trace.tokens[stage.layer :] = [remaining[row]] * after
 
     def kept_numbers(self) -> list[dict[int, list[int]]]:
-        """For each prompt: stage layer -> numbers of the kept image tokens within its image tokens, where any were dropped."""
+        """For each prompt: stage layer -> kept image tokens, numbered among its image tokens, if any were dropped."""
         numbers = (self.image & self.real).long().cumsum(1) - 1
         kept: list[dict[int, list[int]]] = [{} for _ in self.traces]
         for stage in self.stages:
@@ -125,5 +132,5 @@ class Prompt:
 
 
 def place_in(view: View, positions: torch.Tensor) -> torch.Tensor:
-    """Full positions [b, r], all held by ``view`` -> their place in it, [b, r]; a position that is gone: the next one held."""
+    """Full positions [b, r] -> their places in ``view``, [b, r]; for a position that is gone, the next one held."""
     return torch.searchsorted(view.index.contiguous(), positions.contiguous())

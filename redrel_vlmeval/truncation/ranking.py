@@ -50,7 +50,7 @@ def attention_rows(
 
 
 def best(scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, lowest: bool = False) -> torch.Tensor:
-    """The ``counts[i]`` candidates with the highest scores of each row (eq. 10), or the lowest; ties go to the lower index.
+    """The ``counts[i]`` candidates of each row that score highest (eq. 10), or lowest; ties go to the lower index.
 
     Args:
         scores: float [b, n]; candidates: bool [b, n]; counts: long [b].
@@ -60,12 +60,14 @@ def best(scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, l
     """
     signed = -scores if lowest else scores
     order = signed.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    place = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return candidates & (place < counts[:, None])
 
 
 def uniform(candidates: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """``counts[i]`` evenly spaced candidates of each row, bool [b, n]: number j of m is kept where floor(j k / m) steps."""
+    """``counts[i]`` evenly spaced candidates a row, bool [b, n]: number j of m is kept where floor(j k / m) steps."""
     number = candidates.long().cumsum(1)
     total = candidates.sum(1, keepdim=True).clamp(min=1)
     counts = counts[:, None]

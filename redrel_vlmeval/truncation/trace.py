@@ -1,4 +1,4 @@
-"""What a truncated model did, prompt by prompt: the numbers that sheets print and tests compare with what was declared."""
+"""What a truncated model did, prompt by prompt: the numbers that sheets print and tests compare with the claims."""
 
 from __future__ import annotations
 

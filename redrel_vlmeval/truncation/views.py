@@ -11,8 +11,9 @@ import torch
 class View:
     """The positions of the full prompt, length ``length``, that blocks after ``layer`` hold.
 
-    ``index`` is long [b, n], ascending. Prompts of a batch can keep different numbers of tokens: shorter rows are filled
-    with positions that nobody may attend to, and ``valid`` (bool [b, n]) is then False there; None when all are real.
+    ``index`` is long [b, n], ascending. Prompts of a batch can keep different numbers of tokens: shorter rows are
+    filled with positions that nobody may attend to, and ``valid`` (bool [b, n]) is then False there; None when all are
+    real.
     """
 
     layer: int
@@ -67,7 +68,7 @@ class View:
         return short | own if short.dtype == torch.bool else short.masked_fill(own, 0)
 
     def column_mask(self, mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor | None:
-        """A decode mask (None, [b, 1, q, S] or [b, S] over full-length keys) for the ``keys`` that this view's cache holds."""
+        """A decode mask (None, [b, 1, q, S] or [b, S], full-length keys) for the ``keys`` of this view's cache."""
         grown = self.extended(self.length + keys - self.index.shape[1])
         if mask is not None and mask.ndim == 2:
             short = mask.gather(1, grown.index)

@@ -1,0 +1,130 @@
+"""The curriculum of ``redrel_tiny`` and its batches: step -> tensors, always the same for a seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from redrel_vlmeval.demo import scenes
+from redrel_vlmeval.demo.blank import MEAN, STD
+from redrel_vlmeval.models import llava_input
+
+TRAIN_SEED = 1_000_000  # pictures of the benchmark use seeds below this: see benchmark.py
+PLACEHOLDER = [{"type": "image", "value": ""}]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Shares of open answers, categories and idle context sentences; passed at ``enough`` right, or at ``until``."""
+
+    open_share: float
+    categories: tuple[float, ...]
+    hints: float
+    enough: float
+    until: float
+
+
+LESSONS = (
+    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, 0.8, 0.4),
+    Lesson(0.3, (0.2, 0.4, 0.33, 0.07), 0.2, 0.85, 0.6),
+    Lesson(0.2, (0.15, 0.35, 0.42, 0.08), 0.3, 1.1, 1.1),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as token ids after the picture; the first ``prompt`` are the prompt, number ``mark`` is its ``?``."""
+
+    question: scenes.Question
+    tokens: list[int]
+    prompt: int
+    mark: int
+    word: int  # the answer in one word, also where the prompt asks for a letter
+
+
+class Batches:
+    """Endless training batches: step -> tensors, the same for the same seed and step."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, image_id: int, pictures: int, questions: int, seed: int
+    ) -> None:
+        self.tokenizer, self.image_id = tokenizer, image_id
+        self.pictures, self.questions, self.seed = pictures, questions, seed
+        self.tokens = scenes.GRID**2
+        prompt, _ = llava_input.single_prompt(PLACEHOLDER)
+        head = prompt[: prompt.index(llava_input.IMAGE) + len(llava_input.IMAGE)]
+        self.question_mark = self.encode("?")[0]
+        self.prefix = llava_input.token_ids(head, self.encode, tokenizer.bos_token_id, image_id, self.tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def ask(self, things: list[scenes.Thing], rng: np.random.Generator, lesson: Lesson) -> Asked:
+        """One random question of the lesson about a picture."""
+        category = str(rng.choice(scenes.CATEGORIES, p=lesson.categories))
+        if category == "text":
+            question = scenes.text_question(rng)
+        else:
+            found = scenes.visual_questions(things)[category]
+            question = found[int(rng.integers(len(found)))]
+        hint = question.hint or (scenes.context_sentence(rng) if rng.random() < lesson.hints else None)
+        line: dict[str, object] = {"question": question.text, "hint": hint}
+        answer = question.answer
+        if rng.random() >= lesson.open_share:
+            choices = scenes.options(question, rng)
+            line.update(zip("ABCD", choices, strict=True))
+            answer = "ABCD"[choices.index(question.answer)]
+        asked = self.encode(llava_input.question_text(line) + " ASSISTANT: ")
+        tokens = asked + self.encode(answer) + [self.tokenizer.eos_token_id]
+        return Asked(question, tokens, len(asked), asked.index(self.question_mark), self.encode(question.answer)[0])
+
+    def batch(self, step: int, lesson: Lesson) -> dict[str, torch.Tensor]:
+        """input_ids, position_ids, labels, final [b, s]; mask bool [b, 1, s, s]; pixel_values; glyphs [b, 64, 5, 2].
+
+        Labels: the answer and its end; and after the question mark the answer in one word, which is not what follows
+        there but what the model should know by then (``final`` marks the first answer token proper).
+        """
+        rng = np.random.default_rng([TRAIN_SEED + self.seed, step])
+        rows, pictures, glyphs = [], [], []
+        for _ in range(self.pictures):
+            things = scenes.make_scene(rng)
+            pictures.append(llava_input.pixels(scenes.render(things), scenes.SIZE, MEAN, STD))
+            glyphs.append(scenes.surroundings(things))
+            rows.append([self.ask(things, rng, lesson) for _ in range(self.questions)])
+        blind = rng.random((self.pictures, self.questions)) < 0.5  # of the text questions, those without the picture
+        tensors = self._pack(rows, blind)
+        tensors["pixel_values"] = torch.from_numpy(np.stack(pictures))
+        tensors["glyphs"] = torch.from_numpy(np.stack(glyphs))
+        return tensors
+
+    def _pack(self, rows: list, blind: np.ndarray) -> dict[str, torch.Tensor]:
+        start = len(self.prefix)
+        length = start + max(sum(len(asked.tokens) for asked in row) for row in rows)
+        length = -(-length // 16) * 16
+        ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int64)
+        labels = np.full_like(ids, -100)
+        final = np.zeros(ids.shape, bool)
+        positions = np.tile(np.arange(length), (len(rows), 1))
+        mask = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
+        mask[:, :start, :start] = np.tril(np.ones((start, start), bool))
+        ids[:, :start] = self.prefix
+        for number, row in enumerate(rows):
+            at = start
+            for part, asked in enumerate(row):
+                size = len(asked.tokens)
+                end = at + size
+                ids[number, at:end] = asked.tokens
+                labels[number, at + asked.prompt : end] = asked.tokens[asked.prompt :]
+                labels[number, at + asked.mark + 1] = asked.word
+                final[number, at + asked.prompt] = True
+                mask[number, at:end, at:end] = np.tril(np.ones((size, size), bool))
+                textual = asked.question.category == "text" and blind[number, part]
+                seen = start - self.tokens if textual else start
+                mask[number, at:end, :seen] = True
+                positions[number, at:end] = seen + np.arange(size)
+                at = end
+        out = {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask[:, None], "final": final}
+        return {key: torch.from_numpy(value) for key, value in out.items()}

@@ -1,0 +1,48 @@
+"""What is refused before anything runs: settings that do not fit the decoder, and ways of generating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.truncation.decoders import NativeDecoder
+from redrel_vlmeval.truncation.errors import TruncationError
+
+
+def check_setting(spec: VariantSpec, decoder: NativeDecoder) -> None:
+    """Refuse a setting without stages, with layers that the decoder lacks, or that its kernel cannot run.
+
+    Raises:
+        TruncationError: what is wrong, and what is possible instead.
+    """
+    blocks = len(decoder.blocks)
+    if not spec.stages:
+        raise TruncationError(f"{spec or 'empty spec'}: no stage, nothing to truncate (write l<L>_k<K>)")
+    for stage in spec.stages:
+        if stage.layer >= blocks:
+            raise TruncationError(
+                f"{spec}: layer {stage.layer} of {stage}, but the decoder has {blocks} blocks: L is 0 to {blocks - 1}"
+            )
+    if spec.official and decoder.kernel not in ("sdpa", "eager"):
+        raise TruncationError(
+            f"{spec}: official mode masks keys, which kernel {decoder.kernel!r} cannot; load with sdpa or eager"
+        )
+    if decoder.kernel.startswith(("flex", "paged")):
+        raise TruncationError(
+            f"{spec}: attention kernel {decoder.kernel!r} is not supported; load with sdpa, eager or flash_attention_2"
+        )
+
+
+def check_generation(spec: VariantSpec, decoder: NativeDecoder, kwargs: dict[str, Any]) -> None:
+    """Refuse generation that splits the prompt or crops the cache, asked by the call or the model's generation config.
+
+    Raises:
+        TruncationError: names the argument.
+    """
+    config = kwargs.get("generation_config") or getattr(decoder.root, "generation_config", None)
+    for name in ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens"):
+        value = kwargs.get(name) or getattr(config, name, None)
+        if value is not None:
+            raise TruncationError(
+                f"{spec}: generate({name}=...) splits the prompt or crops the cache, which truncation does not support"
+            )
