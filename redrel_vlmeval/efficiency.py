@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from redrel_vlmeval.locking import lock
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation.decoders import BlockShape, NativeDecoder, find_decoder
 from redrel_vlmeval.truncation.errors import TruncationError
@@ -143,31 +144,18 @@ class RecordFile:
     """An append-only file of JSON lines with one writer at a time.
 
     Raises:
-        RuntimeError: another process writes to it: two runs share one folder.
+        Busy: another process writes to it: two runs share one folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = open(path, "ab+")  # noqa: SIM115 (held open and locked for the life of the run)
-        self._lock()
+        lock(self._file, str(path))
         self._file.seek(0, os.SEEK_END)
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":  # the last writer was killed inside a line
                 self._file.write(b"\n")
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no fcntl
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise RuntimeError(
-                f"{self.path}: another run is writing into this folder; wait for it or choose another --work-dir"
-            ) from None
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record as one line, at once."""

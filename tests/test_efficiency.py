@@ -95,7 +95,7 @@ def test_records_are_lines_and_have_one_writer(tmp_path: Path) -> None:
     path.write_bytes(b'{"index": 1}\n{"ind')  # its writer was killed
     file = RecordFile(path)
     file.append({"index": torch.tensor(3), "path": Path("x")})
-    with pytest.raises(RuntimeError, match="another run is writing"):
+    with pytest.raises(RuntimeError, match="another run is writing here"):
         RecordFile(path)
     file.close()
     RecordFile(path).close()

@@ -167,6 +167,19 @@ def test_multi_turn_continues_on_the_truncated_cache(llava: TinyModel) -> None:
         torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
 
 
+def test_the_next_turn_can_be_generated_on_the_cache_of_the_first(llava: TinyModel) -> None:
+    inputs = llava.prompt("ttItttt")
+    for setting, stages in (("l2_k5", {2: 5}), ("l0_k0", {0: 0})):
+        turns = []
+        for context in (truncated(llava.model, setting), Oracle(llava, stages).applied()):
+            with torch.no_grad(), context:
+                first = llava.model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+                ids = torch.cat([first.sequences, torch.tensor([[11, 12, 13]])], 1)
+                options = {"past_key_values": first.past_key_values, "attention_mask": torch.ones_like(ids)}
+                turns.append(llava.model.generate(input_ids=ids, **options, max_new_tokens=4, do_sample=False))
+        assert torch.equal(*turns)
+
+
 def test_sampling_draws_the_same_tokens_as_the_oracle(llava: TinyModel) -> None:
     inputs = llava.prompt("ttItttt")
     drawn = []

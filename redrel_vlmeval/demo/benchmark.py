@@ -95,18 +95,28 @@ def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
     """
     path = (folder or data_root()) / f"{name}.tsv"
     text = make(name).to_csv(sep="\t", index=False)
-    if path.exists() and path.read_text() == text:
-        return path
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return path
+        _replace(path, text)
     except OSError as error:
         raise PermissionError(
             f"{path}: cannot be written ({error.strerror}); set LMUData to a folder you may write to"
         ) from error
     return path
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside ``path`` and rename, so that a reader finds the old file or the new one, whole."""
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(text.encode())
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 @cache

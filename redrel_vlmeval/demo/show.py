@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tabulate import tabulate
 
-from redrel_vlmeval import figures, hostrun, results, sheets
+from redrel_vlmeval import figures, hostrun, locking, results, sheets
 from redrel_vlmeval.demo import benchmark, kept
 
 BASE = "redrel_tiny"
@@ -36,6 +36,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
 
     Raises:
         HostMissing: no VLMEvalKit. DemoError: the runner failed. PermissionError: a folder cannot be written to.
+        Busy: another demo runs in this folder.
     """
     console = Console()
     work_dir = work_dir.absolute()
@@ -56,7 +57,8 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     ]
     console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
-    follow(command, work_dir, models, data, console)
+    with locking.only_one(work_dir):
+        follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.leaderboard(found)))
     for path in write(found, data, work_dir):

@@ -45,6 +45,11 @@ def choose_placement(device: str | None, dtype: str | None, weight_bytes: int) -
         ValueError: an unknown dtype, or a device that is not there.
     """
     device = device or os.environ.get("REDREL_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        where = "keyword device or REDREL_DEVICE"
+        raise ValueError(f"device {device!r} ({where}): torch knows none such; use 'cpu' or 'cuda'") from error
     name = dtype or os.environ.get("REDREL_DTYPE")
     known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if name is not None and name not in known:
@@ -80,9 +85,11 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file}: not JSON ({error}); the download is broken, fetch it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: not a JSON object; the download is broken, fetch it again")
     kind = config.get("model_type")
     if kind != "llava" or "text_config" not in config or "vision_config" not in config:
-        original = " (this is the original repository's format)" if kind == "llava" else ""
+        original = " (this is the original repository's format)" if "mm_vision_tower" in config else ""
         raise CheckpointError(
             f"{path}: architecture {kind!r}{original}, expected LLaVA-1.5 in transformers' format, such as {HUB_NAMES}"
         )
@@ -91,10 +98,17 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
 
 def _from_hub(path: str, name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return hf_hub_download(path, name, revision=revision)
+    except HFValidationError as error:
+        raise CheckpointError(f"{path}: no such folder, and not a hub name like {HUB_NAMES}") from error
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
             f"{path}: {name} is neither in the local cache nor reachable ({type(error).__name__}). With a network: "
@@ -113,6 +127,10 @@ def read_preprocessing(path: str, revision: str | None, config: dict[str, Any]) 
             f"{path}: no preprocessor_config.json ({error}); the checkpoint is incomplete, fetch it again"
         ) from error
     found = found.get("image_processor", found)
+    if "image_mean" not in found or "image_std" not in found:
+        raise CheckpointError(
+            f"{path}: preprocessor_config.json lacks image_mean or image_std; the checkpoint is broken, fetch it again"
+        )
     size = config["vision_config"].get("image_size", 336)
     return Preprocessing(int(size), tuple(found["image_mean"]), tuple(found["image_std"]))
 
@@ -141,6 +159,7 @@ def load(path: str, revision: str | None, placement: Placement, kernel: str) -> 
     Raises:
         CheckpointError: weights are missing from the checkpoint, or do not fit its config, or cannot be read.
     """
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
     try:
@@ -148,11 +167,9 @@ def load(path: str, revision: str | None, placement: Placement, kernel: str) -> 
             path, revision=revision, torch_dtype=placement.dtype, attn_implementation=kernel, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: cannot be loaded: {reason}. Fetch it again (`hf download {path}`) or check model_path"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be loaded: {reason}. Fetch it again or check model_path") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(

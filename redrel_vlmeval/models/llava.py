@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vlmeval.dataset import DATASET_TYPE
@@ -55,6 +56,17 @@ class LLaVA15(BaseModel):
         message = [{"type": "image", "value": path} for path in pictures]
         return [*message, {"type": "text", "value": llava_input.question_text(line)}]
 
+    def preproc_content(self, inputs: Any) -> Any:
+        """The host's own, which asserts without a word where a picture's file is missing.
+
+        Raises:
+            ValueError: naming the missing picture.
+        """
+        for item in inputs if isinstance(inputs, list) else [inputs]:
+            if isinstance(item, dict) and item.get("type") == "image" and _is_missing(item.get("value")):
+                raise ValueError(f"picture {item['value']!r}: no such file")
+        return super().preproc_content(inputs)
+
     def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
         if self.recorder is None:  # a variant around this model keeps the records
             return self.core.reply(message)
@@ -66,3 +78,9 @@ class LLaVA15(BaseModel):
             return self.core.chat(message)
         with self.recorder.question():
             return self.core.chat(message)
+
+
+def _is_missing(picture: Any) -> bool:
+    """True for a path without a file; data and web addresses, which the host fetches, are no paths."""
+    text = str(picture)
+    return not text.startswith("data:") and "://" not in text and not Path(text).is_file()

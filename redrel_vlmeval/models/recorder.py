@@ -64,7 +64,7 @@ class Recorder:
             "index": asked.index,
             "model": asked.model,
             "dataset": asked.dataset,
-            "base": self.spec.base,
+            "base": self.spec.base or (None if self.spec.is_variant else asked.model),
             "setting": self.spec.setting,
         }
         file.append(head | costs(meter, prompt, self.spec) | self.facts | {"time": now()})

@@ -35,6 +35,8 @@ class TruncatedVLM(BaseModel):
         super().__init__()
         parsed = parse(spec)
         name = base if isinstance(base, str) else parsed.base
+        if parsed.base not in ("", name):
+            raise KeyError(f"{spec!r} is a variant of {parsed.base!r}, not of base {name!r}; give the setting alone")
         self.spec = VariantSpec(
             name, parsed.stages, parsed.rule, parsed.row, parsed.official, parsed.prompt, parsed.beam
         )
@@ -48,12 +50,8 @@ class TruncatedVLM(BaseModel):
         if self.spec.stages:
             with truncated(self.torch_model, self.spec):  # refuses now what it would refuse at the first question
                 pass
-        if getattr(self.inner, "recorder", None) is not None:
-            facts = self.inner.recorder.facts
-            self.inner.recorder = None
-        else:
-            facts = self._facts()
-        self.recorder = Recorder(self.torch_model, self.spec, facts)
+        own = getattr(self.inner, "recorder", None)
+        self.recorder = Recorder(self.torch_model, self.spec, own.facts if own else self._facts())
 
     @staticmethod
     def _build(base: str, table: Mapping[str, Any] | None, kwargs: dict[str, Any]) -> Any:
@@ -61,7 +59,11 @@ class TruncatedVLM(BaseModel):
             import vlmeval.config
 
             table = vlmeval.config.supported_VLM
-        return table[base](**kwargs)
+        try:
+            builder = table[base]
+        except KeyError as error:
+            raise KeyError(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
+        return builder(**kwargs)
 
     def _facts(self) -> dict[str, Any]:
         config = getattr(self.torch_model, "config", None)
@@ -81,6 +83,9 @@ class TruncatedVLM(BaseModel):
         if name == "inner":  # not built yet
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def preproc_content(self, inputs: Any) -> Any:
+        return self.inner.preproc_content(inputs)
 
     def set_dump_image(self, dump_image_func: Callable[..., Any]) -> None:
         self.dump_image_func = dump_image_func
@@ -104,13 +109,27 @@ class TruncatedVLM(BaseModel):
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        with beams(self.torch_model, self.spec.beam):
+        with unrecorded(self.inner), beams(self.torch_model, self.spec.beam):
             if not self.spec.stages:
                 with self.recorder.question():
                     yield
                 return
             with truncated(self.torch_model, self.spec) as trace, self.recorder.question(trace):
                 yield
+
+
+@contextmanager
+def unrecorded(base: Any) -> Iterator[None]:
+    """Within the context ``base`` writes no records of its own: the variant around it does."""
+    own = getattr(base, "recorder", None)
+    if own is None:
+        yield
+        return
+    base.recorder = None
+    try:
+        yield
+    finally:
+        base.recorder = own
 
 
 @contextmanager

@@ -127,9 +127,9 @@ class NativeDecoder:
         if mask is None:
             last = torch.arange(keys - queries, keys, device=visible.device)
             mask = (torch.arange(keys, device=visible.device) <= last[:, None])[None, None]
-        allowed = visible[:, None, None]
+        allowed = visible[:, None, None].to(mask.device)
         if queries == keys:  # a hidden token's own row must attend to something, or its softmax is NaN
-            allowed = allowed | torch.eye(keys, dtype=torch.bool, device=visible.device)
+            allowed = allowed | torch.eye(keys, dtype=torch.bool, device=mask.device)
         hidden = mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
         return kwargs | {"attention_mask": hidden}
 

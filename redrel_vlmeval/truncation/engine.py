@@ -106,7 +106,9 @@ class _Engine:
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             check_generation(self.spec, self.decoder, kwargs)
-            self._forget()
+            cache = kwargs.get("past_key_values")
+            if cache is None or self.prompt is None or cache is not self.prompt.cache:  # else the next turn on it
+                self._forget()
             self.generating = True
             try:
                 return original(*args, **kwargs)
@@ -152,6 +154,8 @@ class _Engine:
                 f"{self.spec}: a chunked or continued prefill brings image tokens after the first call; "
                 "give the whole prompt in one call"
             )
+        if self.prompt.stages:
+            check_cache(call.cache, call.past + self.length)
         self.phase = "step"
 
     def _leave(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
@@ -200,11 +204,11 @@ class _Engine:
                 return
             view = prompt.view_before(stage.layer - 1) if not self.spec.official else None
             with torch.no_grad():
-                rows = self._rows(prompt, stage, view, query.shape[2])
+                rows = self._rows(prompt, stage, view, query.shape[2]).to(query.device)
                 attention = ranking.attention_rows(query, key, rows, scaling, mask, softcap)
                 fresh = rows.diff(dim=1, prepend=rows[:, :1] - 1) > 0  # shorter prompts repeat their last row
                 scores = (attention * fresh[..., None]).sum(1) / fresh.sum(1, keepdim=True)
-                prompt.decide(stage, self._at_full_positions(prompt, view, scores))
+                prompt.decide(stage, self._at_full_positions(prompt, view, scores.to(prompt.ids.device)))
 
         return observe
 
@@ -277,9 +281,10 @@ class _Engine:
         if not self.saved:
             return None
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        for view, before in reversed(self.saved):
+        for view, left in reversed(self.saved):
+            before = left.to(hidden.device)  # blocks may stand on several devices
             if view.valid is not None:
-                hidden = torch.where(view.valid[..., None], hidden, take(before, view.index, 1))
+                hidden = torch.where(view.valid[..., None].to(hidden.device), hidden, take(before, view.index, 1))
             where = view.index[..., None].expand(len(hidden), -1, hidden.shape[-1])
-            hidden = before.scatter(1, where, hidden)
+            hidden = before.scatter(1, where.to(hidden.device), hidden)
         return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])

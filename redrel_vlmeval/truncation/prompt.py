@@ -26,12 +26,11 @@ class Prompt:
         self.image = ids == image_token
         if attention_mask is None:
             self.real = torch.ones_like(self.image)
-        elif attention_mask.ndim == 2 and attention_mask.shape == ids.shape:
+        elif isinstance(attention_mask, torch.Tensor) and attention_mask.shape == ids.shape:
             self.real = attention_mask.bool()
         else:
-            raise TruncationError(
-                f"{spec}: attention_mask of shape {list(attention_mask.shape)} at prefill, expected {list(ids.shape)}"
-            )
+            found = list(getattr(attention_mask, "shape", [])) or type(attention_mask).__name__
+            raise TruncationError(f"{spec}: attention_mask {found} at prefill, expected a tensor {list(ids.shape)}")
         counts = torch.stack([(self.image & self.real).sum(1), self.real.sum(1)]).tolist()
         self.image_counts: list[int] = counts[0]
         self.real_counts: list[int] = counts[1]

@@ -51,7 +51,7 @@ class View:
     def square_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """A prefill mask (None, [b, 1, s, s] or padding [b, s]) for this view's rows and columns."""
         if mask is not None and mask.ndim == 2:
-            short = mask.gather(1, self.index)
+            short = take(mask, self.index, 1)
             return short if self.valid is None else short * self.valid
         if mask is None:
             if self.valid is None:
@@ -64,14 +64,15 @@ class View:
             return short
         # a filler row must attend to something (itself), or its softmax is NaN and spoils the values
         short = hide(short, self.valid[:, None, None])
-        own = torch.eye(short.shape[-1], dtype=torch.bool, device=short.device) & ~self.valid[:, None, :, None]
+        own = torch.eye(short.shape[-1], dtype=torch.bool, device=short.device)
+        own = own & ~self.valid[:, None, :, None].to(short.device)
         return short | own if short.dtype == torch.bool else short.masked_fill(own, 0)
 
     def column_mask(self, mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor | None:
         """A decode mask (None, [b, 1, q, S] or [b, S], full-length keys) for the ``keys`` of this view's cache."""
         grown = self.extended(self.length + keys - self.index.shape[1])
         if mask is not None and mask.ndim == 2:
-            short = mask.gather(1, grown.index)
+            short = take(mask, grown.index, 1)
             return short if grown.valid is None else short * grown.valid
         if mask is None:
             if grown.valid is None:
@@ -90,6 +91,7 @@ def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int | None 
     """
     dim %= tensor.ndim
     batch = dim - 1 if batch is None else batch
+    index = index.to(tensor.device)
     if len(index) == 1:
         return tensor.index_select(dim, index[0])
     shape, where = list(tensor.shape), [1] * tensor.ndim
@@ -100,6 +102,7 @@ def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int | None 
 
 def hide(mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """``mask`` (bool or additive) that also forbids what ``visible`` (broadcast bool) does not allow."""
+    visible = visible.to(mask.device)
     if mask.dtype == torch.bool:
         return mask & visible
     return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
