@@ -7,10 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from tiny_models import FAMILIES, TinyModel, build  # noqa: E402
+import pytest
+import torch
+from tiny_models import FAMILIES, TinyModel, build
 
 
 @pytest.fixture(autouse=True)

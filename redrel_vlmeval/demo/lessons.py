@@ -28,8 +28,8 @@ class Lesson:
 
 
 LESSONS = (
-    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, 0.8, 0.4),
-    Lesson(0.3, (0.2, 0.4, 0.33, 0.07), 0.2, 0.85, 0.6),
+    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, 0.75, 0.35),
+    Lesson(0.3, (0.2, 0.4, 0.33, 0.07), 0.2, 0.85, 0.55),
     Lesson(0.2, (0.15, 0.35, 0.42, 0.08), 0.3, 1.1, 1.1),
 )
 
@@ -82,22 +82,20 @@ class Batches:
         return Asked(question, tokens, len(asked), asked.index(self.question_mark), self.encode(question.answer)[0])
 
     def batch(self, step: int, lesson: Lesson) -> dict[str, torch.Tensor]:
-        """input_ids, position_ids, labels, final [b, s]; mask bool [b, 1, s, s]; pixel_values; glyphs [b, 64, 5, 2].
+        """input_ids, position_ids, labels, final [b, s]; mask bool [b, 1, s, s]; pixel_values.
 
         Labels: the answer and its end; and after the question mark the answer in one word, which is not what follows
         there but what the model should know by then (``final`` marks the first answer token proper).
         """
         rng = np.random.default_rng([TRAIN_SEED + self.seed, step])
-        rows, pictures, glyphs = [], [], []
+        rows, pictures = [], []
         for _ in range(self.pictures):
             things = scenes.make_scene(rng)
             pictures.append(llava_input.pixels(scenes.render(things), scenes.SIZE, MEAN, STD))
-            glyphs.append(scenes.surroundings(things))
             rows.append([self.ask(things, rng, lesson) for _ in range(self.questions)])
         blind = rng.random((self.pictures, self.questions)) < 0.5  # of the text questions, those without the picture
         tensors = self._pack(rows, blind)
         tensors["pixel_values"] = torch.from_numpy(np.stack(pictures))
-        tensors["glyphs"] = torch.from_numpy(np.stack(glyphs))
         return tensors
 
     def _pack(self, rows: list, blind: np.ndarray) -> dict[str, torch.Tensor]:

@@ -25,16 +25,15 @@ from redrel_vlmeval.models import llava_input
 
 
 def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up over 3 %, flat, then linear to 2 % of the peak over the last 30 %."""
-    return peak * min(1.0, progress / 0.03 + 0.01, 0.02 + 0.98 * (1 - progress) / 0.3)
+    """Linear warm-up over 3 %, flat, then linear to 2 % of the peak over the second half."""
+    return peak * min(1.0, progress / 0.03 + 0.01, 0.02 + 0.98 * (1 - progress) / 0.5)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Losses, and the share of answers right at the end of the prompt and (``early``) at the question mark."""
+    """The loss, and the share of answers right at the end of the prompt and (``early``) at the question mark."""
 
     loss: torch.Tensor
-    glyph: torch.Tensor
     right: torch.Tensor
     early: torch.Tensor
 
@@ -111,21 +110,21 @@ class Trainer:
             if (step + 1) % 100 == 0:
                 print(f"sight {step + 1}/{steps} loss {loss.item():.4f}", flush=True)
 
+    def freeze_sight(self) -> None:
+        """From the second lesson on the pictures' features stay as they are, as LLaVA keeps its vision tower."""
+        self.model.model.vision_tower.requires_grad_(False)
+        self.model.model.multi_modal_projector.requires_grad_(False)
+
     def forward(self, batch: dict[str, torch.Tensor]) -> Step:
         """One batch through the model."""
-        seen: list[torch.Tensor] = []
-        handle = self.model.model.multi_modal_projector.register_forward_hook(lambda _m, _i, out: seen.append(out))
         bias = torch.zeros(batch["mask"].shape).masked_fill_(~batch["mask"], torch.finfo(torch.float32).min)
-        try:
-            hidden = self.model.model(
-                input_ids=batch["input_ids"],
-                pixel_values=batch["pixel_values"],
-                attention_mask=bias,
-                position_ids=batch["position_ids"],
-                use_cache=False,
-            ).last_hidden_state
-        finally:
-            handle.remove()
+        hidden = self.model.model(
+            input_ids=batch["input_ids"],
+            pixel_values=batch["pixel_values"],
+            attention_mask=bias,
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        ).last_hidden_state
         target = batch["labels"][:, 1:]
         wanted = target != -100
         logits = self.model.lm_head(hidden[:, :-1][wanted])
@@ -133,8 +132,7 @@ class Trainer:
         right = logits.argmax(-1) == target[wanted]
         final = batch["final"][:, 1:][wanted]
         end = target[wanted] == self.tokenizer.eos_token_id
-        glyph = self.glyph_loss(seen[0].view(len(hidden), -1, hidden.shape[-1]), batch["glyphs"])
-        return Step(loss, glyph, right[final].float().mean(), right[~final & ~end].float().mean())
+        return Step(loss, right[final].float().mean(), right[~final & ~end].float().mean())
 
     def run(self, peak: float, limit: int | None) -> None:
         self.model.train()
@@ -147,7 +145,7 @@ class Trainer:
             with torch.autocast("cpu", torch.bfloat16):
                 step = self.forward(self.batches.batch(self.step, LESSONS[self.lesson]))
             self.optimizer.zero_grad(set_to_none=True)
-            (step.loss + 0.3 * step.glyph).backward()
+            step.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
@@ -157,7 +155,7 @@ class Trainer:
                 rate = (time.time() - began) / shown[3]
                 print(
                     f"step {self.step}/{self.steps} lesson {self.lesson} loss {loss:.3f} right {right:.3f} "
-                    f"early {early:.3f} glyph {step.glyph.item():.3f} {rate:.2f} s/step",
+                    f"early {early:.3f} {rate:.2f} s/step",
                     flush=True,
                 )
                 lesson = LESSONS[self.lesson]
@@ -183,7 +181,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("tiny-training"), help="state and finished checkpoint")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument(
         "--stop-after", type=int, default=None, help="stop after this many more steps; run again to go on"
     )
@@ -191,7 +189,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6, help="questions a picture")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     trainer = Trainer(args.folder, args.steps, args.seed, args.pictures, args.questions)
@@ -199,6 +197,7 @@ def main() -> None:
     if trainer.step == 0:
         trainer.sight(800, 64)
         trainer.keep()
+    trainer.freeze_sight()
     trainer.run(args.lr, args.stop_after)
     if trainer.step == trainer.steps:
         save(trainer.model, trainer.tokenizer, args.folder / "checkpoint")
