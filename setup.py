@@ -102,7 +102,6 @@ setup(
         "pandas",
         "openpyxl",
         "tabulate",
-        "scipy",
         "matplotlib",
         "typer",
         "rich",

@@ -18,6 +18,7 @@ import torch
 
 from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.truncation import truncated
+from redrel_vlmeval.truncation.decoders import find_decoder
 
 SETTINGS = ("l5_k128", "l2_k144", "l12_k0", "l1_k0")
 PREFILL_BARS = {"l5_k128": 1.05, "l2_k144": 1.05, "l12_k0": 1.10, "l1_k0": 1.25}  # x the FLOPs ratio
@@ -87,7 +88,11 @@ def random_model(size: str, device: str, dtype: torch.dtype) -> Any:
         pad_token_id=0,
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=1, vision_feature_layer=-2, image_seq_length=IMAGE_TOKENS
+        vision_config=vision,
+        text_config=text,
+        image_token_index=1,
+        vision_feature_layer=-2,
+        image_seq_length=IMAGE_TOKENS,
     )
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -104,7 +109,7 @@ def random_model(size: str, device: str, dtype: torch.dtype) -> Any:
 def random_prompt(model: Any) -> dict[str, torch.Tensor]:
     """One picture between text, as a ScienceQA prompt of LLaVA-1.5 has it: 35 + 576 + 60 tokens."""
     generator = torch.Generator().manual_seed(0)
-    token = model.config.image_token_id
+    token = find_decoder(model).image_token
     text = torch.randint(2, 2000, (TEXT_BEFORE + TEXT_AFTER,), generator=generator)
     text[text == token] = 2
     images = torch.full(((model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2,), token)

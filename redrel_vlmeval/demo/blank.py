@@ -81,7 +81,7 @@ def make_model(vocab: int) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=SPECIAL.index("<image>"),
+        image_token_index=SPECIAL.index("<image>"),
         image_seq_length=scenes.GRID**2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -13,6 +13,7 @@ from redrel_vlmeval.demo.blank import MEAN, STD
 from redrel_vlmeval.models import llava_input
 
 TRAIN_SEED = 1_000_000  # pictures of the benchmark use seeds below this: see benchmark.py
+EARLY, FINAL = 1, 2
 PLACEHOLDER = [{"type": "image", "value": ""}]
 
 
@@ -23,26 +24,32 @@ class Lesson:
     open_share: float
     categories: tuple[float, ...]
     hints: float
+    verdicts: bool
     enough: float
     until: float
 
 
 LESSONS = (
-    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, 0.75, 0.35),
-    Lesson(0.3, (0.2, 0.4, 0.33, 0.07), 0.2, 0.85, 0.55),
-    Lesson(0.2, (0.15, 0.35, 0.42, 0.08), 0.3, 1.1, 1.1),
+    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, False, 0.75, 0.218),
+    Lesson(0.3, (0.45, 0.49, 0.0, 0.06), 0.05, True, 0.85, 0.45),
+    Lesson(0.2, (0.2, 0.4, 0.33, 0.07), 0.2, True, 0.85, 0.6),
+    Lesson(0.15, (0.15, 0.35, 0.42, 0.08), 0.3, True, 1.1, 1.1),
 )
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as token ids after the picture; the first ``prompt`` are the prompt, number ``mark`` is its ``?``."""
+    """A question as token ids after the picture, of which the first ``prompt`` are the prompt.
+
+    ``inner`` are answers asked for on the way, place -> token: at the question mark (``mark``) the answer in one word,
+    and in lessons with verdicts at each option whether it is right.
+    """
 
     question: scenes.Question
     tokens: list[int]
     prompt: int
     mark: int
-    word: int  # the answer in one word, also where the prompt asks for a letter
+    inner: dict[int, int]
 
 
 class Batches:
@@ -79,13 +86,22 @@ class Batches:
             answer = "ABCD"[choices.index(question.answer)]
         asked = self.encode(llava_input.question_text(line) + " ASSISTANT: ")
         tokens = asked + self.encode(answer) + [self.tokenizer.eos_token_id]
-        return Asked(question, tokens, len(asked), asked.index(self.question_mark), self.encode(question.answer)[0])
+        mark, word = asked.index(self.question_mark), self.encode(question.answer)[0]
+        inner = {mark: word} | (self.verdicts(asked, word) if lesson.verdicts else {})
+        return Asked(question, tokens, len(asked), mark, inner)
+
+    def verdicts(self, asked: list[int], word: int) -> dict[int, int]:
+        """Place of every option's word -> ``Yes`` or ``No``."""
+        yes, no = self.encode("Yes No")
+        letters, dot = self.encode("A B C D"), self.encode(".")[0]
+        places = [i + 2 for i in range(len(asked) - 2) if asked[i] in letters and asked[i + 1] == dot]
+        return {place: yes if asked[place] == word else no for place in places}
 
     def batch(self, step: int, lesson: Lesson) -> dict[str, torch.Tensor]:
-        """input_ids, position_ids, labels, final [b, s]; mask bool [b, 1, s, s]; pixel_values.
+        """input_ids, position_ids, labels, kind [b, s]; mask bool [b, 1, s, s]; pixel_values.
 
-        Labels: the answer and its end; and after the question mark the answer in one word, which is not what follows
-        there but what the model should know by then (``final`` marks the first answer token proper).
+        Labels: the answer and its end; and on the way answers that are not what follows there but what the model
+        should know by then. ``kind`` marks the answer after the question mark (EARLY) and the first one proper (FINAL).
         """
         rng = np.random.default_rng([TRAIN_SEED + self.seed, step])
         rows, pictures = [], []
@@ -104,7 +120,7 @@ class Batches:
         length = -(-length // 16) * 16
         ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int64)
         labels = np.full_like(ids, -100)
-        final = np.zeros(ids.shape, bool)
+        kind = np.zeros(ids.shape, np.int64)
         positions = np.tile(np.arange(length), (len(rows), 1))
         mask = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
         mask[:, :start, :start] = np.tril(np.ones((start, start), bool))
@@ -116,13 +132,14 @@ class Batches:
                 end = at + size
                 ids[number, at:end] = asked.tokens
                 labels[number, at + asked.prompt : end] = asked.tokens[asked.prompt :]
-                labels[number, at + asked.mark + 1] = asked.word
-                final[number, at + asked.prompt] = True
+                for place, token in asked.inner.items():
+                    labels[number, at + place + 1] = token
+                kind[number, at + asked.mark + 1], kind[number, at + asked.prompt] = EARLY, FINAL
                 mask[number, at:end, at:end] = np.tril(np.ones((size, size), bool))
                 textual = asked.question.category == "text" and blind[number, part]
                 seen = start - self.tokens if textual else start
                 mask[number, at:end, :seen] = True
                 positions[number, at:end] = seen + np.arange(size)
                 at = end
-        out = {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask[:, None], "final": final}
+        out = {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask[:, None], "kind": kind}
         return {key: torch.from_numpy(value) for key, value in out.items()}

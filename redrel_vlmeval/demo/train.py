@@ -20,8 +20,9 @@ from transformers import LlavaForConditionalGeneration
 
 from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.demo.blank import MEAN, STD, make_model, make_tokenizer, save
-from redrel_vlmeval.demo.lessons import LESSONS, TRAIN_SEED, Batches, Lesson
+from redrel_vlmeval.demo.lessons import EARLY, FINAL, LESSONS, TRAIN_SEED, Batches, Lesson
 from redrel_vlmeval.models import llava_input
+from redrel_vlmeval.truncation.decoders import find_decoder
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -55,7 +56,7 @@ class Trainer:
             {"params": [*rest, *self.head.parameters()], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-        self.batches = Batches(self.tokenizer, self.model.config.image_token_id, pictures, questions, seed)
+        self.batches = Batches(self.tokenizer, find_decoder(self.model).image_token, pictures, questions, seed)
         self.step = self.lesson = 0
 
     def resume(self) -> None:
@@ -130,9 +131,8 @@ class Trainer:
         logits = self.model.lm_head(hidden[:, :-1][wanted])
         loss = functional.cross_entropy(logits, target[wanted])
         right = logits.argmax(-1) == target[wanted]
-        final = batch["final"][:, 1:][wanted]
-        end = target[wanted] == self.tokenizer.eos_token_id
-        return Step(loss, right[final].float().mean(), right[~final & ~end].float().mean())
+        kind = batch["kind"][:, 1:][wanted]
+        return Step(loss, right[kind == FINAL].float().mean(), right[kind == EARLY].float().mean())
 
     def run(self, peak: float, limit: int | None) -> None:
         self.model.train()
@@ -172,7 +172,7 @@ class Trainer:
         self.model.eval()
         out = {}
         for index, category in enumerate(scenes.CATEGORIES):
-            exam = Lesson(0.0, tuple(float(i == index) for i in range(len(scenes.CATEGORIES))), 0.3, 1.0, 1.0)
+            exam = Lesson(0.0, tuple(float(i == index) for i in range(len(scenes.CATEGORIES))), 0.3, False, 1.0, 1.0)
             out[category] = round(self.forward(self.batches.batch(10**9 + index, exam)).right.item(), 3)
         self.model.train()
         return out

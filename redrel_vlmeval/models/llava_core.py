@@ -12,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from redrel_vlmeval.models import checkpoint, llava_input
+from redrel_vlmeval.truncation.decoders import find_decoder
 
 logger = logging.getLogger("redrel_vlmeval")
 TINY = "redrel_tiny"
@@ -47,6 +48,7 @@ class LlavaCore:
         self.device, self.dtype = torch.device(placement.device), placement.dtype
         self.backend = f"transformers {type(self.model).__name__}"
         self.generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2048, "use_cache": True} | generation
+        self.image_token = find_decoder(self.model).image_token
         vision = self.model.config.vision_config
         self.per_image = (vision.image_size // vision.patch_size) ** 2
         logger.info("%s: %s, %s on %s, %s attention", model_path, self.backend, placement.dtype, placement.device, attn)
@@ -68,8 +70,8 @@ class LlavaCore:
                 f"the prompt has {marks} {llava_input.IMAGE} marks for {len(paths)} pictures; "
                 f"text must not contain {llava_input.IMAGE!r}"
             )
-        image_token = self.model.config.image_token_id
-        ids = llava_input.token_ids(prompt, self.encode, self.tokenizer.bos_token_id, image_token, self.per_image)
+        bos = self.tokenizer.bos_token_id
+        ids = llava_input.token_ids(prompt, self.encode, bos, self.image_token, self.per_image)
         tensors = {"input_ids": torch.tensor([ids], device=self.device)}
         tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
         if paths:
