@@ -24,10 +24,12 @@ from redrel_vlmeval.demo.lessons import EARLY, FINAL, LESSONS, TRAIN_SEED, Batch
 from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.truncation.decoders import find_decoder
 
+WARM_UP = 96  # steps
 
-def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up over 3 %, flat, then linear to 2 % of the peak over the second half."""
-    return peak * min(1.0, progress / 0.03 + 0.01, 0.02 + 0.98 * (1 - progress) / 0.5)
+
+def learning_rate(step: int, steps: int, peak: float, warm: int, fall: float) -> float:
+    """Linear warm-up over ``warm`` steps, flat, then linear to 2 % of the peak over the last share ``fall`` of steps."""
+    return peak * min(1.0, step / warm + 0.01, 0.02 + 0.98 * (1 - step / steps) / fall)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Trainer:
         ]
         optimizer = torch.optim.AdamW(parts, lr=peak, weight_decay=0.0)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = learning_rate(step / steps, peak)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak, steps // 33, 0.5)
             rng = np.random.default_rng([TRAIN_SEED, 77, step])
             drawn = [scenes.make_scene(rng) for _ in range(pictures)]
             images = np.stack([llava_input.pixels(scenes.render(t), scenes.SIZE, MEAN, STD) for t in drawn])
@@ -141,7 +143,7 @@ class Trainer:
         while self.step < until:
             progress = self.step / self.steps
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(progress, peak)
+                group["lr"] = learning_rate(self.step, self.steps, peak, WARM_UP, 0.3)
             with torch.autocast("cpu", torch.bfloat16):
                 step = self.forward(self.batches.batch(self.step, LESSONS[self.lesson]))
             self.optimizer.zero_grad(set_to_none=True)
@@ -181,7 +183,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("tiny-training"), help="state and finished checkpoint")
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument(
         "--stop-after", type=int, default=None, help="stop after this many more steps; run again to go on"
     )
