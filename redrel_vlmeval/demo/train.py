@@ -28,7 +28,7 @@ WARM_UP = 96  # steps
 
 
 def learning_rate(step: int, steps: int, peak: float, warm: int, fall: float) -> float:
-    """Linear warm-up over ``warm`` steps, flat, then linear to 2 % of the peak over the last share ``fall`` of steps."""
+    """Linear warm-up over ``warm`` steps, flat, then linear to 2 % of the peak over the last ``fall`` of all."""
     return peak * min(1.0, step / warm + 0.01, 0.02 + 0.98 * (1 - step / steps) / fall)
 
 
