@@ -16,7 +16,7 @@ from redrel_vlmeval import figures, hostrun, locking, results, sheets
 from redrel_vlmeval.demo import benchmark, kept
 
 BASE = "redrel_tiny"
-LAYERS, KEEPS = (1, 2, 3, 4, 6), (0, 8, 32)
+LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
 CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
 QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
 

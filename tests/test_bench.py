@@ -1,0 +1,56 @@
+"""The bench measures what it says: arms, FLOPs, caches, and bars that can be missed."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import TinyModel
+
+from redrel_vlmeval import bench, benchtable
+from redrel_vlmeval.bench import Arm
+
+
+def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) -> None:
+    seen: list[str] = []
+    arms = bench.bench(llava.model, ("l2_k5", "l1_k0"), rounds=2, new_tokens=3, tick=seen.append)
+    names = ["untouched", "l2_k5", "l1_k0", "K = all", "published l2_k5", "published l1_k0", "untouched, hooks gone"]
+    assert [arm.name for arm in arms] == names
+    assert all(len(arm.prefill) == len(arm.decode) == 2 for arm in arms)
+    assert llava.model.config._attn_implementation == "sdpa"
+    assert len(seen) == 3 * len(arms)
+    by = {arm.name: arm for arm in arms}
+    assert by["untouched"].flops == by["untouched, hooks gone"].flops > by["l2_k5"].flops > by["l1_k0"].flops
+    assert by["untouched"].kv == by["published l2_k5"].kv > by["l2_k5"].kv > by["l1_k0"].kv
+    rows = bench.table(arms)
+    assert rows[0]["prefill ratio"] == 1
+    assert rows[1]["FLOPs ratio"] == by["l2_k5"].flops / by["untouched"].flops
+    assert bench.checks(arms)
+
+
+def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Arm:
+    return Arm(name, setting, lambda: None, prefill=[prefill], decode=[1.0], flops=flops)
+
+
+@pytest.mark.parametrize(("prefill", "holds"), [(52.0, True), (53.0, False)])
+def test_a_bar_is_missed_where_it_should_be(prefill: float, holds: bool) -> None:
+    arms = [arm("untouched", 100, 1000), arm("l5_k128", prefill, 500, "l5_k128")]
+    (check,) = bench.checks(arms)
+    assert check.holds is holds
+    assert check.value == prefill / 100 / 0.5
+
+
+def test_the_published_way_must_be_beaten_by_what_the_flops_allow() -> None:
+    for published, holds in ((191.0, True), (189.0, False)):
+        arms = [
+            arm("untouched", 100, 1000),
+            arm("l9_k1", 100, 500, "l9_k1"),
+            arm("published l9_k1", published, 0, "l9_k1"),
+        ]
+        (check,) = bench.checks(arms)
+        assert check.holds is holds
+
+
+def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(ValueError, match="--size 'huge': choose one of small, 7b"):
+        benchtable.run("huge", None, "cpu", None, 1, None, False)
+    with pytest.raises(KeyError, match="no variant"):
+        benchtable.run("small", None, "cpu", None, 1, "l5_kx_trunc_", False)
