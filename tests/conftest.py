@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
+import modelbox
 import pytest
 import torch
 from tiny_models import FAMILIES, TinyModel, build
@@ -26,3 +27,23 @@ def family(request: pytest.FixtureRequest) -> TinyModel:
 @pytest.fixture
 def llava() -> TinyModel:
     return build("llava")
+
+
+@pytest.fixture(scope="module")
+def classes():
+    return modelbox.classes()
+
+
+@pytest.fixture(scope="module")
+def base():
+    return modelbox.base_model()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[str]:
+    return modelbox.draw(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def asked(pictures):
+    return modelbox.message(pictures, 0, modelbox.QUESTION)

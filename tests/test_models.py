@@ -6,7 +6,6 @@ import logging
 import math
 from pathlib import Path
 
-import modelbox
 import pytest
 import torch
 from checkpoints import needs_host
@@ -18,26 +17,6 @@ from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.models.llava_core import LlavaCore
 
 pytestmark = needs_host
-
-
-@pytest.fixture(scope="module")
-def classes():
-    return modelbox.classes()
-
-
-@pytest.fixture(scope="module")
-def base():
-    return modelbox.base_model()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[str]:
-    return modelbox.draw(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture
-def asked(pictures):
-    return message(pictures, 0, QUESTION)
 
 
 # what LLaVA15 answers

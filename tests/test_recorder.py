@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import modelbox
 import numpy as np
 import pytest
 from checkpoints import needs_host
@@ -14,26 +13,6 @@ from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
-
-
-@pytest.fixture(scope="module")
-def classes():
-    return modelbox.classes()
-
-
-@pytest.fixture(scope="module")
-def base():
-    return modelbox.base_model()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[str]:
-    return modelbox.draw(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture
-def asked(pictures):
-    return message(pictures, 0, QUESTION)
 
 
 def test_a_record_is_written_beside_the_predictions(classes, base, pictures, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-import modelbox
 import pytest
 import torch
 from checkpoints import needs_host
@@ -14,26 +13,6 @@ from modelbox import BLOCKS, QUESTION, TOKENS, in_host, message, records
 from redrel_vlmeval.truncation import TruncationError, truncated
 
 pytestmark = needs_host
-
-
-@pytest.fixture(scope="module")
-def classes():
-    return modelbox.classes()
-
-
-@pytest.fixture(scope="module")
-def base():
-    return modelbox.base_model()
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[str]:
-    return modelbox.draw(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture
-def asked(pictures):
-    return message(pictures, 0, QUESTION)
 
 
 LINE = {"index": 7, "question": "What color?", "hint": math.nan, "A": "red", "B": "blue", "C": math.nan}
