@@ -12,7 +12,7 @@ from vlmeval.vlm.base import BaseModel
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
 
 
 class TruncatedVLM(BaseModel):
@@ -138,18 +138,12 @@ def beams(model: Any, count: int) -> Iterator[None]:
     if count == 1:
         yield
         return
-    own = {"generate": model.__dict__["generate"]} if "generate" in model.__dict__ else {}
-    original = model.generate
 
-    def generate(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **(kwargs | {"num_beams": count, "do_sample": False}))
+    def search(generate: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: generate(*args, **(kwargs | {"num_beams": count, "do_sample": False}))
 
-    model.generate = generate
-    try:
+    with replaced_generate(model, search):
         yield
-    finally:
-        del model.generate
-        model.__dict__.update(own)
 
 
 def find_torch_model(holder: Any, variant: str) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from redrel_vlmeval.truncation.errors import TruncationError
-from redrel_vlmeval.truncation.views import View, take
+from redrel_vlmeval.truncation.views import View, causal, hide, take
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
 Observer = Callable[..., None]
@@ -125,13 +125,11 @@ class NativeDecoder:
         mask = kwargs.get("attention_mask")
         keys = visible.shape[1]
         if mask is None:
-            last = torch.arange(keys - queries, keys, device=visible.device)
-            mask = (torch.arange(keys, device=visible.device) <= last[:, None])[None, None]
+            mask = causal(queries, keys, visible.device)
         allowed = visible[:, None, None].to(mask.device)
         if queries == keys:  # a hidden token's own row must attend to something, or its softmax is NaN
             allowed = allowed | torch.eye(keys, dtype=torch.bool, device=mask.device)
-        hidden = mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
-        return kwargs | {"attention_mask": hidden}
+        return kwargs | {"attention_mask": hide(mask, allowed)}
 
     def _mask(self, kwargs: Mapping[str, Any], view: View, make: Callable[[Any], Any]) -> Any:
         mask = kwargs.get("attention_mask")
@@ -190,6 +188,18 @@ def _probe_attention(
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[name]
     return kernel(module, query, key, value, attention_mask, **kwargs)
+
+
+@contextmanager
+def replaced_generate(model: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within the context ``model.generate`` is ``make(what it was)``; afterwards exactly what it was. Contexts nest."""
+    own = {"generate": model.__dict__["generate"]} if "generate" in model.__dict__ else {}
+    model.generate = make(model.generate)
+    try:
+        yield
+    finally:
+        del model.generate
+        model.__dict__.update(own)
 
 
 def find_decoder(model: nn.Module) -> NativeDecoder:

@@ -22,6 +22,7 @@ from redrel_vlmeval.truncation.decoders import (
     check_cache,
     find_decoder,
     held_length,
+    replaced_generate,
     report_length,
 )
 from redrel_vlmeval.truncation.errors import TruncationError
@@ -96,10 +97,7 @@ class _Engine:
         for handle in handles:
             undo.callback(handle.remove)
         if hasattr(root, "generate"):
-            own = {"generate": root.__dict__["generate"]} if "generate" in root.__dict__ else {}
-            root.generate = self._generate(root.generate)
-            undo.callback(root.__dict__.update, own)
-            undo.callback(root.__dict__.pop, "generate", None)
+            undo.enter_context(replaced_generate(root, self._generate))
 
     def _generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """``generate`` as it was, but known to be one prompt from its first forward call to its last."""

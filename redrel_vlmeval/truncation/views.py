@@ -57,7 +57,7 @@ class View:
             if self.valid is None:
                 return None
             width = self.index.shape[1]
-            short = torch.ones(width, width, dtype=torch.bool, device=self.index.device).tril()[None, None]
+            short = causal(width, width, self.index.device)
         else:
             short = take(take(mask, self.index, 2, batch=0), self.index, 3, batch=0)
         if self.valid is None:
@@ -77,8 +77,7 @@ class View:
         if mask is None:
             if grown.valid is None:
                 return None
-            last = torch.arange(keys - queries, keys, device=self.index.device)
-            short = (torch.arange(keys, device=self.index.device) <= last[:, None])[None, None]
+            short = causal(queries, keys, self.index.device)
         else:
             short = take(mask, grown.index, 3, batch=0)
         return short if grown.valid is None else hide(short, grown.valid[:, None, None])
@@ -98,6 +97,12 @@ def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int | None 
     shape[batch] = len(index)
     where[batch], where[dim] = index.shape
     return tensor.expand(shape).take_along_dim(index.view(where), dim)
+
+
+def causal(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Which keys each query may attend to, bool [1, 1, q, k]; the last query stands at the last key."""
+    own = torch.arange(keys - queries, keys, device=device)
+    return (torch.arange(keys, device=device) <= own[:, None])[None, None]
 
 
 def hide(mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
