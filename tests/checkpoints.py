@@ -13,6 +13,8 @@ import sentencepiece
 import torch
 import transformers as tf
 
+from redrel_vlmeval.demo.blank import picture_settings
+
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 SENTENCES = [
@@ -111,19 +113,5 @@ def save_llava(folder: Path, side: int = 48, patch: int = 12, tokenizer: str = "
     torch.manual_seed(0)
     tf.LlavaForConditionalGeneration(config).save_pretrained(folder)
     save_tokenizer(folder, tokenizer)
-    picture = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture))
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture_settings(side)))
     return folder

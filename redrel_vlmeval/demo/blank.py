@@ -120,13 +120,9 @@ def positions(width: int) -> torch.Tensor:
     return waves @ directions * 1.5
 
 
-def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write config, weights (float16), tokenizer and preprocessor as a local checkpoint folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    side = scenes.SIZE
-    picture = {
+def picture_settings(side: int) -> dict[str, object]:
+    """What a LLaVA checkpoint's preprocessor_config.json says, for pictures of ``side`` pixels."""
+    return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
         "do_convert_rgb": True,
@@ -141,4 +137,11 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
         "image_mean": MEAN,
         "image_std": STD,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2) + "\n")
+
+
+def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write config, weights (float16), tokenizer and preprocessor as a local checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture_settings(scenes.SIZE), indent=2) + "\n")
