@@ -18,7 +18,7 @@ import torch
 
 from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.truncation import truncated
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation.native import image_token
 
 SETTINGS = ("l5_k128", "l2_k144", "l12_k0", "l1_k0")
 PREFILL_BARS = {"l5_k128": 1.05, "l2_k144": 1.05, "l12_k0": 1.10, "l1_k0": 1.25}  # x the FLOPs ratio
@@ -110,7 +110,7 @@ def random_model(size: str, device: str, dtype: torch.dtype) -> Any:
 def random_prompt(model: Any) -> dict[str, torch.Tensor]:
     """One picture between text, as a ScienceQA prompt of LLaVA-1.5 has it: 35 + 576 + 60 tokens."""
     generator = torch.Generator().manual_seed(0)
-    token = find_decoder(model).image_token
+    token = image_token(model)
     text = torch.randint(
         5, min(2000, model.config.text_config.vocab_size), (TEXT_BEFORE + TEXT_AFTER,), generator=generator
     )

@@ -20,7 +20,8 @@ from torch import nn
 
 from redrel_vlmeval.locking import lock
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.truncation.decoders import BlockShape, NativeDecoder, find_decoder
+from redrel_vlmeval.truncation.adapter import BlockShape, Decoder
+from redrel_vlmeval.truncation.decoders import find_decoder
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.trace import PromptTrace
 
@@ -51,7 +52,7 @@ class Meter:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.decoder: NativeDecoder | None
+        self.decoder: Decoder | None
         try:
             self.decoder = find_decoder(model)
         except TruncationError:
@@ -74,7 +75,7 @@ class Meter:
         if not self.seconds and self.decoder is not None:
             call = self.decoder.read_call(args, kwargs)
             if call.input_ids is not None and not call.past:
-                images = int((call.input_ids[0] == self.decoder.image_token).sum())
+                images = int(self.decoder.image_mask(call.input_ids[:1]).sum())
                 blocks = len(self.decoder.blocks)
                 self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
         _wait(self.model)

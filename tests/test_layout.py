@@ -16,7 +16,8 @@ PACKAGE = "redrel_vlmeval"
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
 names locking
-truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.decoders
+truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
+truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
 efficiency
 prompts

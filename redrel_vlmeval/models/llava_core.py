@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from redrel_vlmeval.models import checkpoint, llava_input
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation.native import image_token
 
 logger = logging.getLogger("redrel_vlmeval")
 TINY = "redrel_tiny"
@@ -48,7 +48,7 @@ class LlavaCore:
         self.device, self.dtype = torch.device(placement.device), placement.dtype
         self.backend = f"transformers {type(self.model).__name__}"
         self.generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2048, "use_cache": True} | generation
-        self.image_token = find_decoder(self.model).image_token
+        self.image_token = image_token(self.model)
         vision = self.model.config.vision_config
         self.per_image = (vision.image_size // vision.patch_size) ** 2
         logger.info("%s: %s, %s on %s, %s attention", model_path, self.backend, placement.dtype, placement.device, attn)

@@ -16,15 +16,8 @@ from torch import nn
 
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.truncation import ranking
-from redrel_vlmeval.truncation.decoders import (
-    Call,
-    NativeDecoder,
-    check_cache,
-    find_decoder,
-    held_length,
-    replaced_generate,
-    report_length,
-)
+from redrel_vlmeval.truncation.adapter import Call, Decoder
+from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting
@@ -65,7 +58,7 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
 class _Engine:
     """The hooks of one ``truncated`` context. State belongs to the prompt at hand and is replaced at every prefill."""
 
-    def __init__(self, decoder: NativeDecoder, spec: VariantSpec) -> None:
+    def __init__(self, decoder: Decoder, spec: VariantSpec) -> None:
         self.decoder, self.spec = decoder, spec
         self.trace = Trace(str(spec), len(decoder.blocks))
         self.by_attention = spec.rule in ("attention", "lowest")
@@ -105,8 +98,8 @@ class _Engine:
         def generate(*args: Any, **kwargs: Any) -> Any:
             check_generation(self.spec, self.decoder, kwargs)
             cache = kwargs.get("past_key_values")
-            if cache is None or self.prompt is None or cache is not self.prompt.cache:  # else the next turn on it
-                self._forget()
+            if cache is None or self.prompt is None or not self.decoder.continues(cache, self.prompt.cache):
+                self._forget()  # else the next turn on it
             self.generating = True
             try:
                 return original(*args, **kwargs)
@@ -118,6 +111,7 @@ class _Engine:
     def _forget(self) -> None:
         if self.undo_length is not None:
             self.undo_length()
+        self.decoder.forget_prompt()
         self.prompt, self.phase, self.undo_length, self.saved = None, None, None, []
 
     # -- one forward call of the whole model --------------------------------------------------------------------------
@@ -136,27 +130,28 @@ class _Engine:
             self.phase = "recompute"
         else:
             self._forget()
-            self.prompt = Prompt(self.spec, ids, call.attention_mask, self.decoder.image_token, self.trace.blocks)
+            image = self.decoder.image_mask(ids)
+            self.prompt = Prompt(self.spec, ids, call.attention_mask, image, self.trace.blocks)
             self.phase = "prefill"
             self.trace.prompts += self.prompt.traces
 
     def _enter_step(self, call: Call, ids: torch.Tensor) -> None:
-        if self.prompt is None or call.cache is not self.prompt.cache:
+        if self.prompt is None or not self.decoder.continues(call.cache, self.prompt.cache):
             raise TruncationError(
                 f"{self.spec}: continues a KV cache of {call.past} tokens that was not filled inside this "
                 "truncated(): its image tokens were not ranked. Give the whole prompt in one call"
             )
         # a model may well utter an image token; more than one token, or pixels, is a prompt
-        if (self.length > 1 or call.pictures) and bool((ids == self.decoder.image_token).any()):
+        if (self.length > 1 or call.pictures) and bool(self.decoder.image_mask(ids).any()):
             raise TruncationError(
                 f"{self.spec}: a chunked or continued prefill brings image tokens after the first call; "
                 "give the whole prompt in one call"
             )
         if self.prompt.stages:
-            check_cache(call.cache, call.past + self.length)
+            self.decoder.check_cache(call.cache, call.past + self.length)
         self.phase = "step"
 
-    def _leave(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         phase, prompt = self.phase, self.prompt
         self.phase, self.saved = None, []
         self.decoder.forget_call()
@@ -165,17 +160,19 @@ class _Engine:
         if phase == "prefill":
             for trace, kept in zip(prompt.traces, prompt.kept_numbers(), strict=True):
                 trace.kept = kept
+        prompt.cache = self.decoder.cache_after(output, prompt.cache)
         if prompt.cache is None:
             return
         if phase == "prefill" and 0 in prompt.views and self.undo_length is None:
-            self.undo_length = report_length(prompt.cache, self.length - prompt.views[0].index.shape[1])
+            self.undo_length = self.decoder.report_length(prompt.cache, self.length - prompt.views[0].index.shape[1])
         for row, trace in enumerate(prompt.traces):
             padding = [prompt.ids.shape[1] - prompt.real_counts[row]] * self.trace.blocks
             for block in range(self.trace.blocks):
                 view = prompt.view_before(block)
                 if view is not None:
                     padding[block] = view.index.shape[1] - trace.tokens[block]
-            trace.kv = [held_length(prompt.cache, block) - padding[block] for block in range(self.trace.blocks)]
+            held = (self.decoder.held_length(prompt.cache, block) for block in range(self.trace.blocks))
+            trace.kv = [count - more for count, more in zip(held, padding, strict=True)]
 
     # -- one decoder block --------------------------------------------------------------------------------------------
 
@@ -193,7 +190,7 @@ class _Engine:
         if self.phase == "prefill":
             self.prompt.cache = self.decoder.cache_of(kwargs)
             if self.prompt.stages:
-                check_cache(self.prompt.cache, self.length)
+                self.decoder.check_cache(self.prompt.cache, self.length)
 
     def _observer(self, stage: Stage) -> Callable[..., None]:
         def observe(query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float, softcap: float | None) -> None:
@@ -235,12 +232,13 @@ class _Engine:
                 return args, self._hide(prompt, stage, block, kwargs)
             view = prompt.views[stage.layer]
             if self.phase == "step":
-                return args, self.decoder.narrow(kwargs, view, block, self.length)
+                held = self.decoder.held_length(prompt.cache, block)
+                return args, self.decoder.narrow(block, kwargs, view, held, self.length)
             view = self._grown(view)
             hidden = args[0] if args else kwargs["hidden_states"]
             if block == stage.layer:
                 hidden = self._drop(prompt, view, stage, hidden)
-            short = self.decoder.shorten(kwargs, view)
+            short = self.decoder.shorten(block, kwargs, view)
             return ((hidden, *args[1:]), short) if args else ((), short | {"hidden_states": hidden})
 
         return before
@@ -270,7 +268,7 @@ class _Engine:
     def _hide(self, prompt: Prompt, stage: Stage, block: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Official mode: the block's arguments with the image keys outside the latest choice masked."""
         visible = ~prompt.image | prompt.keeps[stage.layer]
-        keys = self.length + (held_length(prompt.cache, block) if self.phase == "step" else 0)
+        keys = self.length + (self.decoder.held_length(prompt.cache, block) if self.phase == "step" else 0)
         visible = torch.nn.functional.pad(visible, (0, keys - visible.shape[1]), value=True)
         return self.decoder.masked(kwargs, visible, self.length)
 

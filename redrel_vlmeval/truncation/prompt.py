@@ -20,10 +20,15 @@ class Prompt:
     """
 
     def __init__(
-        self, spec: VariantSpec, ids: torch.Tensor, attention_mask: torch.Tensor | None, image_token: int, blocks: int
+        self,
+        spec: VariantSpec,
+        ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image: torch.Tensor,
+        blocks: int,
     ) -> None:
         self.spec, self.ids, self.blocks = spec, ids, blocks
-        self.image = ids == image_token
+        self.image = image
         if attention_mask is None:
             self.real = torch.ones_like(self.image)
         elif isinstance(attention_mask, torch.Tensor) and attention_mask.shape == ids.shape:

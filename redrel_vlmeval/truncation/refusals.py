@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.truncation.decoders import NativeDecoder
+from redrel_vlmeval.truncation.adapter import Decoder
 from redrel_vlmeval.truncation.errors import TruncationError
 
 
-def check_setting(spec: VariantSpec, decoder: NativeDecoder) -> None:
+def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
     """Refuse a setting without stages, with layers that the decoder lacks, or that its kernel cannot run.
 
     Raises:
@@ -33,7 +33,7 @@ def check_setting(spec: VariantSpec, decoder: NativeDecoder) -> None:
         )
 
 
-def check_generation(spec: VariantSpec, decoder: NativeDecoder, kwargs: dict[str, Any]) -> None:
+def check_generation(spec: VariantSpec, decoder: Decoder, kwargs: dict[str, Any]) -> None:
     """Refuse generation that splits the prompt or crops the cache, asked by the call or the model's generation config.
 
     Raises:

@@ -1,0 +1,164 @@
+"""What the engine asks of a decoder, whichever family it is of: the seam between truncation and model internals."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.truncation.errors import TruncationError
+from redrel_vlmeval.truncation.views import View, causal, hide
+
+Observer = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward call of the outermost model was given.
+
+    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    cache: Any
+    past: int
+    pictures: bool
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of one decoder block: model width, query and key heads, head width, hidden width of the gated FFN."""
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+
+
+@dataclass
+class Decoder(ABC):
+    """A model's decoder blocks and how to shorten what they are given.
+
+    ``root`` is the model as called, ``text`` the module that owns the blocks. Blocks are counted from 0.
+    """
+
+    root: nn.Module
+    text: nn.Module
+    blocks: list[nn.Module]
+    _memo: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict, kw_only=True)
+
+    layout: ClassVar[str]  # the module tree it is recognised by, for messages
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """Name of the attention function in use: ``sdpa``, ``eager``, ``flash_attention_2``, ..."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> BlockShape:
+        """Sizes of a block (all blocks are alike)."""
+
+    @abstractmethod
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which of ``ids`` (long [b, s]) stand for image tokens, bool [b, s]."""
+
+    @abstractmethod
+    def pictures(self, given: Mapping[str, Any]) -> bool:
+        """Whether a forward call's arguments bring pixels."""
+
+    @abstractmethod
+    def past(self, cache: Any) -> int:
+        """Tokens that a cache stands for; 0 for None."""
+
+    @abstractmethod
+    def cache_of(self, kwargs: Mapping[str, Any]) -> Any:
+        """The KV cache in a block's arguments at prefill, or None."""
+
+    def cache_after(self, output: Any, cache: Any) -> Any:
+        """The KV cache when a forward call is done: ``cache`` where it is filled in place."""
+        return cache
+
+    def continues(self, cache: Any, earlier: Any) -> bool:
+        """Whether ``cache`` is what ``earlier``, the cache after the last forward call, was."""
+        return cache is earlier
+
+    @abstractmethod
+    def held_length(self, cache: Any, block: int) -> int:
+        """Keys that a block really holds in a cache; 0 without one."""
+
+    @abstractmethod
+    def check_cache(self, cache: Any, longest: int) -> None:
+        """Raise TruncationError for caches whose blocks cannot differ in length, or not at ``longest`` tokens."""
+
+    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
+        """After tokens left before block 1 (``l0``): make later steps count them. Returns the function that undoes it.
+
+        Models take the position of generated tokens from the length of block 1's cache.
+        """
+        return lambda: None
+
+    @abstractmethod
+    def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
+        """A block's prefill arguments (rotary tables, masks, positions) cut to ``view``; made once a forward."""
+
+    def narrow(self, block: int, kwargs: dict[str, Any], view: View, held: int, queries: int) -> dict[str, Any]:
+        """A block's arguments at a later step: the mask's columns are those of the ``held`` keys and the new ones."""
+        keys = held + queries
+        return kwargs | {"attention_mask": self._mask(kwargs, view, lambda mask: view.column_mask(mask, queries, keys))}
+
+    def masked(self, kwargs: dict[str, Any], visible: torch.Tensor, queries: int) -> dict[str, Any]:
+        """A block's arguments with the keys that ``visible`` (bool [b, k]) excludes hidden; nothing is dropped."""
+        mask = kwargs.get("attention_mask")
+        keys = visible.shape[1]
+        if mask is None:
+            mask = causal(queries, keys, visible.device)
+        allowed = visible[:, None, None].to(mask.device)
+        if queries == keys:  # a hidden token's own row must attend to something, or its softmax is NaN
+            allowed = allowed | torch.eye(keys, dtype=torch.bool, device=mask.device)
+        return kwargs | {"attention_mask": hide(mask, allowed)}
+
+    @abstractmethod
+    def probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
+        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees the block attend.
+
+        query, key: [b, h, q, d] and [b, h_kv, k, d], rotated; the very tensors that the model's kernel is given.
+        """
+
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
+        given = inspect.signature(self.root.forward).bind_partial(*args, **kwargs).arguments
+        given = {**given.get("kwargs", {}), **given}
+        cache = given.get("past_key_values")
+        return Call(given.get("input_ids"), given.get("attention_mask"), cache, self.past(cache), self.pictures(given))
+
+    def forget_call(self) -> None:
+        """Let go of the tensors that were shared between the blocks of one forward call."""
+        self._memo.clear()
+
+    def forget_prompt(self) -> None:
+        """Undo what was changed on the model for the prompt at hand."""
+        self.forget_call()
+
+    def _mask(self, kwargs: Mapping[str, Any], view: View, make: Callable[[Any], Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not isinstance(mask, torch.Tensor):
+            raise TruncationError(
+                f"attention mask of type {type(mask).__name__}: use attn_implementation sdpa, eager or flash"
+            )
+        return self._once(mask, view, lambda: make(mask))
+
+    def _once(self, source: Any, view: View, make: Callable[[], Any]) -> Any:
+        """Blocks share their arguments: each is shortened once per view, its source kept alive as ids are reused."""
+        key = (id(source), id(view))
+        if key not in self._memo:
+            self._memo[key] = (make(), (source, view))
+        return self._memo[key][0]

@@ -1,0 +1,199 @@
+"""Transformers' own decoders laid out like LLaMA: where their attention, rotary tables, masks and caches are."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.truncation.adapter import BlockShape, Decoder, Observer
+from redrel_vlmeval.truncation.errors import TruncationError
+from redrel_vlmeval.truncation.views import View, take
+
+PROBE = "redrel_probe"  # name of our attention function in transformers' registry
+_observers: WeakKeyDictionary[nn.Module, tuple[str, Observer]] = WeakKeyDictionary()
+
+
+@dataclass
+class NativeDecoder(Decoder):
+    """``embed_tokens``, ``layers`` with ``self_attn``, ``norm``; every image token has the id ``image_token``."""
+
+    image_token: int
+
+    layout: ClassVar[str] = (
+        "embed_tokens, norm and layers[*].self_attn (transformers-native decoders laid out like LLaMA: LLaVA, "
+        "LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
+    )
+
+    @staticmethod
+    def owns_blocks(module: nn.Module) -> bool:
+        """Whether ``module`` is the decoder of this layout."""
+        layers = getattr(module, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            return False
+        if not (hasattr(module, "embed_tokens") and hasattr(module, "norm")):
+            return False
+        return all(hasattr(block, "self_attn") and hasattr(block.self_attn, "config") for block in layers)
+
+    @classmethod
+    def of(cls, model: nn.Module, text: Any) -> NativeDecoder:
+        """The adapter of ``model`` whose blocks ``text`` owns.
+
+        Raises:
+            TruncationError: the model's config names no image token.
+        """
+        blocks = list(text.layers)[: getattr(text.config, "num_hidden_layers", None)]
+        return cls(model, text, blocks, image_token(model))
+
+    @property
+    def kernel(self) -> str:
+        attention = self.blocks[0].self_attn
+        if attention in _observers:
+            return _observers[attention][0]
+        return str(attention.config._attn_implementation)
+
+    @property
+    def shape(self) -> BlockShape:
+        config = self.text.config
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return BlockShape(config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size)
+
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids == self.image_token
+
+    def pictures(self, given: Mapping[str, Any]) -> bool:
+        return any(name.startswith("pixel_values") and value is not None for name, value in given.items())
+
+    def past(self, cache: Any) -> int:
+        return 0 if cache is None else int(cache.get_seq_length())
+
+    def cache_of(self, kwargs: Mapping[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        return kwargs.get("past_key_value") if cache is None else cache
+
+    def held_length(self, cache: Any, block: int) -> int:
+        keys = _keys(cache, block)
+        return 0 if keys is None else int(keys.shape[-2])
+
+    def check_cache(self, cache: Any, longest: int) -> None:
+        """Raise TruncationError for static, compiled, windowed and quantised caches."""
+        from transformers import DynamicCache
+
+        if cache is None:
+            return
+        if not isinstance(cache, DynamicCache):
+            raise TruncationError(
+                f"KV cache of type {type(cache).__name__}: blocks must be free to differ in length, use DynamicCache"
+            )
+        for layer in getattr(cache, "layers", []):
+            window = getattr(layer, "sliding_window", None)
+            if getattr(layer, "is_sliding", False) and window is not None and longest > window:
+                raise TruncationError(
+                    f"prompt of {longest} tokens exceeds the sliding window of {window} of its KV cache"
+                )
+
+    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
+        """The cache counts ``dropped`` more tokens in block 1."""
+        holder = cache.layers[0] if hasattr(cache, "layers") else cache
+        counted = type(holder).get_seq_length
+
+        def with_dropped(*args: Any, **kwargs: Any) -> int:
+            length = counted(holder, *args, **kwargs)
+            return length + dropped if length else 0
+
+        holder.get_seq_length = with_dropped
+        return lambda: holder.__dict__.pop("get_seq_length", None)
+
+    def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
+        short = dict(kwargs)
+        if kwargs.get("position_embeddings") is not None:
+            rotary = kwargs["position_embeddings"]
+            short["position_embeddings"] = self._once(
+                rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary)
+            )
+        short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask))
+        if kwargs.get("position_ids") is not None:
+            # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
+            gathered = None if "position_embeddings" in kwargs else take(kwargs["position_ids"], view.index, -1)
+            short["position_ids"] = gathered
+        if kwargs.get("cache_position") is not None:
+            short["cache_position"] = kwargs["cache_position"][view.index[0]]
+        return short
+
+    @contextmanager
+    def probe(self, block: int, observer: Observer) -> Iterator[None]:
+        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees block ``block`` (0-based) attend.
+
+        The block's attention is given a copy of its config that names our function in transformers' attention
+        registry; it calls the model's own kernel and shows the observer the very tensors that the kernel was given.
+        """
+        attention = self.blocks[block].self_attn
+        _register_probe()
+        config = attention.config
+        changed = copy.copy(config)
+        changed._attn_implementation_internal = PROBE
+        _observers[attention] = (str(config._attn_implementation), observer)
+        attention.config = changed
+        try:
+            yield
+        finally:
+            attention.config = config
+            del _observers[attention]
+
+
+def _register_probe() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if PROBE not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS[PROBE] = _probe_attention
+
+
+def _probe_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> Any:
+    """The model's own kernel, after the observer has seen its inputs."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name, observer = _observers[module]
+    scaling = kwargs.get("scaling")
+    observer(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"))
+    if name == "eager":
+        kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    else:
+        kernel = ALL_ATTENTION_FUNCTIONS[name]
+    return kernel(module, query, key, value, attention_mask, **kwargs)
+
+
+def image_token(model: nn.Module) -> int:
+    """The id of image tokens that a model's config names, under its new or its old key.
+
+    Raises:
+        TruncationError: it names none.
+    """
+    config = getattr(model, "config", None)
+    token = getattr(config, "image_token_id", None)
+    token = getattr(config, "image_token_index", None) if token is None else token
+    if token is None:
+        raise TruncationError(
+            f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?"
+        )
+    return int(token)
+
+
+def _keys(cache: Any, block: int) -> torch.Tensor | None:
+    if cache is None:
+        return None
+    if hasattr(cache, "layers"):
+        keys = getattr(cache.layers[block], "keys", None) if block < len(cache.layers) else None
+    else:
+        keys = cache.key_cache[block] if block < len(cache.key_cache) else None
+    return keys if isinstance(keys, torch.Tensor) and keys.numel() else None
