@@ -20,6 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: dict[str, Any] = {
     "attention": "-", "random": (0, (1, 1.5)), "uniform": (0, (5, 2)), "lowest": (0, (3, 1, 1, 1)),
 }  # fmt: skip
+RULE_MARKERS = {"random": "x", "uniform": "+", "lowest": "*"}  # a control is often one point, without a line to see
 NEEDED = ("L", "K", "value")
 
 
@@ -101,9 +102,8 @@ def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mappi
         line = rows[(rows["L"] == layer) & (rows["rule"] == rule)].sort_values("K")
         color, marker = styles[layer]
         axis.plot(
-            line["K"], line["value"], color=color, marker=marker, markersize=5, linewidth=1.6,
-            linestyle=_dash(rule), markerfacecolor=color if rule == "attention" else "white",
-        )  # fmt: skip
+            line["K"], line["value"], color=color, linewidth=1.6, linestyle=_dash(rule), **_marker(rule, marker, color)
+        )
     if baseline is not None:
         axis.axhline(baseline, color="#555555", linestyle=(0, (6, 3)), linewidth=1.2, zorder=1)
     axis.grid(True, color="#e5e5e5", linewidth=0.8)
@@ -113,6 +113,13 @@ def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mappi
 
 def _dash(rule: str) -> Any:
     return DASHES.get(rule, ":")
+
+
+def _marker(rule: str, of_layer: str, color: str) -> dict[str, Any]:
+    """How a point looks: the layer's filled marker for attention ranking, the rule's hollow one for a control."""
+    if rule == "attention":
+        return {"marker": of_layer, "markersize": 5, "markerfacecolor": color}
+    return {"marker": RULE_MARKERS.get(rule, "d"), "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.4}
 
 
 def _heading(rows: pd.DataFrame, panel: str, alone: bool) -> str:
@@ -151,7 +158,10 @@ def _legend(styles: Mapping, rules: list[str], with_baseline: bool) -> list[Line
         for layer, (color, marker) in styles.items()
     ]
     if not plain or rules != ["attention"]:
-        handles += [Line2D([], [], color="#777777", linestyle=_dash(rule), label=rule) for rule in rules]
+        grey = "#777777"
+        for rule in rules:
+            look = {} if rule == "attention" else _marker(rule, "", grey)
+            handles.append(Line2D([], [], color=grey, linestyle=_dash(rule), label=rule, **look))
     if with_baseline:
         handles.append(Line2D([], [], color="#555555", linestyle=(0, (6, 3)), label="not truncated"))
     return handles

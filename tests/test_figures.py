@@ -60,6 +60,13 @@ def test_controls_share_the_layers_colour_and_differ_in_line() -> None:
     assert len(lines) == 4 and len({color for color, _ in lines}) == 2
 
 
+def test_controls_that_are_single_points_differ_in_marker() -> None:
+    points = [GRID[GRID["K"] == 4].assign(rule=rule) for rule in ("attention", "random", "uniform", "lowest")]
+    (axis,) = _axes(pd.concat(points))
+    second = [line.get_marker() for line in axis.lines if line.get_color() == axis.lines[0].get_color()]
+    assert len(second) == len(set(second)) == 4
+
+
 def test_wide_ranges_of_keep_are_spread_and_zero_has_a_place() -> None:
     (axis,) = _axes(GRID.assign(K=GRID["K"].map({0: 0, 4: 32, 16: 512})))
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "32", "512"]

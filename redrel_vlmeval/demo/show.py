@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tabulate import tabulate
 
 from redrel_vlmeval import figures, hostrun, locking, results, sheets
-from redrel_vlmeval.demo import benchmark, kept
+from redrel_vlmeval.demo import benchmark, kept, scenes
 
 BASE = "redrel_tiny"
 LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
@@ -79,6 +79,8 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
     frame, baseline = results.category_curves(found, BASE, data)
     if not frame.empty:
+        hops = {name: number for number, name in enumerate(("", *scenes.CATEGORIES))}
+        frame = frame.sort_values("category", key=lambda names: names.map(hops), kind="stable")
         title = f"{BASE} on {data}: accuracy over image tokens kept"
         written.append(figures.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
     return written
