@@ -1,14 +1,14 @@
 """Speed, measured side by side in one process: untouched, truncated, and the way published code does it.
 
-Every claim is a ratio of medians over rounds in which all arms run one after the other. The limit is the FLOPs ratio,
+Every claim is a median of ratios, each within one round in which all arms run in turn. The limit is the FLOPs ratio,
 counted by torch over the whole model, vision tower included.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,19 +16,13 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.benchmodels import Subject
 from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.truncation import truncated
-from redrel_vlmeval.truncation.native import image_token
+from redrel_vlmeval.truncation.decoders import find_decoder
 
-SETTINGS = ("l5_k128", "l2_k144", "l12_k0", "l1_k0")
-PREFILL_BARS = {"l5_k128": 1.05, "l2_k144": 1.05, "l12_k0": 1.10, "l1_k0": 1.25}  # x the FLOPs ratio
 PUBLISHED_BAR, IDLE_BAR = 0.95, 1.03
 ALL, GONE = "K = all", "untouched, hooks gone"
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {"width": 1024, "blocks": 16, "heads": 16, "ffn": 2816, "vocab": 4000, "vision": (256, 4, 4, 1024)},
-    "7b": {"width": 4096, "blocks": 32, "heads": 32, "ffn": 11008, "vocab": 32064, "vision": (1024, 24, 16, 4096)},
-}
-IMAGE_TOKENS, TEXT_BEFORE, TEXT_AFTER = 576, 35, 60
 
 
 @dataclass
@@ -53,6 +47,10 @@ class Arm:
     def decode_ms(self) -> float:
         return statistics.median(self.decode)
 
+    def prefill_over(self, other: Arm) -> float:
+        """Median over rounds of this arm's prefill by ``other``'s of the same round, which drift together."""
+        return statistics.median(mine / its for mine, its in zip(self.prefill, other.prefill, strict=True))
+
 
 @dataclass(frozen=True)
 class Check:
@@ -64,136 +62,70 @@ class Check:
     holds: bool
 
 
-def random_model(size: str, device: str, dtype: torch.dtype) -> Any:
-    """A LLaVA-1.5-shaped model with random weights, 576 image tokens a picture."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    shape = SIZES[size]
-    width, layers, heads, ffn = shape["vision"]
-    vision = CLIPVisionConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=ffn,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=shape["width"],
-        num_hidden_layers=shape["blocks"],
-        num_attention_heads=shape["heads"],
-        intermediate_size=shape["ffn"],
-        vocab_size=shape["vocab"],
-        max_position_embeddings=4096,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=1,
-        vision_feature_layer=-2,
-        image_seq_length=IMAGE_TOKENS,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.generation_config.eos_token_id = None
-    return model.to(device, dtype).eval()
-
-
-def random_prompt(model: Any) -> dict[str, torch.Tensor]:
-    """One picture between text, as a ScienceQA prompt of LLaVA-1.5 has it: 35 + 576 + 60 tokens."""
-    generator = torch.Generator().manual_seed(0)
-    token = image_token(model)
-    text = torch.randint(
-        5, min(2000, model.config.text_config.vocab_size), (TEXT_BEFORE + TEXT_AFTER,), generator=generator
-    )
-    text[text == token] = 4 if token != 4 else 5
-    images = torch.full(((model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2,), token)
-    ids = torch.cat([text[:TEXT_BEFORE], images, text[TEXT_BEFORE:]])[None]
-    side = model.config.vision_config.image_size
-    pixels = torch.randn(1, 3, side, side, generator=generator)
-    parameter = next(model.parameters())
-    on = {"input_ids": ids.to(parameter.device), "pixel_values": pixels.to(parameter.device, parameter.dtype)}
-    return on | {"attention_mask": torch.ones_like(on["input_ids"])}
-
-
-@contextmanager
-def published(model: Any, setting: str) -> Iterator[None]:
-    """The published way: eager attention with all matrices returned, image keys masked, nothing dropped."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        with truncated(model, f"{setting}_official"):
-            yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def make_arms(model: Any, settings: tuple[str, ...]) -> list[Arm]:
+def make_arms(subject: Subject, settings: tuple[str, ...]) -> list[Arm]:
     """Untouched first and once more when all hooks are gone; the variants and the published way in between."""
-    images = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    model, decoder = subject.model, find_decoder(subject.model)
     arms = [Arm("untouched", None, nullcontext)]
-    everything = f"l{min(5, model.config.text_config.num_hidden_layers - 1)}_k{images}"
+    images = int(decoder.image_mask(subject.inputs["input_ids"]).sum())
+    everything = f"l{min(5, len(decoder.blocks) - 1)}_k{images}"
     for setting in settings:
         arms.append(Arm(setting, setting, partial(truncated, model, setting)))
     arms.append(Arm(ALL, everything, partial(truncated, model, everything)))
     for setting in settings[:2]:
         way = {"output_attentions": True}
-        arms.append(Arm(f"published {setting}", setting, partial(published, model, setting), way))
+        arms.append(Arm(f"published {setting}", setting, partial(subject.published, model, setting), way))
     return [*arms, Arm(GONE, None, nullcontext)]
 
 
 @torch.inference_mode()
-def run_once(model: Any, arm: Arm, inputs: dict[str, torch.Tensor], new_tokens: int, keep: bool = True) -> None:
-    """Prefill and greedy decoding of one prompt in one arm."""
-    with arm.context(), Meter(model) as meter:
-        out = model.generate(
-            **inputs,
-            **arm.forward,
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            return_dict_in_generate=True,
-        )
-    if keep and meter.decoder is not None and meter.prefill_ms is not None:
-        arm.prefill.append(meter.prefill_ms)
-        arm.decode.append(meter.decode_ms or 0.0)
-        cache = out.past_key_values
-        held = [layer.keys.shape[-2] for layer in cache.layers]
-        arm.kv = kv_bytes(held, meter.decoder.shape, cache.layers[0].keys.element_size())
+def answer(subject: Subject, arm: Arm, new_tokens: int) -> Any:
+    """Prefill and greedy decoding of the prompt, in a context of the arm."""
+    return subject.model.generate(
+        **subject.inputs,
+        **arm.forward,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
 
 
-@torch.inference_mode()
-def count_flops(model: Any, arm: Arm, inputs: dict[str, torch.Tensor]) -> int:
+def time_arm(subject: Subject, arm: Arm, new_tokens: int) -> None:
+    """One measurement of prefill and decoding, and of the cache they leave."""
+    with arm.context(), Meter(subject.model) as meter:
+        out = answer(subject, arm, new_tokens)
+    decoder = meter.decoder
+    if decoder is None or meter.prefill_ms is None:
+        return
+    arm.prefill.append(meter.prefill_ms)
+    arm.decode.append(meter.decode_ms or 0.0)
+    cache = decoder.cache_after(out, out.past_key_values)
+    held = [decoder.held_length(cache, block) for block in range(len(decoder.blocks))]
+    arm.kv = kv_bytes(held, decoder.shape, next(decoder.text.parameters()).element_size())
+
+
+def count_flops(subject: Subject, arm: Arm) -> int:
     """FLOPs of one prefill of the whole model by torch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with arm.context(), FlopCounterMode(display=False) as counter:
-        model(**inputs, logits_to_keep=1)
+        answer(subject, arm, 1)
     return int(counter.get_total_flops())
 
 
-@torch.inference_mode()
-def measure_peak(model: Any, arm: Arm, inputs: dict[str, torch.Tensor]) -> int | None:
+def measure_peak(subject: Subject, arm: Arm) -> int | None:
     """Bytes at the peak of one prefill: allocated on a GPU; above the resident set before it on Linux; else None."""
-    if next(model.parameters()).is_cuda:
+    if next(subject.model.parameters()).is_cuda:
         torch.cuda.reset_peak_memory_stats()
         with arm.context():
-            model(**inputs, **arm.forward, logits_to_keep=1)
+            answer(subject, arm, 1)
         return int(torch.cuda.max_memory_allocated())
     try:
         _return_free_memory()
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         with arm.context():
-            model(**inputs, **arm.forward, logits_to_keep=1)
+            answer(subject, arm, 1)
         return _status("VmHWM") - before
     except OSError:
         return None
@@ -216,25 +148,24 @@ def _status(name: str) -> int:
 
 
 def bench(
-    model: Any,
-    settings: tuple[str, ...] = SETTINGS,
+    subject: Subject,
+    settings: tuple[str, ...],
     rounds: int = 5,
     new_tokens: int = 5,
     tick: Callable[[str], None] = lambda _: None,
 ) -> list[Arm]:
-    """All arms, ``rounds`` times in turn after one warm-up round, on one random prompt."""
-    inputs = random_prompt(model)
-    arms = make_arms(model, settings)
+    """All arms, ``rounds`` times in turn after one warm-up round, on the subject's prompt."""
+    arms = make_arms(subject, settings)
+    answer(subject, arms[0], 1)  # a model that keeps a picture's features has them from here on, in every arm
     for arm in arms:
         tick(f"counting and warming up: {arm.name}")
         if not arm.forward:
-            arm.flops = count_flops(model, arm, inputs)
-        arm.peak = measure_peak(model, arm, inputs)
-        run_once(model, arm, inputs, new_tokens, keep=False)
+            arm.flops = count_flops(subject, arm)
+        arm.peak = measure_peak(subject, arm)
     for number in range(rounds):
         for arm in arms:
             tick(f"round {number + 1} of {rounds}: {arm.name}")
-            run_once(model, arm, inputs, new_tokens)
+            time_arm(subject, arm, new_tokens)
     return arms
 
 
@@ -244,7 +175,7 @@ def table(arms: list[Arm]) -> list[dict[str, Any]]:
     rows = []
     for arm in arms:
         limit = arm.flops / base.flops if arm.flops else None
-        ratio = arm.prefill_ms / base.prefill_ms
+        ratio = arm.prefill_over(base)
         total = (arm.prefill_ms + 10 * arm.decode_ms) / 1e3
         rows.append(
             {
@@ -262,24 +193,24 @@ def table(arms: list[Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def checks(arms: list[Arm]) -> list[Check]:
-    """The bars: prefill against the FLOPs ratio, against the published way, and what idle or removed hooks cost."""
+def checks(arms: list[Arm], bars: dict[str, float]) -> list[Check]:
+    """``bars`` on prefill against the FLOPs ratio, against the published way, and what idle or removed hooks cost."""
     by = {arm.name: arm for arm in arms}
     base = by["untouched"]
     found = []
-    for setting, bar in PREFILL_BARS.items():
+    for setting, bar in bars.items():
         if setting in by:
             limit = by[setting].flops / base.flops
-            value = by[setting].prefill_ms / base.prefill_ms / limit
+            value = by[setting].prefill_over(base) / limit
             found.append(Check(f"{setting}: prefill over untouched / FLOPs ratio", value, f"<= {bar}", value <= bar))
     for name, arm in by.items():
         if name.startswith("published ") and arm.setting in by:
             variant = by[arm.setting]
-            value, bound = arm.prefill_ms / variant.prefill_ms, PUBLISHED_BAR * base.flops / variant.flops
+            value, bound = arm.prefill_over(variant), PUBLISHED_BAR * base.flops / variant.flops
             found.append(
                 Check(f"{arm.setting}: times faster than the published way", value, f">= {bound:.2f}", value >= bound)
             )
         if name in (ALL, GONE):
-            value = arm.prefill_ms / base.prefill_ms
+            value = arm.prefill_over(base)
             found.append(Check(f"{name}: prefill over untouched", value, f"<= {IDLE_BAR}", value <= IDLE_BAR))
     return found

@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval import bench
+from redrel_vlmeval import bench, benchmodels
 from redrel_vlmeval.names import parse
+from redrel_vlmeval.truncation.decoders import find_decoder
+
+SETTINGS = ("l5_k128", "l12_k0", "l1_k0")
 
 
-def run(
-    size: str, model: str | None, device: str | None, dtype: str | None, rounds: int, settings: str | None, check: bool
-) -> int:
-    """Measure, print, and return the exit code: 1 if ``check`` and a bar is missed.
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see its help."""
+
+    family: str = "llava"
+    size: str = "small"
+    model: str | None = None
+    code: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    rounds: int = 5
+    settings: str | None = None
+    check: bool = False
+
+    def build(self) -> benchmodels.Subject:
+        """The model to time: random weights, or those of ``model``."""
+        from redrel_vlmeval.models.checkpoint import choose_placement
+
+        if self.model is not None:
+            return benchmodels.loaded_subject(self.family, self.model, self.device, self.dtype)
+        placement = choose_placement(self.device, self.dtype, 0)
+        return benchmodels.random_subject(self.family, self.size, placement.device, placement.dtype, self.code)
+
+
+def run(request: Request) -> int:
+    """Measure, print, and return the exit code: 1 if bars are checked and one is missed.
 
     Raises:
-        ValueError: unknown size, dtype or device. KeyError: a malformed setting.
+        ValueError: unknown family, size, dtype or device. KeyError: a malformed setting.
     """
-    from redrel_vlmeval.models.checkpoint import choose_placement
-
-    if size not in bench.SIZES:
-        raise ValueError(f"--size {size!r}: choose one of {', '.join(bench.SIZES)}")
-    chosen = tuple(str(parse(s.strip())) for s in settings.split(",")) if settings else bench.SETTINGS
+    wanted = tuple(str(parse(s.strip())) for s in request.settings.split(",")) if request.settings else SETTINGS
     console = Console(stderr=True)
     with console.status("building the model") as status:
-        if model is None:
-            placement = choose_placement(device, dtype, 0)
-            loaded = bench.random_model(size, placement.device, placement.dtype)
-        else:
-            from redrel_vlmeval.models.llava_core import LlavaCore
-
-            loaded = LlavaCore(model, device=device, dtype=dtype).model
-        blocks = loaded.config.text_config.num_hidden_layers
-        chosen = tuple(s for s in chosen if parse(s).stages and parse(s).stages[-1].layer < blocks)
-        arms = bench.bench(loaded, chosen, rounds, tick=status.update)
-    print(heading(loaded, model or f"random weights, size {size}", rounds))
-    rows = bench.table(arms)
-    print(tabulate(rows, headers="keys", floatfmt=".3f", missingval="-"))
-    found = bench.checks(arms)
+        subject = request.build()
+        blocks = len(find_decoder(subject.model).blocks)
+        wanted = tuple(dict.fromkeys([*subject.bars, *wanted])) if not request.settings else wanted
+        chosen = tuple(s for s in wanted if parse(s).stages and parse(s).stages[-1].layer < blocks)
+        arms = bench.bench(subject, chosen, request.rounds, tick=status.update)
+    what = request.model or f"random weights, {request.family} family, size {request.size}"
+    print(heading(subject.model, what, request.rounds))
+    print(tabulate(bench.table(arms), headers="keys", floatfmt=".3f", missingval="-"))
+    found = bench.checks(arms, subject.bars)
     print(
         tabulate(
             [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found],
@@ -48,7 +65,7 @@ def run(
             floatfmt=".3f",
         )
     )
-    return int(check and not all(c.holds for c in found))
+    return int(request.check and not all(c.holds for c in found))
 
 
 def heading(model: torch.nn.Module, what: str, rounds: int) -> str:

@@ -98,9 +98,13 @@ def demo(
 
 @app.command()
 def bench(
-    size: Annotated[str, typer.Option(help="Random LLaVA-1.5-shaped model: small (0.2 B) or 7b.")] = "small",
+    family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
+    size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
         str | None, typer.Option(help="Real weights instead: redrel_tiny, a hub name or a folder.")
+    ] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Folder with Qwen-VL's own code; REDREL_QWEN_VL, else the hub, if not given.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
     dtype: Annotated[
@@ -113,7 +117,8 @@ def bench(
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
     from redrel_vlmeval import benchtable
 
-    raise typer.Exit(benchtable.run(size, model, device, dtype, rounds, settings, check))
+    request = benchtable.Request(family, size, model, code, device, dtype, rounds, settings, check)
+    raise typer.Exit(benchtable.run(request))
 
 
 def main() -> None:

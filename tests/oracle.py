@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.benchmodels import set_kernel
+
 Stages = dict[int, int]  # layer -> image tokens kept
 
 
@@ -31,7 +33,7 @@ class Oracle:
         model = self.tiny.model
         decoder = next(m for m in model.modules() if hasattr(m, "embed_tokens") and hasattr(m, "layers"))
         before = model.config._attn_implementation
-        model.set_attn_implementation("eager")
+        set_kernel(model, "eager")
         handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for number, block in enumerate(decoder.layers):
             handles.append(block.register_forward_pre_hook(self._hide(number), with_kwargs=True))
@@ -39,7 +41,7 @@ class Oracle:
         try:
             yield self
         finally:
-            model.set_attn_implementation(before)
+            set_kernel(model, before)
             for handle in handles:
                 handle.remove()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from tiny_models import TinyModel
 
-from redrel_vlmeval import bench, benchtable
+from redrel_vlmeval import bench, benchmodels, benchtable
 from redrel_vlmeval.bench import Arm
+from redrel_vlmeval.benchtable import Request
 
 
 def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) -> None:
     seen: list[str] = []
-    arms = bench.bench(llava.model, ("l2_k5", "l1_k0"), rounds=2, new_tokens=3, tick=seen.append)
+    subject = benchmodels.llava_subject(llava.model, {"l2_k5": 1.5})
+    arms = bench.bench(subject, ("l2_k5", "l1_k0"), rounds=2, new_tokens=3, tick=seen.append)
     names = ["untouched", "l2_k5", "l1_k0", "K = all", "published l2_k5", "published l1_k0", "untouched, hooks gone"]
     assert [arm.name for arm in arms] == names
     assert all(len(arm.prefill) == len(arm.decode) == 2 for arm in arms)
@@ -23,7 +25,7 @@ def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) 
     rows = bench.table(arms)
     assert rows[0]["prefill ratio"] == 1
     assert rows[1]["FLOPs ratio"] == by["l2_k5"].flops / by["untouched"].flops
-    assert bench.checks(arms)
+    assert "l2_k5: prefill over untouched / FLOPs ratio" in [check.what for check in bench.checks(arms, subject.bars)]
 
 
 def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Arm:
@@ -33,7 +35,7 @@ def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Ar
 @pytest.mark.parametrize(("prefill", "holds"), [(52.0, True), (53.0, False)])
 def test_a_bar_is_missed_where_it_should_be(prefill: float, holds: bool) -> None:
     arms = [arm("untouched", 100, 1000), arm("l5_k128", prefill, 500, "l5_k128")]
-    (check,) = bench.checks(arms)
+    (check,) = bench.checks(arms, {"l5_k128": 1.05})
     assert check.holds is holds
     assert check.value == prefill / 100 / 0.5
 
@@ -45,12 +47,14 @@ def test_the_published_way_must_be_beaten_by_what_the_flops_allow() -> None:
             arm("l9_k1", 100, 500, "l9_k1"),
             arm("published l9_k1", published, 0, "l9_k1"),
         ]
-        (check,) = bench.checks(arms)
+        (check,) = bench.checks(arms, {"l5_k128": 1.05})
         assert check.holds is holds
 
 
 def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> None:
     with pytest.raises(ValueError, match="--size 'huge': choose one of small, 7b"):
-        benchtable.run("huge", None, "cpu", None, 1, None, False)
+        benchtable.run(Request(size="huge", device="cpu"))
+    with pytest.raises(ValueError, match="--family 'gpt': choose one of llava, qwen"):
+        benchtable.run(Request(family="gpt", device="cpu"))
     with pytest.raises(KeyError, match="no variant"):
-        benchtable.run("small", None, "cpu", None, 1, "l5_kx_trunc_", False)
+        benchtable.run(Request(settings="l5_kx_trunc_", device="cpu"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import BLOCKS, TinyModel, build
+from tiny_models import BLOCKS, TinyModel, build, key_values
 from torch.utils.flop_counter import FlopCounterMode
 
 from redrel_vlmeval.efficiency import Meter, RecordFile, block_flops, costs, kv_bytes, prefill_flops
@@ -59,7 +59,7 @@ def test_kv_bytes_are_those_of_the_cache(llava: TinyModel) -> None:
     inputs = llava.prompt("ttItttt")
     with torch.no_grad(), truncated(llava.model, "l2_k5") as trace:
         cache = llava.model(**inputs, use_cache=True).past_key_values
-    real = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    real = sum(t.numel() * t.element_size() for pair in key_values(cache) for t in pair)
     assert kv_bytes(trace.last.kv, find_decoder(llava.model).shape, 4) == real
 
 

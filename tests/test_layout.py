@@ -31,7 +31,7 @@ workbook sheets
 explain.*
 figures
 report
-bench benchtable
+benchmodels bench benchtable
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
 cli

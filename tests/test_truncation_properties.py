@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tiny_models import BLOCKS, IMAGE, TinyModel, build
+from tiny_models import BLOCKS, IMAGE, TinyModel, build, key_values
 
 from redrel_vlmeval.truncation import TruncationError, truncated
+from redrel_vlmeval.truncation.decoders import find_decoder
 
 LAYOUT = "ttItttt"
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """A block's hidden states; older releases return a tuple."""
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 @torch.no_grad()
@@ -27,17 +35,17 @@ def test_a_picture_has_its_effect_and_none_after_l0_k0(family: TinyModel) -> Non
 def test_after_its_block_a_dropped_token_changes_nothing_and_a_kept_one_does(llava: TinyModel) -> None:
     inputs = llava.prompt(LAYOUT)
     places = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
-    second = llava.model.model.language_model.layers[1]
+    second = find_decoder(llava.model).text.layers[1]
     with truncated(llava.model, "l2_k5") as trace:
         plain = logits(llava, inputs)
         kept = trace.last.kept[2]
         dropped = [n for n in range(16) if n not in kept]
         for numbers, moves in ((dropped, False), (kept, True)):
             # changed on the way out of block 2, after the ranking has happened
-            def change(_m: object, _a: object, out: torch.Tensor, rows: list[int] = numbers) -> torch.Tensor:
-                out = out.clone()
-                out[:, places[rows]] += 1
-                return out
+            def change(_m: object, _a: object, out: Any, rows: list[int] = numbers) -> Any:
+                moved = hidden_of(out).clone()
+                moved[:, places[rows]] += 1
+                return moved if isinstance(out, torch.Tensor) else (moved, *out[1:])
 
             # ahead of the engine's own hooks on block 3
             handle = second.register_forward_hook(change)
@@ -114,7 +122,7 @@ def test_measured_kv_equals_the_trace_in_every_block(family: TinyModel) -> None:
     total = inputs["input_ids"].shape[1]
     with torch.no_grad(), truncated(family.model, "l1_k3_l3_k1") as trace:
         out = family.model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    held = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+    held = [keys.shape[-2] for keys, _ in key_values(out.past_key_values)]
     drop = [0, images - 3, images - 3, images - 1, images - 1]
     assert trace.last.tokens == [total - d for d in drop]
     assert trace.last.images == [images - d for d in drop]
@@ -181,10 +189,10 @@ def test_nested_use_is_refused_and_the_outer_one_goes_on(llava: TinyModel) -> No
 def test_hidden_states_come_back_at_full_length_with_what_they_left_with(llava: TinyModel) -> None:
     inputs = llava.prompt(LAYOUT)
     left: list[torch.Tensor] = []
-    second, norm = llava.model.model.language_model.layers[1], llava.model.model.language_model.norm
+    second, norm = find_decoder(llava.model).text.layers[1], find_decoder(llava.model).text.norm
     final: list[torch.Tensor] = []
     handles = [
-        second.register_forward_hook(lambda _m, _a, out: left.append(out)),
+        second.register_forward_hook(lambda _m, _a, out: left.append(hidden_of(out))),
         norm.register_forward_hook(lambda _m, a, _o: final.append(a[0])),
     ]
     with truncated(llava.model, "l2_k5") as trace:

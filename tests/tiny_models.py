@@ -6,15 +6,21 @@ pixels, and whatever else its forward wants.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers as tf
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+from redrel_vlmeval.benchmodels import set_kernel
 
 BLOCKS = 5
 IMAGE = 99
+NEWEST = tf.__version__ >= "5"  # releases before it spell some configs otherwise
+_TOKEN = {"image_token_id" if NEWEST else "image_token_index": IMAGE}
 TEXT = {
     "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": BLOCKS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1,
@@ -50,11 +56,7 @@ class TinyModel:
         for layout in layouts:
             row = [1]
             for part in layout:
-                row += (
-                    [IMAGE] * self.per_image
-                    if part == "I"
-                    else torch.randint(4, 90, (1,), generator=generator).tolist()
-                )
+                row += self._picture() if part == "I" else torch.randint(4, 90, (1,), generator=generator).tolist()
             rows.append(row)
         longest = max(map(len, rows))
         ids, mask = [], []
@@ -68,9 +70,21 @@ class TinyModel:
         if pictures:
             torch.manual_seed(seed)
             inputs |= self.pixels(pictures)
-        if self.name.startswith("qwen"):
+        if self.name.startswith("qwen") and NEWEST:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
         return inputs
+
+    def _picture(self) -> list[int]:
+        """Its image tokens; Qwen2-VL counts pictures by the tokens around them."""
+        tokens = [IMAGE] * self.per_image
+        return [97, *tokens, 96] if self.name.startswith("qwen") else tokens
+
+
+def key_values(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(keys, values) of every block, in the newer and the older layout of transformers' caches."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return list(zip(cache.key_cache, cache.value_cache, strict=True))
 
 
 def _square(size: int = 24) -> Callable[[int], dict[str, torch.Tensor]]:
@@ -79,7 +93,7 @@ def _square(size: int = 24) -> Callable[[int], dict[str, torch.Tensor]]:
 
 def _llava() -> TinyModel:
     config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**TEXT), image_token_id=IMAGE,
+        vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**TEXT), **_TOKEN,
         vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=16,
     )  # fmt: skip
     return TinyModel("llava", tf.LlavaForConditionalGeneration(config), 16, _square())
@@ -88,14 +102,14 @@ def _llava() -> TinyModel:
 def _llava_mistral() -> TinyModel:
     config = tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.MistralConfig(**TEXT, sliding_window=None),
-        image_token_id=IMAGE, vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=16,
+        **_TOKEN, vision_feature_layer=-2, vision_feature_select_strategy="default", image_seq_length=16,
     )  # fmt: skip
     return TinyModel("llava_mistral", tf.LlavaForConditionalGeneration(config), 16, _square())
 
 
 def _llava_next() -> TinyModel:
     config = tf.LlavaNextConfig(
-        vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**TEXT), image_token_id=IMAGE,
+        vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**TEXT), **_TOKEN,
         image_grid_pinpoints=[[24, 24], [24, 48]], vision_feature_layer=-2, image_seq_length=16,
     )  # fmt: skip
 
@@ -108,7 +122,7 @@ def _llava_next() -> TinyModel:
 def _llava_onevision() -> TinyModel:
     vision = tf.SiglipVisionConfig(**VISION, vision_use_head=False)
     config = tf.LlavaOnevisionConfig(
-        vision_config=vision, text_config=tf.Qwen2Config(**TEXT), image_token_id=IMAGE, video_token_id=98,
+        vision_config=vision, text_config=tf.Qwen2Config(**TEXT), **_TOKEN,
         image_grid_pinpoints=[[24, 24], [24, 48]], vision_feature_layer=-1,
     )  # fmt: skip
 
@@ -122,13 +136,17 @@ def _grid(n: int, width: int) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.randn(16 * n, width), "image_grid_thw": torch.tensor([[1, 4, 4]] * n)}
 
 
-_QWEN_TEXT = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+_SECTIONS = {"mrope_section": [1, 1, 2]}
+_NEW_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0} | _SECTIONS}
+_QWEN_TEXT = TEXT | (_NEW_ROPE if NEWEST else {"rope_scaling": {"type": "mrope"} | _SECTIONS})
+_NESTED = "text_config" in inspect.signature(tf.Qwen2VLConfig.__init__).parameters or NEWEST
+_QWEN_CONFIG = {"text_config": _QWEN_TEXT} if _NESTED else _QWEN_TEXT
 _QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96}
 
 
 def _qwen2_vl() -> TinyModel:
     vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
-    config = tf.Qwen2VLConfig(vision_config=vision, text_config=_QWEN_TEXT, **_QWEN_IDS)
+    config = tf.Qwen2VLConfig(vision_config=vision, **_QWEN_CONFIG, **_QWEN_IDS)
     return TinyModel("qwen2_vl", tf.Qwen2VLForConditionalGeneration(config), 4, lambda n: _grid(n, 3 * 2 * 16))
 
 
@@ -137,7 +155,7 @@ def _qwen2_5_vl() -> TinyModel:
         "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24, "patch_size": 4,
         "window_size": 16, "fullatt_block_indexes": [1],
     }  # fmt: skip
-    config = tf.Qwen2_5_VLConfig(vision_config=vision, text_config=_QWEN_TEXT, **_QWEN_IDS)
+    config = tf.Qwen2_5_VLConfig(vision_config=vision, **_QWEN_CONFIG, **_QWEN_IDS)
     return TinyModel("qwen2_5_vl", tf.Qwen2_5_VLForConditionalGeneration(config), 4, lambda n: _grid(n, 3 * 2 * 16))
 
 
@@ -152,8 +170,12 @@ def _internvl() -> TinyModel:
 
 FAMILIES: dict[str, Callable[[], TinyModel]] = {
     "llava": _llava, "llava_mistral": _llava_mistral, "llava_next": _llava_next, "llava_onevision": _llava_onevision,
-    "qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "internvl": _internvl,
 }  # fmt: skip
+# older releases lack InternVL, and Qwen2-VL does not attend through the attention interface there
+if hasattr(modeling_qwen2_vl, "ALL_ATTENTION_FUNCTIONS"):
+    FAMILIES |= {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl}
+if hasattr(tf, "InternVLConfig"):
+    FAMILIES["internvl"] = _internvl
 
 
 def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -> TinyModel:
@@ -161,10 +183,10 @@ def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -
     torch.manual_seed(1234)
     tiny = FAMILIES[name]()
     tiny.model = tiny.model.to(dtype).eval()
-    tiny.model.set_attn_implementation(kernel)
+    set_kernel(tiny.model, kernel)
     tiny.model.generation_config.eos_token_id = None
     tiny.model.generation_config.pad_token_id = 3
-    tiny.model.generation_config.suppress_tokens = [IMAGE]  # random models would utter it
+    tiny.model.generation_config.suppress_tokens = [96, 97, 98, IMAGE]  # random models would utter it
     if dtype != torch.float32:
         made = tiny.pixels
         tiny.pixels = lambda n: {k: v.to(dtype) if v.is_floating_point() else v for k, v in made(n).items()}

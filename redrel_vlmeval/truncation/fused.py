@@ -126,9 +126,11 @@ class FusedDecoder(Decoder):
         return super().masked(self._widened(kwargs, queries, visible.shape[1]), visible, queries)
 
     def _widened(self, kwargs: dict[str, Any], queries: int, keys: int) -> dict[str, Any]:
-        """A step's mask that is one column for all keys, spelled out for each; attention adds it, so never None."""
+        """A step's mask over all ``keys``: where none was given it is made up from a cache that may be short."""
         mask = kwargs["attention_mask"]
-        return kwargs | {"attention_mask": mask.expand(-1, -1, queries, keys) if mask.shape[-1] == 1 else mask}
+        if mask.shape[-1] < keys:
+            mask = mask.new_zeros(len(mask), 1, queries, keys)
+        return kwargs | {"attention_mask": mask}
 
     def _rotary(self, length: int, like: torch.Tensor) -> list[torch.Tensor]:
         rotary = self.text.rotary_emb
@@ -149,7 +151,7 @@ class FusedDecoder(Decoder):
 
         def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-            observer(query, key, mask, query.shape[-1] ** -0.5 if attention.scale_attn_weights else 1.0, None)
+            observer(query, key, mask, value.shape[-1] ** -0.5, None)
             return attend(query, key, value, *args, **kwargs)
 
         watched.kernel = getattr(attend, "kernel", "eager")  # type: ignore[attr-defined]

@@ -40,6 +40,11 @@ def check_generation(spec: VariantSpec, decoder: Decoder, kwargs: dict[str, Any]
         TruncationError: names the argument.
     """
     config = kwargs.get("generation_config") or getattr(decoder.root, "generation_config", None)
+    cache = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    if cache not in (None, "dynamic", "dynamic_full", "offloaded"):
+        raise TruncationError(
+            f"{spec}: generate(cache_implementation={cache!r}): blocks must be free to differ in length; leave it out"
+        )
     for name in ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens"):
         value = kwargs.get(name) or getattr(config, name, None)
         if value is not None:
