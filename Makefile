@@ -2,12 +2,13 @@ PYTHON ?= python3
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test lint clean
+.PHONY: help .venv demo test test-matrix lint clean
 
 help:
 	@echo "make .venv   the environment: pinned by constraints.txt, with a host (ms-vlmeval), tests and linters"
 	@echo "make demo    evaluate the small model in the box and its truncated variants, print the table"
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
+	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make lint    ruff on everything, mypy on the package"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"
 
@@ -17,7 +18,7 @@ help:
 .venv/.complete: setup.py pyproject.toml constraints.txt
 	@test -f $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f $@
-	.venv/bin/python -m pip install -c constraints.txt -e ".[ms,test,lint]"
+	.venv/bin/python -m pip install -c constraints.txt -e ".[ms,qwen,test,lint,matrix]"
 	@touch $@
 
 demo: .venv
@@ -25,6 +26,9 @@ demo: .venv
 
 test: .venv
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-matrix: .venv
+	.venv/bin/python -m nox
 
 lint: .venv
 	.venv/bin/ruff check .

@@ -108,6 +108,9 @@ setup(
     ],
     extras_require={
         "ms": ["ms-vlmeval"],
+        # what the remote code of Qwen-VL and Qwen-VL-Chat imports
+        "qwen": ["einops", "requests", "tiktoken", "torchvision"],
+        "matrix": ["nox"],
         "test": [
             "build",
             "hypothesis",
