@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
@@ -145,3 +146,17 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(picture_settings(scenes.SIZE), indent=2) + "\n")
+    spell_as_the_hub(folder)
+
+
+def spell_as_the_hub(folder: Path) -> None:
+    """Rename what only the newest releases of transformers read; all of them read the spelling of ``llava-hf``."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    tower = re.compile(r"^vision_tower\.(?!vision_model\.)")
+    save_file({tower.sub("vision_tower.vision_model.", name): w for name, w in weights.items()}, file, {"format": "pt"})
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens", ["<image>"])
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,54 @@
+"""The model in the box answers, on every supported transformers: its files are spelled as those of ``llava-hf``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from redrel_vlmeval.demo import scenes
+from redrel_vlmeval.models.llava_core import TINY, TINY_FOLDER, LlavaCore
+from redrel_vlmeval.truncation import truncated
+
+QUESTIONS = 20
+
+
+@pytest.fixture(scope="module")
+def core() -> LlavaCore:
+    return LlavaCore(TINY, device="cpu")
+
+
+def right_answers(core: LlavaCore, folder: Path) -> int:
+    """Of one-hop questions without options, about pictures that neither training nor the benchmark holds."""
+    right = 0
+    for number in range(QUESTIONS):
+        rng = np.random.default_rng([5, number])
+        things = scenes.make_scene(rng)
+        path = folder / f"{number}.png"
+        scenes.render(things).save(path)
+        question = scenes.visual_questions(things)["one-hop"][0]
+        said = core.reply(
+            [
+                {"type": "image", "value": str(path)},
+                {"type": "text", "value": f"{question.text}\nAnswer the question directly."},
+            ]
+        )
+        right += said == question.answer
+    return right
+
+
+def test_it_answers_and_needs_its_picture_in_the_first_blocks_only(core: LlavaCore, tmp_path: Path) -> None:
+    assert right_answers(core, tmp_path) >= 0.9 * QUESTIONS
+    with truncated(core.model, "l7_k0"):
+        assert right_answers(core, tmp_path) >= 0.9 * QUESTIONS
+    with truncated(core.model, "l0_k0"):
+        assert right_answers(core, tmp_path) <= 0.6 * QUESTIONS
+
+
+def test_its_weights_carry_the_names_of_the_hub() -> None:
+    with safe_open(TINY_FOLDER / "model.safetensors", framework="pt") as weights:
+        names = set(weights.keys())
+    assert "vision_tower.vision_model.embeddings.position_embedding.weight" in names
+    assert {"language_model.lm_head.weight", "language_model.model.norm.weight"} <= names
