@@ -8,7 +8,12 @@ from typing import Any
 
 from redrel_vlmeval.registry import register
 
-MODEL_CLASSES = {"TruncatedVLM": "redrel_vlmeval.models.variant", "LLaVA15": "redrel_vlmeval.models.llava"}
+MODEL_CLASSES = {
+    "TruncatedVLM": "redrel_vlmeval.models.variant",
+    "LLaVA15": "redrel_vlmeval.models.llava",
+    "RedrelQwenVL": "redrel_vlmeval.models.qwen_vl",
+    "RedrelQwenVLChat": "redrel_vlmeval.models.qwen_vl",
+}
 
 
 def attach(config: ModuleType) -> None:

@@ -16,6 +16,10 @@ from redrel_vlmeval import names
 
 TINY = "redrel_tiny"
 STAND_INS = {"llava_v1.5_7b": "llava-hf/llava-1.5-7b-hf", "llava_v1.5_13b": "llava-hf/llava-1.5-13b-hf"}
+# Ours always: a variant's base must run on the variant's own path, and the host's classes load wrong weights on some
+# releases of transformers.
+QWEN = {"qwen_base": "Qwen/Qwen-VL", "qwen_chat": "Qwen/Qwen-VL-Chat"}
+QWEN_ALIASES = {"qwen-vl-chat": "Qwen/Qwen-VL-Chat"}  # of one of the two hosts only
 HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all` and redrel_tiny"
 
 logger = logging.getLogger(__name__)
@@ -66,13 +70,16 @@ def register(table: Mapping[str, Any]) -> VariantTable:
 
 
 def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
-    """Our entries: the model in the box, and LLaVA-1.5 where the host's own cannot load."""
+    """Our entries: the model in the box, LLaVA-1.5 where the host's own cannot load, and Qwen-VL."""
     if TINY not in table:
         yield TINY, partial(build_llava, model_path=TINY)
     has_llava = _installed("llava")
     for name, weights in STAND_INS.items():
         if name not in table or not has_llava:
             yield name, partial(build_stand_in, name, model_path=weights)
+    for name, weights in (QWEN | {name: QWEN_ALIASES[name] for name in QWEN_ALIASES if name in table}).items():
+        given = getattr(table.get(name), "keywords", {})  # a user may have pointed the host's entry at a folder
+        yield name, partial(build_qwen, name, **({"model_path": weights} | given))
 
 
 def _installed(package: str) -> bool:
@@ -106,3 +113,12 @@ def build_stand_in(name: str, **kwargs: Any) -> Any:
     """``LLaVA15`` under the host's name ``name``; logged, because weights and code are not the host's entry's."""
     logger.warning("%s: package 'llava' not found, using transformers' own class with %s", name, kwargs["model_path"])
     return build_llava(**kwargs)
+
+
+def build_qwen(name: str, **kwargs: Any) -> Any:
+    """Our Qwen-VL under the host's name ``name``; logged, because class and decoding are not the host's entry's."""
+    from redrel_vlmeval.models.qwen_vl import RedrelQwenVL, RedrelQwenVLChat
+
+    kind = RedrelQwenVL if name == "qwen_base" else RedrelQwenVLChat
+    logger.warning("%s: %s in place of the host's class, with %s", name, kind.__name__, kwargs["model_path"])
+    return kind(**kwargs)

@@ -14,7 +14,7 @@ import pytest
 import redrel_vlmeval
 from redrel_vlmeval import registry
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.registry import STAND_INS, TINY, VariantTable, register
+from redrel_vlmeval.registry import QWEN, STAND_INS, TINY, VariantTable, register
 
 
 class FakeVLM:
@@ -43,9 +43,11 @@ def models(monkeypatch):
         def __init__(self, *args, **kwargs):
             self.args, self.kwargs = args, kwargs
 
-    for module, name in (("llava", "LLaVA15"), ("variant", "TruncatedVLM")):
+    found = {"llava": ["LLaVA15"], "variant": ["TruncatedVLM"], "qwen_vl": ["RedrelQwenVL", "RedrelQwenVLChat"]}
+    for module, names in found.items():
         stub = types.ModuleType(f"redrel_vlmeval.models.{module}")
-        setattr(stub, name, type(name, (Recorder,), {}))
+        for name in names:
+            setattr(stub, name, type(name, (Recorder,), {}))
         monkeypatch.setitem(sys.modules, stub.__name__, stub)
 
 
@@ -75,9 +77,8 @@ def test_host_entries_and_the_hosts_dict_are_untouched(host, llava_missing):
     before = dict(host)
     table = register(host)
     assert host == before and not isinstance(host, VariantTable)
-    assert set(table) == set(host) | {TINY, *STAND_INS}
-    for name in ("qwen_chat", "Qwen2-VL-2B-Instruct"):
-        assert table[name] is host[name]
+    assert set(table) == set(host) | {TINY, *STAND_INS, *QWEN}
+    assert {name for name in host if table[name] is host[name]} == {"Qwen2-VL-2B-Instruct"}
 
 
 def test_registering_twice_is_registering_once(host):
@@ -110,7 +111,7 @@ def test_stand_in_is_used_and_logged_only_without_llava(host, models, llava_miss
         assert "llava_v1.5_7b_trunc_l5_k128" in table
         assert not caplog.records  # a listing says nothing, building does
         built = table["llava_v1.5_7b"]()
-        register(host)["qwen_chat"]()
+        register(host)["Qwen2-VL-2B-Instruct"]()
     assert built.kwargs == {"model_path": "llava-hf/llava-1.5-7b-hf"}
     assert [record.getMessage() for record in caplog.records] == [
         "llava_v1.5_7b: package 'llava' not found, using transformers' own class with llava-hf/llava-1.5-7b-hf"
@@ -131,6 +132,37 @@ def test_hosts_own_llava_stays_where_the_package_is_found(host, models, monkeypa
     assert absent == {"model_path": "llava-hf/llava-1.5-13b-hf"}, "absent from this host: ours"
 
 
+@pytest.mark.parametrize(
+    "name, kind",
+    [("qwen_base", "RedrelQwenVL"), ("qwen_chat", "RedrelQwenVLChat"), ("qwen-vl-chat", "RedrelQwenVLChat")],
+)
+def test_qwen_vl_is_always_ours_and_says_so(host, models, caplog, name, kind):
+    host["qwen-vl-chat"] = host["qwen_chat"]
+    with caplog.at_level(logging.INFO):
+        table = register(host)
+        assert f"{name}_trunc_l5_k128" in table and not caplog.records
+        built = table[name](use_vllm=False)
+    weights = "Qwen/Qwen-VL" if name == "qwen_base" else "Qwen/Qwen-VL-Chat"
+    assert type(built).__name__ == kind and built.kwargs == {"model_path": weights, "use_vllm": False}
+    (record,) = caplog.records
+    assert record.getMessage() == f"{name}: {kind} in place of the host's class, with {weights}"
+
+
+def test_qwen_vl_keeps_the_folder_a_user_gave_the_hosts_entry(host, models):
+    host["qwen_chat"] = partial(FakeVLM, model_path="/data/qwen", max_new_tokens=4)
+    built = register(host)["qwen_chat"]()
+    assert type(built).__name__ == "RedrelQwenVLChat" and built.kwargs == {
+        "model_path": "/data/qwen",
+        "max_new_tokens": 4,
+    }
+
+
+def test_an_alias_is_ours_only_where_the_host_has_it(host):
+    assert "qwen-vl-chat" not in register(host)
+    host["qwen-vl-chat"] = host["qwen_chat"]
+    assert register(host)["qwen-vl-chat"] is not host["qwen_chat"]
+
+
 @pytest.mark.parametrize("name", ["qwen_chatt", "nothing alike", "", "trunc", "l5_k128", 7, None])
 def test_unknown_plain_name_is_not_in_the_table(host, name):
     table = register(host)
@@ -140,7 +172,7 @@ def test_unknown_plain_name_is_not_in_the_table(host, name):
 
 
 def test_unknown_plain_name_is_answered_with_the_nearest(host):
-    with pytest.raises(KeyError, match=r"unknown model 'qwen_chatt'; did you mean 'qwen_chat'\?.*_trunc_l<L>_k<K>"):
+    with pytest.raises(KeyError, match=r"unknown model 'qwen_chatt'; did you mean 'qwen_chat' or .*_trunc_l<L>_k<K>"):
         register(host)["qwen_chatt"]
 
 
@@ -168,7 +200,7 @@ def test_name_that_cannot_be_a_variant_says_why_from_every_side(host, name, word
 
 def test_get_and_real_keys_behave_like_a_dict(host):
     table = register(host)
-    assert table.get("qwen_chat") is host["qwen_chat"]
+    assert table.get("Qwen2-VL-2B-Instruct") is host["Qwen2-VL-2B-Instruct"]
     assert table.get("qwen_chat_trunc_l1_k2").keywords["base"] == "qwen_chat"
     table["added_later"] = partial(FakeVLM)
     assert "added_later_trunc_l1_k2" in table

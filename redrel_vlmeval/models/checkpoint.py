@@ -1,4 +1,4 @@
-"""A LLaVA-1.5 checkpoint in transformers' format, found by hub name or local folder and loaded, or one clear error."""
+"""A checkpoint found by hub name or local folder, or one clear error; and LLaVA-1.5 in transformers' format loaded."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ class Placement:
     dtype: torch.dtype
 
 
-def choose_placement(device: str | None, dtype: str | None, weight_bytes: int) -> Placement:
-    """CUDA with float16 where there is a GPU; else the CPU with float32, or bfloat16 for weights above 2 GiB.
+def choose_placement(
+    device: str | None, dtype: str | None, weight_bytes: int, gpu_dtype: torch.dtype = torch.float16
+) -> Placement:
+    """CUDA with ``gpu_dtype`` where there is a GPU; else the CPU with float32, or bfloat16 for weights above 2 GiB.
 
     Keywords win over the environment (``REDREL_DEVICE``, ``REDREL_DTYPE``), which wins over the choice.
 
@@ -59,7 +61,7 @@ def choose_placement(device: str | None, dtype: str | None, weight_bytes: int) -
     if name is not None:
         return Placement(device, known[name])
     if device.startswith("cuda"):
-        return Placement(device, torch.float16)
+        return Placement(device, gpu_dtype)
     return Placement(device, torch.float32 if weight_bytes <= SMALL else torch.bfloat16)
 
 
@@ -69,24 +71,7 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
     Raises:
         CheckpointError: not there, no network, not JSON, or another architecture.
     """
-    local = Path(path)
-    if local.is_dir():
-        file = local / "config.json"
-        if not file.is_file():
-            raise CheckpointError(
-                f"{path}: the folder holds no config.json; "
-                f"give a folder saved with save_pretrained, or one of {HUB_NAMES}"
-            )
-    elif path.startswith(("/", "./", "../", "~")) or path.count("/") != 1:
-        raise CheckpointError(f"{path}: no such folder, and not a hub name like {HUB_NAMES}")
-    else:
-        file = Path(_from_hub(path, "config.json", revision))
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON ({error}); the download is broken, fetch it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a JSON object; the download is broken, fetch it again")
+    config = open_config(path, revision, HUB_NAMES)
     kind = config.get("model_type")
     if kind != "llava" or "text_config" not in config or "vision_config" not in config:
         original = " (this is the original repository's format)" if "mm_vision_tower" in config else ""
@@ -96,8 +81,39 @@ def read_config(path: str, revision: str | None) -> dict[str, Any]:
     return config
 
 
-def _from_hub(path: str, name: str, revision: str | None) -> str:
-    from huggingface_hub import hf_hub_download
+def open_config(path: str, revision: str | None, known: str) -> dict[str, Any]:
+    """config.json of any checkpoint; ``known`` are the hub names that an error recommends.
+
+    Raises:
+        CheckpointError: not there, no network, or not JSON.
+    """
+    local = Path(path)
+    if local.is_dir():
+        file = local / "config.json"
+        if not file.is_file():
+            raise CheckpointError(
+                f"{path}: the folder holds no config.json; give a folder saved with save_pretrained, or one of {known}"
+            )
+    elif path.startswith(("/", "./", "../", "~")) or path.count("/") != 1:
+        raise CheckpointError(f"{path}: no such folder, and not a hub name like {known}")
+    else:
+        file = Path(from_hub(path, "config.json", revision, known))
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON ({error}); the download is broken, fetch it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: not a JSON object; the download is broken, fetch it again")
+    return config
+
+
+def from_hub(path: str, name: str | list[str], revision: str | None, known: str) -> str:
+    """One file of a hub repository, or with patterns its folder with all files that fit: the local path.
+
+    Raises:
+        CheckpointError: neither in the cache nor reachable, or no name of a repository.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -106,13 +122,17 @@ def _from_hub(path: str, name: str, revision: str | None) -> str:
     )
 
     try:
-        return hf_hub_download(path, name, revision=revision)
+        if isinstance(name, list):
+            return str(snapshot_download(path, revision=revision, allow_patterns=name))
+        return str(hf_hub_download(path, name, revision=revision))
     except HFValidationError as error:
-        raise CheckpointError(f"{path}: no such folder, and not a hub name like {HUB_NAMES}") from error
+        raise CheckpointError(f"{path}: no such folder, and not a hub name like {known}") from error
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        what = name if isinstance(name, str) else "the checkpoint"
         raise CheckpointError(
-            f"{path}: {name} is neither in the local cache nor reachable ({type(error).__name__}). With a network: "
-            f"`hf download {path}`; without one: copy the folder here and pass it as model_path"
+            f"{path}: {what} is neither in the local cache nor reachable ({type(error).__name__}). With a network: "
+            f"`hf download {path}{f' --revision {revision}' if revision else ''}`; "
+            "without one: copy the folder here and pass it as model_path"
         ) from error
 
 
@@ -139,8 +159,18 @@ def weight_files(path: str, revision: str | None) -> tuple[int, str]:
     """(bytes of weights, revision): the hub's commit, or a digest of a folder's weight files (content or sizes)."""
     local = Path(path)
     if not local.is_dir():
-        index = Path(_from_hub(path, "config.json", revision))
+        index = Path(from_hub(path, "config.json", revision, HUB_NAMES))
         return sum(f.stat().st_size for f in index.parent.glob("*.safetensors")) or SMALL + 1, index.parent.name
+    return folder_weights(path)
+
+
+def folder_weights(path: str) -> tuple[int, str]:
+    """(bytes, digest) of the weight files in a folder.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    local = Path(path)
     files = sorted([*local.glob("*.safetensors"), *local.glob("*.bin")])
     if not files:
         raise CheckpointError(

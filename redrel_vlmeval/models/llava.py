@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vlmeval.dataset import DATASET_TYPE
@@ -10,6 +9,7 @@ from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.models.llava_core import TINY, LlavaCore
+from redrel_vlmeval.models.pictures import is_missing
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.names import VariantSpec
 
@@ -63,7 +63,7 @@ class LLaVA15(BaseModel):
             ValueError: naming the missing picture.
         """
         for item in inputs if isinstance(inputs, list) else [inputs]:
-            if isinstance(item, dict) and item.get("type") == "image" and _is_missing(item.get("value")):
+            if isinstance(item, dict) and item.get("type") == "image" and is_missing(item.get("value")):
                 raise ValueError(f"picture {item['value']!r}: no such file")
         return super().preproc_content(inputs)
 
@@ -78,9 +78,3 @@ class LLaVA15(BaseModel):
             return self.core.chat(message)
         with self.recorder.question():
             return self.core.chat(message)
-
-
-def _is_missing(picture: Any) -> bool:
-    """True for a path without a file; data and web addresses, which the host fetches, are no paths."""
-    text = str(picture)
-    return not text.startswith("data:") and "://" not in text and not Path(text).is_file()

@@ -1,0 +1,286 @@
+"""A Qwen-VL checkpoint in the hub's format, loaded by its own code with the weights it holds, or one clear error."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.models import qwen_compat, qwen_kernel
+from redrel_vlmeval.models.checkpoint import CheckpointError, Placement, choose_placement, from_hub, open_config
+
+logger = logging.getLogger("redrel_vlmeval")
+# The commits whose code and weights were read when this was written: what runs here was seen by someone.
+PINNED = {
+    "Qwen/Qwen-VL": "0547ed36a86561e2e42fecec8fd0c4f6953e33c4",
+    "Qwen/Qwen-VL-Chat": "f57cfbd358cb56b710d963669ad1bcfb44cdcdd8",
+}
+KNOWN = ", ".join(PINNED)
+FILES = ["*.json", "*.py", "*.tiktoken", "*.safetensors", "*.bin"]
+CODE = ["configuration_qwen.py", "modeling_qwen.py", "qwen_generation_utils.py", "tokenization_qwen.py", "visual.py"]
+VISUAL = {"heads": 16, "image_size": 448, "image_start_id": 151857, "layers": 48, "mlp_ratio": 4.9231,
+          "patch_size": 14, "width": 1664}  # fmt: skip
+PACKAGES = ("tiktoken", "einops", "torchvision", "matplotlib", "requests")
+NO_WEIGHTS = re.compile(r"(masked_bias|inv_freq|logn_tensor)$")  # tables that some checkpoints carry along
+ROWS = 3  # of each weight matrix, compared after loading
+
+
+def choose_revision(path: str, revision: str | None) -> str | None:
+    """The commit to load: as asked, or the pinned one of a hub name; None for a folder.
+
+    Raises:
+        CheckpointError: another hub name without a revision, whose code would run unseen.
+    """
+    if revision is not None or Path(path).is_dir():
+        return revision
+    if path not in PINNED and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"{path}: its own code runs when it is loaded, so say which: pass revision=<commit>; "
+            f"pinned are {KNOWN}; a local folder needs none"
+        )
+    return PINNED.get(path)
+
+
+def check_environment(path: str) -> None:
+    """Raise CheckpointError for a transformers, or a lack of packages, with which the remote code cannot run right."""
+    import transformers
+
+    if re.match(r"5\.0(\D|$)", transformers.__version__):
+        raise CheckpointError(
+            f"{path}: transformers {transformers.__version__} loads Qwen-VL with wrong weights and cannot be mended; "
+            "pip install 'transformers!=5.0.*'"
+        )
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CheckpointError(
+            f'{path}: Qwen-VL\'s own code needs {", ".join(missing)}; pip install "redrel-vlmeval[qwen]"'
+        )
+
+
+def find_folder(path: str, revision: str | None) -> Path:
+    """The checkpoint's folder, downloaded if need be, with everything that loading takes.
+
+    Raises:
+        CheckpointError: not there, no network, another architecture, Int4, or incomplete.
+    """
+    config = open_config(path, revision, KNOWN)
+    what = config.get("architectures") or config.get("model_type")
+    if config.get("model_type") != "qwen" or "visual" not in config:
+        raise CheckpointError(f"{path}: architecture {what!r}, expected Qwen-VL's QWenLMHeadModel, such as {KNOWN}")
+    if "quantization_config" in config:
+        kind = config["quantization_config"].get("quant_method", "quantised")
+        raise CheckpointError(
+            f"{path}: a {kind} (Int4) checkpoint; its kernels are not supported, use Qwen/Qwen-VL-Chat"
+        )
+    folder = Path(path) if Path(path).is_dir() else Path(from_hub(path, FILES, revision, KNOWN))
+    for name in [*CODE, "qwen.tiktoken", "generation_config.json"]:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{path}: {name} is missing; the checkpoint is incomplete, fetch it again")
+    for shard in set(weight_map(folder).values()):
+        if not (folder / shard).is_file():
+            raise CheckpointError(
+                f"{path}: weight file {shard} is missing; the checkpoint is incomplete, fetch it again"
+            )
+    return folder
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Name of each weight -> file that holds it; ``{"": file}`` where there is but one file.
+
+    Raises:
+        CheckpointError: no weights, or an index that is no index.
+    """
+    for single in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return {"": single}
+        if index.is_file():
+            try:
+                return dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{index}: no index of weights ({error!r}); fetch it again") from error
+    raise CheckpointError(
+        f"{folder}: no weights (*.safetensors or *.bin) beside config.json; the checkpoint is incomplete"
+    )
+
+
+def place(device: str | None, dtype: str | None, weight_bytes: int) -> Placement:
+    """As for LLaVA (:func:`choose_placement`), but in bfloat16 on a GPU that has it."""
+    brain = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return choose_placement(device, dtype, weight_bytes, torch.bfloat16 if brain else torch.float16)
+
+
+def load(path: str, revision: str, folder: Path, placement: Placement, attention: str) -> tuple[Any, Any]:
+    """-> (model in eval mode, tokenizer), every weight compared with the checkpoint's files.
+
+    ``attention``: see :func:`qwen_kernel.install`.
+
+    Raises:
+        CheckpointError: code or weights cannot be loaded, do not fit each other, or were changed on the way.
+    """
+    logger.warning("%s@%s: its own code runs, because this model was asked for", path, revision)
+    try:
+        with qwen_compat.importable():
+            code = qwen_compat.remote_code(str(folder))
+            config = code.config.from_pretrained(str(folder))
+            _set_precision(config, placement.dtype)
+            model, report = code.model.from_pretrained(
+                str(folder), config=config, torch_dtype=placement.dtype, output_loading_info=True
+            )
+            tokenizer = code.tokenizer.from_pretrained(str(folder))
+        qwen_compat.restore_tables(model)
+    except Exception as error:  # code of others, on releases to come: whatever it raises, the checkpoint is unusable
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise CheckpointError(
+            f"{path}: cannot be loaded: {type(error).__name__}: {reason}. Fetch it again or check model_path"
+        ) from error
+    check_names(path, report)
+    check_weights(path, folder, model)
+    check_tokenizer(path, tokenizer)
+    return _finish(model, placement, attention), tokenizer
+
+
+def untrained(code: str | None, sizes: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """A model with random weights, for timing, with the logits of the real one's vocabulary.
+
+    Args:
+        code: folder with the code of ``Qwen/Qwen-VL``; None takes it from the hub.
+        sizes: keys of its ``config.json`` that differ; those of ``visual`` are merged.
+
+    Raises:
+        CheckpointError: the code cannot be had or run.
+    """
+    check_environment(code or "Qwen/Qwen-VL")
+    folder = code or from_hub("Qwen/Qwen-VL", CODE, PINNED["Qwen/Qwen-VL"], KNOWN)
+    visual = VISUAL | {"output_dim": sizes.get("hidden_size", 4096)} | sizes.get("visual", {})
+    before = torch.get_default_dtype()
+    try:
+        with qwen_compat.importable():
+            classes = qwen_compat.remote_code(folder)
+        config = classes.config(**{"seq_length": 2048, **sizes, "visual": visual})
+        _set_precision(config, dtype)
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            model = classes.model(config)
+    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        raise CheckpointError(f"{folder}: Qwen-VL's own code cannot be run: {error}") from error
+    finally:
+        torch.set_default_dtype(before)
+    model.generation_config.update(eos_token_id=None, pad_token_id=0)
+    return _finish(model, Placement(device, dtype), "sdpa")
+
+
+def _set_precision(config: Any, dtype: torch.dtype) -> None:
+    """The code's own switches: with none of them set, it chooses by the GPU it sees."""
+    for name, flag in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
+        setattr(config, flag, name == dtype)
+
+
+def _finish(model: Any, placement: Placement, attention: str) -> Any:
+    model.to(placement.device, placement.dtype).eval()
+    rotary = model.transformer.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.to(placement.device)  # no weight: it stays behind where the model moves
+    qwen_kernel.install(model, attention)
+    return model
+
+
+def check_names(path: str, report: dict[str, Any]) -> None:
+    """Raise CheckpointError where weights are missing, or are there that the model has no place for."""
+    missing = sorted(report["missing_keys"])
+    extra = sorted(name for name in report["unexpected_keys"] if not NO_WEIGHTS.search(name))
+    if missing:
+        other = f", and holds {len(extra)} of other names, first {extra[0]!r}" if extra else ""
+        raise CheckpointError(
+            f"{path}: the checkpoint lacks {len(missing)} weights, first {missing[0]!r}{other}; "
+            "it is incomplete or of another model"
+        )
+    if extra:
+        raise CheckpointError(
+            f"{path}: {len(extra)} weights have no place in the model, first {extra[0]!r}; "
+            "merge adapters into the weights, or use the checkpoint's original"
+        )
+
+
+def check_weights(path: str, folder: Path, model: nn.Module) -> None:
+    """Compare some rows of every weight with the checkpoint's file, read lazily.
+
+    Some releases of transformers make weights anew after loading them, without a word.
+
+    Raises:
+        CheckpointError: names the first weight that differs.
+    """
+    import transformers
+
+    unseen = {name: weight for name, weight in model.state_dict().items() if not NO_WEIGHTS.search(name)}
+    for name, rows in stored_rows(folder):
+        if name not in unseen:
+            continue
+        weight = unseen.pop(name)
+        for row, stored in rows:
+            held = weight if row is None else weight[row]
+            if held.shape != stored.shape or not torch.equal(held, stored.to(held.dtype)):
+                raise CheckpointError(
+                    f"{path}: after loading, {name} differs from the checkpoint's file: transformers "
+                    f"{transformers.__version__} changes weights as it loads this model; use another release"
+                )
+    if unseen:
+        raise CheckpointError(
+            f"{path}: {next(iter(unseen))} was loaded from no file under its own name; fetch it again"
+        )
+
+
+def check_tokenizer(path: str, tokenizer: Any) -> None:
+    """Raise CheckpointError where transformers does not let the code's own tokenizer do its work (5.1 does not)."""
+    import transformers
+
+    start, letters = tokenizer.img_start_id, [ord(letter) for letter in "a.png"]
+    pads = [start + 2] * (256 - len(letters))
+    try:
+        picture, text = tokenizer.encode("<img>a.png</img>"), tokenizer.encode("<img>", allowed_special=set())
+    except (ValueError, TypeError):
+        picture, text = [], []
+    if picture != [start, *letters, *pads, start + 1] or not text or start in text:
+        raise CheckpointError(
+            f"{path}: its tokenizer does not work with transformers {transformers.__version__}; use another release"
+        )
+
+
+Row = tuple[int | None, torch.Tensor]
+
+
+def stored_rows(folder: Path) -> Iterator[tuple[str, list[Row]]]:
+    """(name, [(row number, row)]) of each weight on disk; vectors whole, under the row number None."""
+    for file in sorted(set(weight_map(folder).values())):
+        with _opened(folder / file) as (names, get):
+            for name in names:
+                tensor = get(name)
+                shape = tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape
+                if len(shape) < 2:
+                    yield name, [(None, tensor[:] if len(shape) else tensor)]
+                else:
+                    picked = sorted({i * (shape[0] - 1) // (ROWS - 1) for i in range(ROWS)})
+                    yield name, [(row, tensor[row : row + 1][0]) for row in picked]
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[list[str], Callable[[str], Any]]]:
+    """Names in a weight file, and a function from name to what can be sliced without reading the rest."""
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            yield list(opened.keys()), opened.get_slice
+        return
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # the format before torch 1.6 cannot be mapped
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    yield list(content), content.__getitem__
