@@ -122,6 +122,11 @@ class VariantSpec:
         return "_".join(parts)
 
     @property
+    def baseline(self) -> str:
+        """Name of the run to compare with: the same base, prompt and beams, nothing truncated."""
+        return str(VariantSpec(self.base, prompt=self.prompt, beam=self.beam))
+
+    @property
     def is_variant(self) -> bool:
         """True when the name says more than its base."""
         return bool(self.setting)

@@ -100,7 +100,7 @@ def describe(model: str) -> dict[str, object]:
     words = [spec.rule] + ([spec.row] if spec.row != "last" else []) + ["official"] * spec.official
     return {
         "model": model,
-        "base": spec.base or model,
+        "base": spec.baseline if spec.base else model,
         "setting": spec.setting,
         "L": _one_or_list(layers),
         "K": _one_or_list(keeps),

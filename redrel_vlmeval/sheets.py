@@ -16,7 +16,7 @@ from redrel_vlmeval.results import Results
 STATES = ("failed", "running", "partial", "ok")
 NOTES = {
     "model": "name given to the runner",
-    "base": "the untruncated model that a variant is compared with",
+    "base": "the untruncated model that a variant is compared with: same prompt, same number of beams",
     "L": "decoder blocks that see every token; ranking happens at the end of block L. Several stages: several numbers",
     "K": "image tokens kept after block L; with % a share of the prompt's image tokens",
     "rule": "what the kept tokens are picked by: attention (of the last prompt token), or a control of the same budget",

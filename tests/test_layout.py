@@ -42,7 +42,7 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names registry attach hostrun benchmarks outputs records results statistics workbook sheets figures report cli
+names prompts registry attach hostrun benchmarks outputs records results statistics workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}

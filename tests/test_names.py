@@ -136,6 +136,18 @@ def test_a_stage_that_means_nothing_cannot_be_made(wrong: tuple) -> None:
         Stage(*wrong)
 
 
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [
+        ("x_trunc_l5_k128", "x"), ("x", "x"), ("x_p-cqm", "x_p-cqm"), ("x_beam3", "x_beam3"),
+        ("x_trunc_l5_k128_rowimg_official_p-cqm", "x_p-cqm"),
+        ("x_trunc_l8_k9_l9_k3_lowest_p-p1-cqm_beam3", "x_p-p1-cqm_beam3"), ("x_trunc_l5_r10_beam2", "x_beam2"),
+    ],
+)  # fmt: skip
+def test_a_variant_is_compared_with_the_same_prompt_and_beams(name: str, baseline: str) -> None:
+    assert parse(name).baseline == baseline == parse(baseline).baseline
+
+
 def test_a_spec_is_frozen_and_can_be_a_key() -> None:
     spec = parse("x_trunc_l5_k9")
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -92,6 +92,28 @@ def test_lengths_and_prompts_by_benchmark_are_those_of_the_hosts_class(ours, sto
     assert torch.equal(seen[0]["attention_mask"], seen[1]["attention_mask"])
 
 
+@pytest.mark.parametrize("kind", ["base", "chat"])
+@pytest.mark.parametrize("setting", ["p-qcm", "l1_k64_p-cqm-p2_beam3"])
+def test_a_prompt_by_name_reaches_the_tokens_and_has_room(ours, pictures, monkeypatch, kind, setting):
+    variant = kinds().variant(ours[kind], setting)
+    variant.set_dump_image(lambda line: pictures[:2])
+    line = {"index": 1, "question": "Which floats?", "hint": "Look.", "A": "a log", "B": "a stone"}
+    asked = variant.build_prompt(line, dataset="ScienceQA_TEST")
+    seen: dict[str, Any] = {}
+
+    def note(inputs: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs, text=ours[kind].core.tokenizer.decode(inputs[0].tolist()))
+        return torch.cat([inputs, torch.tensor([[70]])], dim=1)
+
+    monkeypatch.setattr(variant.torch_model, "generate", note, raising=False)
+    variant.generate(asked, dataset="ScienceQA_TEST")
+    before, text = seen["text"].split("</img>")[1:]
+    assert before == ("<img>" if kind == "base" else "\nPicture 2: <img>") + pictures[1]
+    assert text.split("<|im_end|>")[0].strip() == asked[-1]["value"]
+    room = 512 if "p2" in setting else 32 if kind == "base" else NEW
+    assert (seen["max_new_tokens"], seen["num_beams"]) == (room, variant.spec.beam)
+
+
 def test_a_conversation_is_that_of_the_hosts_class(ours, stock, pictures):
     theirs = stock("chat", max_new_tokens=NEW)
     turns = [

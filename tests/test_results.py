@@ -210,6 +210,40 @@ def test_no_delta_without_base_records_or_equal_counts(tmp_path: Path) -> None:
     assert pd.isna(_delta(tmp_path)[0]) and "is not in this folder" in _delta(tmp_path)[1]
 
 
+PAIRS = {
+    "": None, "_trunc_l2_k16": "", "_p-cqm": None, "_trunc_l2_k16_p-cqm": "_p-cqm", "_beam3": None,
+    "_trunc_l2_k16_beam3": "_beam3", "_p-cqm_beam3": None, "_trunc_l2_k16_p-cqm_beam3": "_p-cqm_beam3",
+}  # fmt: skip
+
+
+def test_a_variant_pairs_only_with_the_same_prompt_and_beams(tmp_path: Path) -> None:
+    value = {tail: number / 8 for number, tail in enumerate(PAIRS)}
+    for tail in PAIRS:
+        name = f"{host.BASE}{tail}"
+        host.scored(tmp_path / name, name, "X", value[tail], count=8)
+        host.records(tmp_path / name, name, "X", indices=range(8))
+    rows = read(tmp_path).scores
+    rows = rows[rows["headline"]].set_index("model")
+    for tail, other in PAIRS.items():
+        row = rows.loc[f"{host.BASE}{tail}"]
+        assert row["note"] == "" and row["setting"] == tail.removeprefix("_trunc").removeprefix("_")
+        if other is None:
+            assert row["base"] == f"{host.BASE}{tail}" and pd.isna(row["delta"])
+        else:
+            assert (row["base"], row["delta"]) == (f"{host.BASE}{other}", 100 * (value[tail] - value[other]))
+    curves, baseline = category_curves(read(tmp_path), host.BASE, "X")
+    assert curves["value"].tolist() == [12.5, 12.5] and baseline[""] == 0
+
+
+def test_without_the_base_of_its_own_prompt_a_variant_has_no_delta(tmp_path: Path) -> None:
+    host.pair(tmp_path)
+    name = f"{host.VARIANT}_p-cqm"
+    host.scored(tmp_path / name, name, "X", 0.5)
+    host.records(tmp_path / name, name, "X")
+    row = read(tmp_path).scores.drop_duplicates("model").set_index("model").loc[name]
+    assert pd.isna(row["delta"]) and row["note"] == f"no delta: base '{host.BASE}_p-cqm' is not in this folder"
+
+
 def test_a_name_that_is_no_variant_is_a_plain_model(tmp_path: Path) -> None:
     for name in ("llava_trunc_x", "gpt-4o"):
         host.scored(tmp_path / name, name, "X", 0.5)

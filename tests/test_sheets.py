@@ -63,6 +63,16 @@ def test_states_stand_where_scores_would(board: pd.DataFrame) -> None:
     assert pd.isna(far["Shapes delta"]) and "device differs (cuda; base cpu)" in far["note"]
 
 
+def test_each_prompt_is_a_group_with_its_own_base(tmp_path: Path) -> None:
+    tails = ["", "_trunc_l2_k16", "_beam3", "_p-cqm", "_trunc_l2_k16_p-cqm"]
+    for tail in reversed(tails):
+        host.scored(tmp_path / f"{BASE}{tail}", f"{BASE}{tail}", "X", 0.5)
+    board = sheets.leaderboard(read(tmp_path))
+    assert board["model"].tolist() == [f"{BASE}{tail}" for tail in tails]
+    assert board["base"].tolist() == [f"{BASE}{tail}" for tail in ("", "", "_beam3", "_p-cqm", "_p-cqm")]
+    assert board["X delta"].fillna(-1).tolist() == [-1, 0, -1, -1, 0]
+
+
 def test_units_follow_the_size(tmp_path: Path) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
     host.records(tmp_path / "m", "m", "X", prefill_flops=8.4e12, kv_bytes=330e6)

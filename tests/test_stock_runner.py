@@ -135,6 +135,26 @@ def test_the_sheet_shows_both(stock):
     assert " 28.0 " in rows[VARIANT] and "attention" in rows[VARIANT] and (place.work / "s.xlsx").stat().st_size > 1000
 
 
+def test_prompts_by_name_are_asked_scored_and_paired_with_their_own_base(stock, tmp_path):
+    place = Workplace(tmp_path)
+    plain, cut, beams = f"{BASE}_p-cqm", f"{VARIANT}_p-cqm", f"{VARIANT}_p-cqm_beam3"
+    done = place.run(*HOST, "--model", plain, cut, beams, *EVALUATE)
+    assert done.returncode == 0, done.stdout[-3000:]
+    place.assert_done(plain, cut, beams)
+    stock_prompts = {record["index"]: record["prompt_tokens"] for record in stock[0].records(BASE)}
+    for model, setting in ((plain, "p-cqm"), (cut, "l2_k16_p-cqm"), (beams, "l2_k16_p-cqm_beam3")):
+        found = place.records(model)
+        assert {(record["base"], record["setting"]) for record in found} == {(BASE, setting)}
+        assert all(record["prompt_tokens"] != stock_prompts[record["index"]] for record in found)
+    assert {record["mode"] for record in place.records(beams)} == {"dropped"}
+    assert place.sheet("s.csv").returncode == 0
+    rows = pd.read_csv(place.work / "s.csv").set_index("model")
+    drop = 100 * (place.accuracy(cut)["Overall"] - place.accuracy(plain)["Overall"])
+    assert rows.loc[cut, "base"] == plain and rows.loc[cut, f"{DATA} delta"] == pytest.approx(drop)
+    assert pd.isna(rows.loc[[plain, beams], f"{DATA} delta"]).all()
+    assert rows.loc[beams, "note"] == f"no delta: base '{plain}_beam3' is not in this folder"
+
+
 def test_config_file_with_our_classes_gives_the_same_predictions(stock, tmp_path):
     place = Workplace(tmp_path)
     config = {

@@ -130,6 +130,135 @@ def test_dumped_pictures_of_a_variant_are_the_bases(classes, base):
     assert variant.build_prompt(LINE, dataset="RedRelShapes")[0] == {"type": "image", "value": "x.png"}
 
 
+# prompts by name
+
+
+class Asker(Host):
+    """A host model that shows its torch model the question with a limit of its own, as Qwen-VL does."""
+
+    pictures: str | list[str]
+    limits: dict[str, int]
+
+    def dump_image(self, line, dataset):
+        assert dataset == "RedRelShapes"
+        return self.pictures
+
+    def build_prompt(self, line, dataset=None):
+        raise AssertionError("the stock prompt was built")
+
+    def generate_inner(self, message, dataset=None):
+        return self.model.generate(message, **self.limits)
+
+
+@pytest.fixture
+def asker(base, monkeypatch):
+    """Its ``seen`` are the keywords that reached the torch model; its answer is the message."""
+    host = Asker(base.model)
+    host.pictures, host.limits, host.seen = ["x.png", "y.png"], {"max_new_tokens": 32}, []
+    host.preproc_content = lambda inputs: inputs
+
+    def generate(message, **kwargs):
+        host.seen.append(kwargs)
+        return message
+
+    monkeypatch.setattr(base.model, "generate", generate)
+    return host
+
+
+CQM = "Context: N/A\nQuestion: What color?\nOptions: (A) red (B) blue\n"
+
+
+@pytest.mark.parametrize("setting", ["p-cqm", "l2_k16_p-cqm"])
+@pytest.mark.parametrize("pictures", [["x.png", "y.png"], "x.png", []])
+def test_a_named_prompt_comes_after_the_bases_pictures(classes, asker, setting, pictures):
+    asker.pictures = pictures
+    variant = classes.TruncatedVLM(asker, setting)
+    assert not asker.use_custom_prompt("RedRelShapes") and variant.use_custom_prompt("RedRelShapes") is True
+    message = variant.build_prompt(LINE, dataset="RedRelShapes")
+    text = f"{CQM}Answer with the option's letter from the given choices directly."
+    shown = [pictures] if isinstance(pictures, str) else pictures
+    assert message == [*({"type": "image", "value": path} for path in shown), {"type": "text", "value": text}]
+    assert variant.generate(message, dataset="RedRelShapes") == message
+    assert asker.seen[-1]["max_new_tokens"] == 32  # a letter needs no more room
+
+
+@pytest.mark.parametrize("setting", ["p-cqm-p2", "l2_k16_p-p1-cqm", "l2_k16_p-cqm-p3_beam3", "p-cqm-p1_beam2"])
+@pytest.mark.parametrize(
+    ("limits", "room"),
+    [
+        ({"max_new_tokens": 32}, {"max_new_tokens": 512}),
+        ({"max_new_tokens": 2048}, {"max_new_tokens": 2048}),
+        ({"max_length": 100}, {"max_new_tokens": 512}),
+        ({"max_length": 4096}, {"max_new_tokens": 4096}),
+        ({}, {"max_new_tokens": 512}),
+        ({"generation_config": SimpleNamespace(max_new_tokens=10)}, {"max_new_tokens": 512}),
+        ({"generation_config": SimpleNamespace(max_new_tokens=600)}, {}),
+    ],
+)
+def test_reasoning_has_room_whatever_the_bases_limit(classes, asker, setting, limits, room):
+    asker.limits = limits
+    variant = classes.TruncatedVLM(asker, setting)
+    variant.generate(variant.build_prompt(LINE, dataset="RedRelShapes"), dataset="RedRelShapes")
+    (seen,) = asker.seen
+    assert {k: v for k, v in seen.items() if k in ("max_new_tokens", "max_length")} == room
+    assert seen.get("num_beams", 1) == variant.spec.beam
+
+
+@pytest.mark.parametrize("setting", ["p-qcm", "l2_k16_p-cqm-p2_beam2"])
+def test_the_model_in_the_box_answers_a_named_prompt(classes, base, pictures, tmp_path, setting):
+    variant = classes.TruncatedVLM(base, setting)
+    variant.set_dump_image(lambda line: [pictures[0]])
+    ask = variant.build_prompt(LINE, dataset="RedRelShapes")
+    answer = in_host(lambda: variant.generate(ask, dataset="RedRelShapes"), 1, tmp_path)
+    assert isinstance(answer, str) and "generate" not in base.model.__dict__
+    (record,) = records(tmp_path)
+    assert (record["setting"], record["mode"]) == (setting, "dropped" if setting.startswith("l") else "untouched")
+    core, limit = base.core, 512 if "p2" in setting else 6
+    changed = {"max_new_tokens": limit, "num_beams": variant.spec.beam}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changed.items():
+            patch.setitem(core.generation, name, value)
+        if setting.startswith("l"):
+            with truncated(base.model, "l2_k16"):
+                assert core.reply(ask) == answer
+        else:
+            assert core.reply(ask) == answer
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind"),
+    [("POPE", "Y/N on image"), ("TextVQA_VAL", "VQA on image"), ("MMDU", "MT on image"), (None, "not known"),
+     ("MVBench", "Video-MCQ on video")],
+)  # fmt: skip
+def test_a_benchmark_that_is_no_multiple_choice_is_refused_by_name(classes, asker, dataset, kind):
+    variant = classes.TruncatedVLM(asker, "p-cqm")
+    words = rf"p-cqm: prompt 'cqm' is for multiple choice.*benchmark {dataset!r} is {kind}"
+    with pytest.raises(ValueError, match=words):
+        variant.use_custom_prompt(dataset)
+    with pytest.raises(ValueError, match=words):
+        variant.build_prompt(LINE, dataset=dataset)
+
+
+def test_a_benchmark_that_asks_in_its_own_words_is_refused(classes, asker):
+    variant = classes.TruncatedVLM(asker, "p-cqm")
+    asker.chat_inner = lambda message, dataset=None: "chatted"
+    forced = [{"type": "text", "value": "Which?"}]
+    for _ in range(2):  # before any question was built, and after
+        with pytest.raises(ValueError, match="'RedRelShapes' asks in words of its own, not in those of prompt 'cqm'"):
+            variant.generate(forced, dataset="RedRelShapes")
+        with pytest.raises(ValueError, match="'MMDU' asks in words of its own"):
+            variant.chat_inner([{"role": "user", "content": forced}], dataset="MMDU")
+        variant.build_prompt(LINE, dataset="RedRelShapes")
+    assert variant.generate(forced) == forced  # no benchmark: the words are the caller's
+    assert variant.chat_inner([{"role": "user", "content": forced}]) == "chatted"
+
+
+@pytest.mark.parametrize("wrong", [{"question": " "}, {"A": math.nan, "B": math.nan}])
+def test_a_line_that_cannot_be_asked_is_named(classes, asker, wrong):
+    with pytest.raises(ValueError, match="question 7 of RedRelShapes"):
+        classes.TruncatedVLM(asker, "p-cqm").build_prompt(LINE | wrong, dataset="RedRelShapes")
+
+
 # what is refused at once
 
 
@@ -147,7 +276,7 @@ def test_a_base_is_built_from_the_table_with_the_keywords(classes):
         ("l2", "l2"),
         ("l2_k16_best", "best"),
         ("l0_k4", "l0"),
-        ("l2_k16_p-cqm", "not available yet"),
+        ("l2_k16_p-cot", "unknown prompt 'cot'"),
         ("other_trunc_l2_k16", "'other'"),
     ],
 )

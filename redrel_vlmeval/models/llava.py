@@ -12,6 +12,7 @@ from redrel_vlmeval.models.llava_core import TINY, LlavaCore
 from redrel_vlmeval.models.pictures import is_missing
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.prompts import check_multiple_choice
 
 
 class LLaVA15(BaseModel):
@@ -47,11 +48,7 @@ class LLaVA15(BaseModel):
         Raises:
             ValueError: the question is empty, or a multiple-choice line has no options.
         """
-        where = f"question {line.get('index')!r} of {dataset}"
-        if not llava_input.present(line.get("question")) or not str(line["question"]).strip():
-            raise ValueError(f"{where}: its question is empty")
-        if not llava_input.options(line):
-            raise ValueError(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty")
+        check_multiple_choice(line, dataset)
         pictures = self.dump_image(line, dataset)
         message = [{"type": "image", "value": path} for path in pictures]
         return [*message, {"type": "text", "value": llava_input.question_text(line)}]

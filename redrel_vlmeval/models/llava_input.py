@@ -7,12 +7,13 @@ another way to pad the picture moves every one of them.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from redrel_vlmeval.prompts import LETTER, options, present
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -21,16 +22,6 @@ SYSTEM = (
 IMAGE = "<image>"
 STOP = "</s>"
 CHINESE = re.compile("[\u4e00-\u9fff]")
-
-
-def present(value: Any) -> bool:
-    """True for a cell that holds something: neither None nor NaN."""
-    return value is not None and value == value
-
-
-def options(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Letter -> option of a benchmark line, those that hold something."""
-    return {letter: line[letter] for letter in string.ascii_uppercase if present(line.get(letter))}
 
 
 def question_text(line: Mapping[str, Any]) -> str:
@@ -42,7 +33,7 @@ def question_text(line: Mapping[str, Any]) -> str:
     text += "".join(f"\n{letter}. {option}" for letter, option in choices.items())
     chinese = CHINESE.search(text) is not None
     if choices:
-        ask = "请直接回答选项字母。" if chinese else "Answer with the option's letter from the given choices directly."
+        ask = "请直接回答选项字母。" if chinese else LETTER
     else:
         ask = "请直接回答问题。" if chinese else "Answer the question directly."
     return f"{text}\n{ask}"
