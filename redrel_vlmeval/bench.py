@@ -154,7 +154,7 @@ def bench(
     new_tokens: int = 5,
     tick: Callable[[str], None] = lambda _: None,
 ) -> list[Arm]:
-    """All arms, ``rounds`` times in turn after one warm-up round, on the subject's prompt."""
+    """All arms, ``rounds`` times in turn, there and back, after one warm-up round, on the subject's prompt."""
     arms = make_arms(subject, settings)
     answer(subject, arms[0], 1)  # a model that keeps a picture's features has them from here on, in every arm
     for arm in arms:
@@ -163,7 +163,7 @@ def bench(
             arm.flops = count_flops(subject, arm)
         arm.peak = measure_peak(subject, arm)
     for number in range(rounds):
-        for arm in arms:
+        for arm in arms[:: 1 if number % 2 == 0 else -1]:  # what stands before an arm changes from round to round
             tick(f"round {number + 1} of {rounds}: {arm.name}")
             time_arm(subject, arm, new_tokens)
     return arms

@@ -19,21 +19,26 @@ PLACEHOLDER = [{"type": "image", "value": ""}]
 
 @dataclass(frozen=True)
 class Lesson:
-    """Shares of open answers, categories and idle context sentences; passed at ``enough`` right, or at ``until``."""
+    """Shares of open answers, categories and idle context sentences; passed at ``enough`` right, or at ``until``.
+
+    ``verdicts`` asks at each option whether it is right. Where a glyph's description ends, ``found`` asks for what
+    stands there, which teaches to find it; otherwise for what the question wants to know about it.
+    """
 
     open_share: float
     categories: tuple[float, ...]
     hints: float
     verdicts: bool
+    found: bool
     enough: float
     until: float
 
 
 LESSONS = (
-    Lesson(0.4, (0.5, 0.44, 0.0, 0.06), 0.05, False, 0.75, 0.19),
-    Lesson(0.3, (0.45, 0.49, 0.0, 0.06), 0.05, True, 0.85, 0.5),
-    Lesson(0.2, (0.2, 0.4, 0.33, 0.07), 0.2, True, 0.85, 0.65),
-    Lesson(0.15, (0.15, 0.35, 0.42, 0.08), 0.3, True, 1.1, 1.1),
+    Lesson(0.4, (0.46, 0.4, 0.08, 0.06), 0.05, False, True, 0.75, 0.14),
+    Lesson(0.3, (0.35, 0.42, 0.17, 0.06), 0.05, True, True, 0.85, 0.4),
+    Lesson(0.2, (0.2, 0.4, 0.33, 0.07), 0.2, True, True, 0.85, 0.5),
+    Lesson(0.15, (0.12, 0.4, 0.4, 0.08), 0.3, True, False, 1.1, 1.1),
 )
 
 
@@ -41,8 +46,8 @@ LESSONS = (
 class Asked:
     """A question as token ids after the picture, of which the first ``prompt`` are the prompt.
 
-    ``inner`` are answers asked for on the way, place -> token: at the question mark (``mark``) the answer in one word,
-    and in lessons with verdicts at each option whether it is right.
+    ``inner`` are answers asked for on the way, place -> token: where a glyph's description ends, at the question mark
+    (``mark``) the answer in one word, in lessons with verdicts at each option whether it is right.
     """
 
     question: scenes.Question
@@ -87,8 +92,26 @@ class Batches:
         asked = self.encode(llava_input.question_text(line) + " ASSISTANT: ")
         tokens = asked + self.encode(answer) + [self.tokenizer.eos_token_id]
         mark, word = asked.index(self.question_mark), self.encode(question.answer)[0]
-        inner = {mark: word} | (self.verdicts(asked, word) if lesson.verdicts else {})
+        inner = self.hops(asked[:mark], question, things, lesson.found) | {mark: word}
+        inner |= self.verdicts(asked, word) if lesson.verdicts else {}
         return Asked(question, tokens, len(asked), mark, inner)
+
+    def hops(
+        self, asked: list[int], question: scenes.Question, things: list[scenes.Thing], found: bool
+    ) -> dict[int, int]:
+        """Place -> token where descriptions end: "the triangle" and, around it, "the one that has ...'s color"."""
+        if not question.cells:
+            return {}
+        at = {thing.cell: thing for thing in things}
+        first = at[question.cells[0]]
+        shape, color = self.encode(f"{first.shape} {first.color}")
+        named = max(place for place, token in enumerate(asked) if token in (shape, color))
+        inner = {named: color if asked[named] == shape else shape}
+        end = named
+        if asked[-1] == self.encode("color")[0]:
+            end = len(asked) - 1
+            inner[end] = self.encode(at[question.cells[1]].shape)[0]
+        return inner if found else inner | {end: self.encode(question.answer)[0]}
 
     def verdicts(self, asked: list[int], word: int) -> dict[int, int]:
         """Place of every option's word -> ``Yes`` or ``No``."""

@@ -22,7 +22,7 @@ from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.demo.blank import MEAN, STD, make_model, make_tokenizer, save
 from redrel_vlmeval.demo.lessons import EARLY, FINAL, LESSONS, TRAIN_SEED, Batches, Lesson
 from redrel_vlmeval.models import llava_input
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation.native import image_token
 
 WARM_UP = 96  # steps
 
@@ -58,7 +58,7 @@ class Trainer:
             {"params": [*rest, *self.head.parameters()], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98))
-        self.batches = Batches(self.tokenizer, find_decoder(self.model).image_token, pictures, questions, seed)
+        self.batches = Batches(self.tokenizer, image_token(self.model), pictures, questions, seed)
         self.step = self.lesson = 0
 
     def resume(self) -> None:
@@ -174,7 +174,9 @@ class Trainer:
         self.model.eval()
         out = {}
         for index, category in enumerate(scenes.CATEGORIES):
-            exam = Lesson(0.0, tuple(float(i == index) for i in range(len(scenes.CATEGORIES))), 0.3, False, 1.0, 1.0)
+            exam = Lesson(
+                0.0, tuple(float(i == index) for i in range(len(scenes.CATEGORIES))), 0.3, False, False, 1.0, 1.0
+            )
             out[category] = round(self.forward(self.batches.batch(10**9 + index, exam)).right.item(), 3)
         self.model.train()
         return out
@@ -183,7 +185,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("tiny-training"), help="state and finished checkpoint")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument(
         "--stop-after", type=int, default=None, help="stop after this many more steps; run again to go on"
     )
