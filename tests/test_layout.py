@@ -25,8 +25,8 @@ models.checkpoint models.llava_input models.question models.recorder models.llav
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records results
-statistics
+benchmarks outputs records questions pairing results
+statistics comparisons
 workbook sheets
 explain.*
 figures
@@ -40,7 +40,8 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names registry attach hostrun benchmarks outputs records results statistics workbook sheets figures report cli
+names registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
+workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
