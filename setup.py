@@ -100,6 +100,7 @@ setup(
         "numpy",
         "pillow",
         "pandas",
+        "scipy",
         "openpyxl",
         "tabulate",
         "matplotlib",

@@ -15,6 +15,8 @@ import pandas as pd
 # Where a multiple-choice file has several rows, the first of these that occurs is the benchmark's number
 # ('none' is the host's word for a set without splits; MMMU_DEV_VAL has 'dev' and 'validation').
 SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
+# Benchmarks known to ask several questions of one picture, by how their names begin.
+_SHARED = ("AI2D", "AMBER", "ChartQA", "DocVQA", "GQA", "HallusionBench", "InfoVQA", "MME", "OCRVQA", "POPE", "TextVQA")
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,8 @@ def _multiple_choice(table: pd.DataFrame) -> list[Metric]:
             if column not in ("split", "Overall") and pd.notna(number):
                 found.append(Metric(f"{column}{where}", float(number) * factor, split=alone, part=True))
     return found
+
+
+def shares_pictures(benchmark: str) -> bool:
+    """Whether the benchmark is known to ask several questions of one picture, which makes them depend on each other."""
+    return benchmark.startswith(_SHARED)

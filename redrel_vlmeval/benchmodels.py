@@ -22,6 +22,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "7b": {"width": 4096, "blocks": 32, "heads": 32, "ffn": 11008, "vocab": 32064, "vision": (1024, 24, 16, 4096)},
 }
 QWEN_VISION = {"small": (256, 4, 4, 1024), "7b": (1664, 48, 16, 8192)}  # width, layers, heads, hidden of the FFN
+QWEN_VOCABULARY = {"small": 4000, "7b": 151936}
 IMAGE_TOKENS, TEXT_BEFORE, TEXT_AFTER = 576, 35, 60
 
 
@@ -29,13 +30,15 @@ IMAGE_TOKENS, TEXT_BEFORE, TEXT_AFTER = 576, 35, 60
 class Subject:
     """A loaded model, one prompt for it, and how the published code runs it: a context and keywords of ``generate``.
 
-    ``bars``: setting -> largest prefill ratio allowed, in units of the FLOPs ratio.
+    ``bars``: setting -> largest prefill ratio allowed, in units of the FLOPs ratio. ``race``: the published way and
+    idle hooks have bars, too.
     """
 
     model: Any
     inputs: dict[str, torch.Tensor]
     published: Callable[[Any, str], AbstractContextManager[Any]]
     bars: dict[str, float] = field(default_factory=dict)
+    race: bool = True
 
 
 FAMILIES = ("llava", "qwen")
@@ -78,7 +81,9 @@ def llava_subject(model: Any, bars: dict[str, float]) -> Subject:
 
 def qwen_subject(model: Any, bars: dict[str, float]) -> Subject:
     """A Qwen-VL and a prompt with one picture. Asked for its attention it runs its own eager code, as published."""
-    return Subject(model, qwen_prompt(model), lambda model, setting: truncated(model, f"{setting}_official"), bars)
+    return Subject(
+        model, qwen_prompt(model), lambda model, setting: truncated(model, f"{setting}_official"), bars, False
+    )
 
 
 def random_llava(size: str, device: str, dtype: torch.dtype) -> Any:
@@ -175,7 +180,9 @@ def random_qwen(size: str, device: str, dtype: torch.dtype, code: str | None) ->
         "num_attention_heads": shape["width"] // 128,
         "kv_channels": 128,
         "intermediate_size": 2 * shape["ffn"],
-        "visual": {"width": width, "layers": layers, "heads": heads, "mlp_ratio": ffn / width},
+        "vocab_size": QWEN_VOCABULARY[size],
+        "visual": {"width": width, "layers": layers, "heads": heads, "mlp_ratio": ffn / width}
+        | {"image_start_id": QWEN_VOCABULARY[size] - 79},  # as in the real vocabulary
     }
     torch.manual_seed(0)
     return qwen_checkpoint.untrained(code, sizes, device, dtype)

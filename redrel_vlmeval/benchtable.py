@@ -57,7 +57,7 @@ def run(request: Request) -> int:
     what = request.model or f"random weights, {request.family} family, size {request.size}"
     print(heading(subject.model, what, request.rounds))
     print(tabulate(bench.table(arms), headers="keys", floatfmt=".3f", missingval="-"))
-    found = bench.checks(arms, subject.bars)
+    found = bench.checks(arms, subject.bars, subject.race)
     print(
         tabulate(
             [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found],

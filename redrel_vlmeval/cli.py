@@ -70,7 +70,7 @@ def sheet(
         list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")
     ] = None,
 ) -> None:
-    """The runner's results as a table: scores, deltas, tokens, FLOPs, KV and time. Exit code 1 if any cell failed."""
+    """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results, sheets
 
     found = results.read(outputs)

@@ -11,7 +11,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -36,7 +36,8 @@ class ResultsError(RuntimeError):
 class Cell:
     """One benchmark of one run of one model: where its files are and what ``status.json`` says of it.
 
-    ``order`` sorts runs by age; ``problem`` is set when the run's own ``status.json`` cannot be read.
+    ``order`` sorts runs by age; ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names
+    the runs with a score that this one replaces.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Cell:
     entry: Mapping[str, object] = field(default_factory=dict)
     order: tuple[str, str, float] = ("", "", 0.0)
     problem: str = ""
+    older: tuple[str, ...] = ()
 
     def file(self, *endings: str) -> Path | None:
         """First existing ``<model>_<benchmark><ending>``, in the order given."""
@@ -73,6 +75,14 @@ class Cell:
         # Judges are renamed by the host (chatgpt-0125 -> openai), so any other judge's table is better than none.
         return found or next((path for name, path in sorted(self.files.items()) if pattern.fullmatch(name)), None)
 
+    @property
+    def judge(self) -> str | None:
+        """Who judged: as the table per question is named, else (Y/N and VQA tables name none) by ``status.json``."""
+        path, known = self.per_sample, self.entry.get("judge_model")
+        pattern = re.escape(f"{self.model}_{self.benchmark}_") + r"(.+)_result\.\w+"
+        match = re.fullmatch(pattern, path.name) if path else None
+        return match[1] if match else str(known) if known else None
+
 
 def find_cells(folder: Path) -> list[Cell]:
     """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
@@ -96,7 +106,10 @@ def find_cells(folder: Path) -> list[Cell]:
         )
     newest: dict[tuple[str, str], Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.order):
-        newest[cell.model, cell.benchmark] = cell
+        key = cell.model, cell.benchmark
+        last = newest.get(key)
+        replaced = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
+        newest[key] = replace(cell, older=replaced)
     with_benchmark = {model for model, benchmark in newest if benchmark}
     # A run that died before its first benchmark matters only where no other run says more.
     return [newest[key] for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
@@ -188,7 +201,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".xlsx":
-            return pd.read_excel(path, keep_default_na=False, na_values=[""])
+            return pd.read_excel(path, engine="openpyxl", keep_default_na=False, na_values=[""])
         if path.suffix in (".csv", ".tsv"):
             sep = "\t" if path.suffix == ".tsv" else ","
             return pd.read_csv(path, sep=sep, keep_default_na=False, na_values=[""])
@@ -207,27 +220,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def count_rows(path: Path) -> int:
-    """Rows below the header; for xlsx from the sheet's declared size, which costs no full read.
-
-    Raises:
-        ResultsError: as in :func:`read_table`; a file cut off in the middle is noticed here.
-    """
-    if path.suffix != ".xlsx":
-        return len(read_table(path))
-    from openpyxl import load_workbook
-
-    try:
-        book = load_workbook(path, read_only=True)
-        try:
-            rows = book.worksheets[0].max_row
-        finally:
-            book.close()
-    except _UNREADABLE as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-    return len(read_table(path)) if rows is None else max(rows - 1, 0)
 
 
 def one_line(error: BaseException) -> str:

@@ -6,23 +6,23 @@ score file counts only where that file tells of no error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval import records
+from redrel_vlmeval import pairing, questions, records
 from redrel_vlmeval.benchmarks import Metric, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import Cell, ResultsError, count_rows, find_cells, read_json, read_table
+from redrel_vlmeval.outputs import Cell, ResultsError, find_cells, read_json, read_table
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
-QUESTIONS = ["model", "benchmark", "index", "prediction", "answer", "hit", "category", "split"]
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -36,13 +36,15 @@ class Results:
 
     ``scores``: one row per model x benchmark x metric, ``value`` and ``delta`` (to the base) in points; a cell without
     a score has one row with an empty metric. ``efficiency``: one row per model x benchmark with records: means, and
-    medians of the times. ``questions`` is read when first asked for.
+    medians of the times. ``judged``: by model and benchmark, one row per question that the headline is over (index,
+    hit, picture). ``questions`` holds the answers too, and is read when first asked for.
     """
 
     folder: Path
     scores: pd.DataFrame
     efficiency: pd.DataFrame
     cells: tuple[Cell, ...]
+    judged: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
@@ -56,8 +58,8 @@ class Results:
 
         A table that cannot be read gives no rows here; ``scores`` says so.
         """
-        frames = [frame for cell in self.cells if (frame := _questions(cell)) is not None]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=QUESTIONS)
+        frames = [frame for cell in self.cells if (frame := questions.answers(cell)) is not None]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=questions.COLUMNS)
 
 
 def read(folder: str | Path) -> Results:
@@ -73,14 +75,18 @@ def read(folder: str | Path) -> Results:
     cells = find_cells(root)
     score_rows: list[dict[str, object]] = []
     efficiency_rows: list[dict[str, object]] = []
+    judged: dict[tuple[str, str], pd.DataFrame] = {}
     for cell in cells:
-        found, measured = _read_cell(cell)
+        found, measured, verdicts = _read_cell(cell)
+        if verdicts is not None:
+            judged[cell.model, cell.benchmark] = verdicts
         same = describe(cell.model) | {"benchmark": cell.benchmark}
         path = _relative(cell.metric or cell.predictions or cell.run, root)
         score_rows += [same | {"path": path} | row for row in found]
         efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
     efficiency = _frame(efficiency_rows, EFFICIENCY)
-    return Results(root, _with_deltas(_frame(score_rows, SCORES), efficiency), efficiency, tuple(cells))
+    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, cells, judged)
+    return Results(root, scores, efficiency, tuple(cells), judged)
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -113,36 +119,37 @@ def _one_or_list(values: list) -> object:
     return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
-def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] | None]:
-    """Score rows and the efficiency row of a cell; what cannot be read fails this cell and no other."""
+def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] | None, pd.DataFrame | None]:
+    """Score rows, efficiency row and verdicts of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
-    count, table, measured = None, None, None
+    table, measured, verdicts = None, None, None
     try:
         source = cell.per_sample or cell.predictions
-        count = count_rows(source) if source else None
+        table = read_table(source) if source else None
         measured = records.summary(cell)
         if status == "ok":
             metrics = _metrics(cell)
-            table = read_table(source) if source and any(metric.split for metric in metrics) else None
             metrics, reason = _with_headline(metrics, table)
+            verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
+            reason = "; ".join(filter(None, [reason, questions.remark(table)]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
     rows = [
         {"metric": metric.name, "value": metric.value, "headline": metric.headline, "status": status, "reason": reason}
-        | {"n": _size(metric, count, table)}
+        | {"n": _size(metric, table)}
         for metric in metrics or [Metric("", float("nan"), headline=True)]
     ]
-    return rows, measured
+    return rows, measured, verdicts
 
 
-def _size(metric: Metric, count: int | None, table: pd.DataFrame | None) -> int | None:
+def _size(metric: Metric, table: pd.DataFrame | None) -> int | None:
     """Questions that a metric is over; not known for a category, whose name the host may have abbreviated."""
-    if metric.part:
+    if metric.part or table is None:
         return None
-    if metric.split is None or table is None:
-        return count
+    if metric.split is None:
+        return len(table)
     return int((table["split"].astype(str) == metric.split).sum()) if "split" in table else None
 
 
@@ -191,64 +198,6 @@ def _with_headline(metrics: list[Metric], table: pd.DataFrame | None) -> tuple[l
 def _relative(path: Path, root: Path) -> str:
     base = Path(root).absolute()
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-
-
-def _with_deltas(scores: pd.DataFrame, efficiency: pd.DataFrame) -> pd.DataFrame:
-    """Points to the base in the same folder; where the two were not run alike there is no delta but a note."""
-    rows = scores.to_dict("records")
-    settings = {(row["model"], row["benchmark"]): row for row in efficiency.to_dict("records")}
-    states = {(row["model"], row["benchmark"]): row["status"] for row in rows}
-    known = {(row["model"], row["benchmark"], row["metric"]): row for row in rows}
-    sizes = {(row["model"], row["benchmark"]): row["n"] for row in rows if row["headline"]}
-    deltas, notes = [float("nan")] * len(rows), [""] * len(rows)
-    for i, row in enumerate(rows):
-        if row["base"] == row["model"] or row["status"] != "ok":
-            continue
-        here = row["benchmark"]
-        base, state = known.get((row["base"], here, row["metric"])), states.get((row["base"], here))
-        if base is None or base["status"] != "ok":
-            missing = f"is {state}" if state else "is not in this folder"
-            notes[i] = f"no delta: base {row['base']!r} {missing if state != 'ok' else 'has no such metric'}"
-        else:
-            pair = [(name, here) for name in (row["model"], row["base"])]
-            notes[i] = _difference([sizes.get(key) for key in pair], [settings.get(key) for key in pair])
-            deltas[i] = float("nan") if notes[i] else row["value"] - base["value"]
-    return scores.assign(delta=pd.Series(deltas, dtype=float, index=scores.index), note=notes)[SCORES]
-
-
-def _difference(sizes: list, settings: list) -> str:
-    """Why a variant and its base (in this order) cannot be compared, naming field and values; empty when they can."""
-    if all(pd.notna(size) for size in sizes) and sizes[0] != sizes[1]:
-        return f"no delta: {sizes[0]:.0f} questions, base {sizes[1]:.0f}"
-    ours, theirs = settings
-    if ours is None and theirs is None:
-        return ""
-    if ours is None or theirs is None:
-        who = "the variant" if ours is None else "the base"
-        return f"no delta: {who} has no efficiency records, so what it ran on is not known"
-    for name in records.SETTINGS:
-        if pd.notna(ours[name]) and pd.notna(theirs[name]) and ours[name] != theirs[name]:
-            return f"no delta: {name} differs ({ours[name]}; base {theirs[name]})"
-    return ""
-
-
-def _questions(cell: Cell) -> pd.DataFrame | None:
-    source = cell.per_sample or cell.predictions
-    try:
-        table = read_table(source) if source else None
-        raw = read_table(cell.predictions) if cell.predictions else None
-    except ResultsError:
-        return None
-    if table is None or "index" not in table or "prediction" not in table:
-        return None
-    verdict = next((name for name in ("hit", "score", "eval_score") if name in table), None)
-    frame = table.reindex(columns=QUESTIONS[2:]).assign(model=cell.model, benchmark=cell.benchmark)
-    frame["hit"] = pd.to_numeric(table[verdict], errors="coerce").astype(float) if verdict else float("nan")
-    if raw is not None and "index" in raw and "prediction" in raw:
-        # The judged table holds str(answer), where an empty answer has become the word 'nan'.
-        answers = dict(zip(raw["index"].astype(str), raw["prediction"], strict=True))
-        frame["prediction"] = [answers.get(str(i), p) for i, p in zip(frame["index"], frame["prediction"], strict=True)]
-    return frame[QUESTIONS]
 
 
 def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.DataFrame, dict[str, float]]:

@@ -11,8 +11,13 @@ from typing import IO, Any
 import pandas as pd
 from tabulate import tabulate
 
+from redrel_vlmeval import comparisons
 from redrel_vlmeval.results import Results
+from redrel_vlmeval.statistics import p_text
 
+INTERVAL = "95 % CI"
+NOT_RUN = f"{comparisons.NO_TEST}: not run"
+LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
 STATES = ("failed", "running", "partial", "ok")
 NOTES = {
     "model": "name given to the runner",
@@ -33,7 +38,7 @@ NOTES = {
     "prefill ms": "wall time of the prefill, median over questions; of several benchmarks the weighted mean",
     "decode ms/token": "wall time of one decoding step, median over questions; of several benchmarks the weighted mean",
     "status": "worst state of the row's cells: ok, partial (answers, no score), running (begun, not ended), failed",
-    "note": "why a cell has no score, and why a score has no delta",
+    "note": "why a cell has no score, why a score has no delta, and what to know of the run",
 }
 
 
@@ -44,19 +49,23 @@ class SheetError(RuntimeError):
 def leaderboard(results: Results) -> pd.DataFrame:
     """One row per model, bases first; a benchmark that failed shows its state in place of a score.
 
-    Score columns are in points with ``delta`` beside them. What each column means: :func:`notes`.
+    Score columns are in points; beside them the delta to the base and what a paired test says of it, see
+    :mod:`redrel_vlmeval.comparisons`. What each column means: :func:`notes`.
     """
     models = results.scores.drop_duplicates("model")
     frame = models[["model", "base", "L", "K", "rule"]].set_index("model", drop=False)
     backends = results.efficiency.dropna(subset=["backend"]).groupby("model")["backend"]
     frame["backend"] = backends.agg(lambda names: " | ".join(sorted(set(names)))).reindex(frame.index)
     variants = bool((frame["base"] != frame["model"]).any())
+    compared = comparisons.compare(results)
     for column, rows in _score_columns(results.scores):
-        rows = rows.set_index("model")
+        rows = rows.join(compared).set_index("model")
         shown = rows["value"].astype(object).where(rows["status"] == "ok", rows["status"])
         frame[column] = shown.reindex(frame.index)
         if variants:
-            frame[f"{column} delta"] = rows["delta"].reindex(frame.index)
+            beside = rows[list(comparisons.MEANINGS)].reindex(frame.index)
+            beside.loc[~frame.index.isin(rows.index) & (frame["base"] != frame["model"]), "verdict"] = NOT_RUN
+            frame = frame.join(beside.add_prefix(f"{column} "))
     frame = frame.join(_costs(results.efficiency))
     cells = {model: results.scores[results.scores["model"] == model] for model in frame.index}
     frame["status"] = [min(rows["status"], key=STATES.index) for rows in cells.values()]
@@ -118,21 +127,27 @@ def notes(frame: pd.DataFrame) -> dict[str, str]:
     for column in map(str, frame.columns):
         if column in NOTES:
             found[column] = NOTES[column]
-        elif column.endswith(" delta"):
-            found[column] = "points above (+) or below (-) the base; empty for a base and where they cannot be compared"
+        elif beside := statistic(column):
+            found[column] = comparisons.MEANINGS[beside]
         else:
             found[column] = "score in points, by the host's own evaluation, or the state of a cell that has none"
     return found
 
 
+def statistic(column: str) -> str:
+    """What a column beside a score holds (``delta``, ``p``, ...); empty for any other column."""
+    return next((name for name in comparisons.MEANINGS if column.endswith(f" {name}")), "")
+
+
 def number_format(column: str) -> str:
-    """Python format of a column's numbers."""
-    if column in ("L", "K"):
+    """Python format of a column's numbers; 'p' for a p-value."""
+    beside = statistic(column)
+    if column in ("L", "K") or beside in ("up", "down"):
         return "d"
     if column in ("FLOPs ratio", "KV ratio"):
         return ".3f"
-    if column.endswith(" delta"):
-        return "+.1f"
+    if beside:
+        return "p" if beside.startswith("p") else "+.1f"
     return ".2f" if column.startswith(("prefill ", "decode ms", "KV ")) else ".1f"
 
 
@@ -140,7 +155,8 @@ def _text(column: str, value: Any, width: int | None = None) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return format(int(value) if number_format(column) == "d" else value, number_format(column))
+        form = number_format(column)
+        return p_text(value) if form == "p" else format(int(value) if form == "d" else value, form)
     text = " ".join(str(value).split())
     return text if width is None or len(text) <= width else text[: width - 3] + "..."
 
@@ -151,17 +167,61 @@ def _cells(frame: pd.DataFrame, width: int | None = None) -> list[list[str]]:
 
 
 def to_text(frame: pd.DataFrame) -> str:
-    """The leaderboard for a terminal: no empty columns; below it the backend, if all share it, and every note."""
-    shown = frame.drop(columns="note").dropna(axis=1, how="all")
-    below = [f"{row['model']}: {row['note']}" for row in frame.to_dict("records") if row["note"]]
-    if "backend" in shown and shown["backend"].nunique() == 1:
-        below.insert(0, f"backend: {shown['backend'].dropna().iloc[0]}")
-        shown = shown.drop(columns="backend")
-    align = ["left" if name in ("model", "base", "rule", "backend", "status") else "right" for name in shown.columns]
-    # A delta stands right of its benchmark, whose name would only widen the table.
-    headers = ["delta" if name.endswith(" delta") else name.replace(" ", "\n") for name in shown.columns]
+    """The leaderboard for a terminal: no empty columns, and of the statistics those that decide.
+
+    Below it what all rows share, and every note.
+    """
+    shown, below = _without_shared(_shortened(frame).drop(columns="note").dropna(axis=1, how="all"))
+    if any(statistic(name) == "p (Holm)" for name in shown.columns):
+        below.append(LEGEND)
+    below += [f"{row['model']}: {text}" for row in frame.to_dict("records") for text in _remarks(row)]
+    left = ("model", "base", "rule", "backend", "status")
+    align = ["left" if name in left or statistic(name) == "verdict" else "right" for name in shown.columns]
+    # A statistic stands right of its benchmark, whose name would only widen the table.
+    headers = [INTERVAL if name.endswith(INTERVAL) else statistic(name) or name for name in shown.columns]
+    headers = [name if name == INTERVAL else name.replace(" ", "\n") for name in headers]
     table = tabulate(_cells(shown, 60), headers=headers, disable_numparse=True, colalign=align)
     return "\n".join([table, *([""] if below else []), *below])
+
+
+def _shortened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Delta, p (Holm) and a verdict of two words at most; the interval too of a single score; files have all of it."""
+    scores = [str(name).removesuffix(" verdict") for name in frame.columns if statistic(str(name)) == "verdict"]
+    short = frame.assign(**{f"{name} verdict": frame[f"{name} verdict"].map(_two_words) for name in scores})
+    if len(scores) == 1:
+        low, high = (frame[f"{scores[0]} {end}"] for end in ("CI low", "CI high"))
+        spans = [None if x != x else f"{x:+.1f}..{y:+.1f}" for x, y in zip(low, high, strict=True)]
+        short.insert(list(frame.columns).index(f"{scores[0]} CI low"), f"{scores[0]} {INTERVAL}", spans)
+    long = [name for name in frame.columns if statistic(str(name)) in ("CI low", "CI high", "up", "down", "p")]
+    return short.drop(columns=long)
+
+
+def _two_words(verdict: Any) -> Any:
+    if not isinstance(verdict, str):
+        return verdict
+    if verdict.startswith(comparisons.NO_TEST):
+        return "not run" if verdict == NOT_RUN else comparisons.NO_TEST
+    return verdict.rpartition(": ")[2].removesuffix(" the baseline").removesuffix(" than").removesuffix(" from")
+
+
+def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Columns that say the same in each of several rows become lines below the table."""
+    same = [name for name in ("backend", "base", "image tokens", "status") if name in frame and len(frame) > 1]
+    same = [name for name in same if frame[name].nunique(dropna=name == "backend") == 1]
+    return frame.drop(columns=same), [f"{name}: {_text(name, frame[name].dropna().iloc[0])}" for name in same]
+
+
+def _remarks(row: dict[Any, Any]) -> list[str]:
+    """The row's note, and why a score is not tested where the note does not say so."""
+    verdicts = [(name, text) for name, text in row.items() if statistic(str(name)) == "verdict"]
+    untold = [
+        f"{str(name).removesuffix(' verdict')}: {text}"
+        for name, text in verdicts
+        if str(text).startswith(f"{comparisons.NO_TEST}: ") and text != NOT_RUN
+        and (why := text.removeprefix(f"{comparisons.NO_TEST}: ")) not in (*STATES, row["note"])
+        and why not in row["note"]
+    ]  # fmt: skip
+    return [*([row["note"]] if row["note"] else []), *untold]
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

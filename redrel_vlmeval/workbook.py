@@ -12,11 +12,14 @@ from openpyxl.styles import Alignment, Font, PatternFill
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.worksheet import Worksheet
 
+from redrel_vlmeval import comparisons
 from redrel_vlmeval.results import Results
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 STATE_FILLS = {"failed": "F8CBAD", "partial": "FFE699", "running": "DDEBF7"}
 RED = "9C0006"
+VERDICTS = {"worse than the baseline": RED, "better than the baseline": "006100"}
+BESIDE = tuple(f" {name}" for name in comparisons.MEANINGS)
 
 
 def build(
@@ -43,8 +46,8 @@ def build(
 
 
 def _excel_format(form: str) -> str:
-    if form == "d":
-        return "0"
+    if form in ("d", "p"):
+        return {"d": "0", "p": '[<0.001]"< .001";0.000'}[form]
     plain = "0." + "0" * int(form[-2])
     return f"+{plain};-{plain};{plain}" if form.startswith("+") else plain
 
@@ -65,10 +68,13 @@ def _fill(sheet: Worksheet, frame: pd.DataFrame, formats: Mapping[str, str], wid
             elif cell.value in STATE_FILLS:
                 cell.fill = PatternFill("solid", fgColor=STATE_FILLS[str(cell.value)])
                 cell.font = Font(color=RED) if cell.value == "failed" else Font()
+            elif name.endswith(" verdict") and (end := str(cell.value).rpartition(": ")[2]) in VERDICTS:
+                cell.font = Font(color=VERDICTS[end])
             shown = 8 if isinstance(cell.value, float) else len(str(cell.value or ""))
             longest[number - 1] = max(longest[number - 1], shown)
     for number, length in enumerate(longest, start=1):
-        sheet.column_dimensions[get_column_letter(number)].width = min(length + 3, widest)
+        most = 110 if columns[number - 1].endswith(" verdict") else widest
+        sheet.column_dimensions[get_column_letter(number)].width = min(length + 3, most)
     sheet.freeze_panes = "A2"
     sheet.auto_filter.ref = f"A1:{get_column_letter(max(len(columns), 1))}{len(frame) + 1}"
 
@@ -93,7 +99,7 @@ def _mark_best(sheet: Worksheet, board: pd.DataFrame) -> None:
         sheet.cell(line, 1).font = Font(bold=model == base)
     costs = list(board.columns).index("image tokens")
     for number, name in enumerate(board.columns[:costs], start=1):
-        if number <= 6 or name.endswith(" delta"):
+        if number <= 6 or name.endswith(BESIDE):
             continue
         values = pd.to_numeric(board[name], errors="coerce")
         for line, value in enumerate(values, start=2):

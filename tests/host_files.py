@@ -59,6 +59,19 @@ def scored(folder: Path, model: str, benchmark: str, value: float, count: int = 
     (folder / f"{model}_{benchmark}_acc.csv").write_text(text)
 
 
+def answered(
+    folder: Path, model: str, benchmark: str, hits: list[float], value: float | None = None, **columns: object
+) -> None:
+    """A finished cell with these verdicts, one question each, and `columns` (index, image_path, ..) beside them."""
+    frame = pd.DataFrame({"index": range(len(hits)), "question": "q", "answer": "A", "category": "one"})
+    frame = frame.assign(**columns)
+    frame["prediction"] = columns.get("prediction", ["A" if hit else "B" for hit in hits])
+    predictions(folder, model, benchmark, frame)
+    predictions(folder, model, f"{benchmark}_exact_matching_result", frame.assign(hit=hits, log="-"))
+    value = sum(hits) / len(hits) if value is None else value
+    (folder / f"{model}_{benchmark}_acc.csv").write_text(f'"split","Overall"\n"none","{value}"\n')
+
+
 def status(folder: Path, model: str, eval_id: str = "", **datasets: dict) -> None:
     """The host's status.json: one entry per benchmark."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -154,6 +154,16 @@ def test_questions_carry_verdict_category_and_the_raw_answer(flat: Path) -> None
     assert questions.loc["OCRBench", "hit"].isna().all(), "the host judges OCRBench without a table per question"
 
 
+def test_verdicts_of_the_headlines_questions_carry_their_picture(flat: Path) -> None:
+    judged = read(flat).judged
+    assert judged["m", "MME"]["picture"].tolist() == ["a", "a", "b", "b"]
+    assert judged["m", "MME"]["hit"].tolist() == [1, 1, 1, 0]
+    assert judged["m", "POPE"]["picture"].isna().all()
+    assert judged["m", "MMMU_DEV_VAL"]["index"].tolist() == ["1", "3"], "the validation split only"
+    assert judged["m", "TextVQA_VAL"]["hit"].tolist() == pytest.approx([1 / 3, 0, 1, 0])
+    assert ("m", "OCRBench") not in judged and ("m", "POPE_broken") not in judged
+
+
 def test_several_unknown_splits_are_averaged_over_their_questions(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     host.scored(folder, "m", "X", 0.5)
@@ -189,12 +199,36 @@ def test_delta_is_points_to_the_base_and_the_name_is_taken_apart(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("backend", "llava"), ("device", "cuda"), ("dtype", "float16"), ("kernel", "eager"), ("weights", "v")],
-)
+    [("backend", "llava"), ("device", "cuda"), ("dtype", "float16"), ("kernel", "eager"), ("weights", "v"),
+     ("revision", "sha256:2")],
+)  # fmt: skip
 def test_no_delta_across_different_settings(tmp_path: Path, field: str, value: str) -> None:
     host.pair(tmp_path, **{field: value})
     delta, note = _delta(tmp_path)
     assert pd.isna(delta) and note.startswith(f"no delta: {field} differs ({value}")
+
+
+def test_no_delta_across_versions_and_only_those_that_differ_are_named(tmp_path: Path) -> None:
+    host.pair(tmp_path, versions={"torch": "2.1", "vlmeval": "1", "transformers": "5.0"})
+    delta, note = _delta(tmp_path)
+    assert pd.isna(delta) and note == "no delta: versions differ (torch 2.1; base torch 2.0)"
+    host.pair(tmp_path, versions={"vlmeval": "1", "torch": "2.0", "transformers": "5.0"})
+    assert _delta(tmp_path) == (-25.0, ""), "a version that only one side tells of is no difference"
+
+
+def test_no_delta_across_judges(tmp_path: Path) -> None:
+    host.pair(tmp_path)
+    folder, name = tmp_path / host.VARIANT, f"{host.VARIANT}_X_{{}}_result.xlsx"
+    (folder / name.format("exact_matching")).rename(folder / name.format("openai"))
+    delta, note = _delta(tmp_path)
+    assert pd.isna(delta) and note == "no delta: judge differs (openai; base exact_matching)"
+
+
+def test_no_delta_across_other_questions_of_the_same_number(tmp_path: Path) -> None:
+    host.pair(tmp_path)
+    host.answered(tmp_path / host.VARIANT, host.VARIANT, "X", [1, 1, 0, 0], index=["0", "1", "2", "9"])
+    delta, note = _delta(tmp_path)
+    assert pd.isna(delta) and note == "no delta: 1 of 4 questions were not asked of the base (index '9')"
 
 
 def test_no_delta_without_base_records_or_equal_counts(tmp_path: Path) -> None:

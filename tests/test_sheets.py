@@ -12,6 +12,7 @@ import pytest
 
 from redrel_vlmeval import sheets
 from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.statistics import newcombe
 
 BASE = "redrel_tiny"
 
@@ -106,6 +107,13 @@ def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
     assert list(meanings) == list(board.columns)
     assert "1e9" in meanings["prefill GFLOPs"] and "1024" in meanings["KV KiB"]
     assert all("host's own evaluation" in meanings[name] for name in ("Shapes", "Words"))
+    for column, words in (
+        ("CI low", "Newcombe"),
+        ("p", "McNemar"),
+        ("p (Holm)", "corrected"),
+        ("up", "base gets wrong"),
+    ):
+        assert words in meanings[f"Words {column}"]
 
 
 def test_text_is_a_table_with_the_notes_below(board: pd.DataFrame) -> None:
@@ -116,6 +124,56 @@ def test_text_is_a_table_with_the_notes_below(board: pd.DataFrame) -> None:
     assert "+25.0" in table[1] and "nan" not in "".join(table).lower()
     assert lines[rule + 6 : rule + 8] == ["", "backend: transformers"]
     assert any(line.startswith(f"{BASE}_trunc_l4_k16: ") and "such" in line for line in lines[rule + 8 :])
+
+
+def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
+    names = list(board.columns)
+    at = names.index("Shapes delta")
+    beside = ["delta", "CI low", "CI high", "up", "down", "p", "p (Holm)", "verdict"]
+    assert names[at - 1 : at + 8] == ["Shapes", *(f"Shapes {name}" for name in beside)]
+    row = board.set_index("model").loc[f"{BASE}_trunc_l2_k16"]
+    assert (row["Shapes up"], row["Shapes down"], row["Shapes p (Holm)"]) == (1, 0, 1)
+    assert row["Shapes verdict"].endswith("(Holm 1.00 over 2), 1 up / 0 down: not separable from the baseline")
+    verdicts = board["Shapes verdict"].tolist()
+    assert verdicts[0] == "baseline" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
+
+
+@pytest.fixture
+def clear(tmp_path: Path) -> Results:
+    """Forty questions: one variant loses most of what the base gets right, one wins as much, one changes nothing."""
+    for tail, hits in (
+        ("", [20, 20]),
+        ("_trunc_l1_k8", [5, 35]),
+        ("_trunc_l2_k8", [35, 5]),
+        ("_trunc_l4_k8", [20, 20]),
+    ):
+        host.answered(tmp_path / f"{BASE}{tail}", f"{BASE}{tail}", "X", [1] * hits[0] + [0] * hits[1])
+    return read(tmp_path)
+
+
+def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:
+    lines = sheets.to_text(sheets.leaderboard(clear)).splitlines()
+    rows = {line.split()[0]: line.split()[5:] for line in lines if line.startswith(f"{BASE}_")}
+    low, high = (100 * end for end in newcombe(5, 0, 15, 20))
+    assert rows[f"{BASE}_trunc_l1_k8"] == ["-37.5", f"{low:.1f}..{high:.1f}", "<", ".001", "worse"]
+    low, high = (100 * end for end in newcombe(20, 15, 0, 5))
+    assert rows[f"{BASE}_trunc_l2_k8"] == ["+37.5", f"+{low:.1f}..+{high:.1f}", "<", ".001", "better"]
+    assert rows[f"{BASE}_trunc_l4_k8"][0] == "+0.0" and rows[f"{BASE}_trunc_l4_k8"][2:] == ["1.00", "not", "separable"]
+    assert f"base: {BASE}" in lines and "status: ok" in lines, "what all rows share is told once"
+    assert lines[-1].startswith("verdict: paired test")
+
+
+def test_xlsx_colours_verdicts_and_keeps_p_a_number(clear: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
+    at = {cell.value: cell.column for cell in sheet[1]}
+    colours = [sheet.cell(line, at["X verdict"]).font.color for line in (3, 4, 5)]
+    assert [colour.rgb[-6:] for colour in colours[:2]] == ["9C0006", "006100"]
+    p = sheet.cell(3, at["X p"])
+    assert 0 < p.value < 1e-4 and p.number_format == '[<0.001]"< .001";0.000'
+    assert sheet.cell(3, at["X down"]).number_format == "0" and sheet.cell(3, at["X CI low"]).value < -50
+    assert not any(sheet.cell(line, at["X p"]).font.bold for line in (3, 4, 5)), "bold is for the best score"
+    width = sheet.column_dimensions[openpyxl.utils.get_column_letter(at["X verdict"])].width
+    assert width > len(sheet.cell(3, at["X verdict"]).value)
 
 
 def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tabulate import tabulate
 
-from redrel_vlmeval import figures, hostrun, locking, results, sheets
+from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
 from redrel_vlmeval.demo import benchmark, kept, scenes
 
 BASE = "redrel_tiny"
@@ -35,7 +36,8 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     """Everything of the demo; returns the exit code of its sheet (1 if a cell failed).
 
     Raises:
-        HostMissing: no VLMEvalKit. DemoError: the runner failed. PermissionError: a folder cannot be written to.
+        HostMissing: no VLMEvalKit. DemoError: the runner failed, or the folder holds answers of other weights.
+        PermissionError: a folder cannot be written to.
         Busy: another demo runs in this folder.
     """
     console = Console()
@@ -58,6 +60,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
     with locking.only_one(work_dir):
+        check_weights(work_dir, models, data)
         follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.leaderboard(found)))
@@ -137,10 +140,35 @@ def follow(command: list[str], work_dir: Path, models: list[str], data: str, con
         raise DemoError(f"the runner stopped with exit code {process.returncode}: {last[0]} (its output: {log})")
 
 
+def check_weights(work_dir: Path, models: list[str], data: str) -> None:
+    """Stop where the host would take earlier answers for its own: those of other weights than the model has now.
+
+    Raises:
+        DemoError: names the folder and both revisions.
+    """
+    earlier = {
+        str(record.get("revision"))
+        for path in record_files(work_dir, models, data)
+        for record in records.read_records(path).values()
+    }
+    if not earlier:
+        return
+    from redrel_vlmeval.models.checkpoint import weight_files
+
+    _, now = weight_files(str(Path(__file__).parent / "checkpoint"), None)
+    if earlier != {now}:
+        raise DemoError(
+            f"{work_dir} holds answers of other weights ({', '.join(sorted(earlier - {now}))}; {BASE} is {now}), "
+            "which the host would reuse: delete it, or give another --work-dir"
+        )
+
+
+def record_files(work_dir: Path, models: list[str], data: str) -> Iterator[Path]:
+    """The files of efficiency records that earlier runs left."""
+    for model in models:
+        yield from (work_dir / model).rglob(f"{model}_{data}_redrel*.jsonl")
+
+
 def answered(work_dir: Path, models: list[str], data: str) -> int:
     """Questions answered so far, from the efficiency records."""
-    count = 0
-    for model in models:
-        for path in (work_dir / model).rglob(f"{model}_{data}_redrel*.jsonl"):
-            count += path.read_bytes().count(b"\n")
-    return count
+    return sum(path.read_bytes().count(b"\n") for path in record_files(work_dir, models, data))
