@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -185,7 +186,7 @@ def random_qwen(size: str, device: str, dtype: torch.dtype, code: str | None) ->
         | {"image_start_id": QWEN_VOCABULARY[size] - 79},  # as in the real vocabulary
     }
     torch.manual_seed(0)
-    return qwen_checkpoint.untrained(code, sizes, device, dtype)
+    return qwen_checkpoint.untrained(code or os.environ.get("REDREL_QWEN_VL"), sizes, device, dtype)
 
 
 def qwen_prompt(model: Any) -> dict[str, torch.Tensor]:

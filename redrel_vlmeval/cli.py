@@ -48,11 +48,17 @@ def check(
 ) -> None:
     """What each model name means, or why it cannot be one; needs no host. Exit code 1 if any is wrong."""
     from redrel_vlmeval.names import parse
+    from redrel_vlmeval.registry import BLOCKS
 
     wrong = False
     for name in names:
         try:
             spec = parse(name)
+            deepest = max((stage.layer for stage in spec.stages), default=0)
+            if deepest >= (blocks := BLOCKS.get(spec.base, deepest + 1)):
+                raise KeyError(
+                    f"{name!r}: layer {deepest}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
+                )
             typer.echo(
                 f"{name}: base {spec.base or '(any)'}, "
                 + (f"setting {spec.setting}" if spec.is_variant else "no truncation")

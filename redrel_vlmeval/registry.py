@@ -20,6 +20,8 @@ STAND_INS = {"llava_v1.5_7b": "llava-hf/llava-1.5-7b-hf", "llava_v1.5_13b": "lla
 # releases of transformers.
 QWEN = {"qwen_base": "Qwen/Qwen-VL", "qwen_chat": "Qwen/Qwen-VL-Chat"}
 QWEN_ALIASES = {"qwen-vl-chat": "Qwen/Qwen-VL-Chat"}  # of one of the two hosts only
+# decoder blocks of the bases whose weights are known beforehand
+BLOCKS = {TINY: 8, "llava_v1.5_7b": 32, "llava_v1.5_13b": 40} | dict.fromkeys([*QWEN, *QWEN_ALIASES], 32)
 HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all` and redrel_tiny"
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,8 @@ from tiny_models import TinyModel
 from redrel_vlmeval import bench, benchmodels, benchtable
 from redrel_vlmeval.bench import Arm
 from redrel_vlmeval.benchtable import Request
+from redrel_vlmeval.models import qwen_checkpoint
+from redrel_vlmeval.models.checkpoint import CheckpointError
 
 
 def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) -> None:
@@ -58,3 +60,16 @@ def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> Non
         benchtable.run(Request(family="gpt", device="cpu"))
     with pytest.raises(KeyError, match="no variant"):
         benchtable.run(Request(settings="l5_kx_trunc_", device="cpu"))
+
+
+def test_without_qwens_code_the_error_says_where_it_may_lie(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("REDREL_QWEN_VL", raising=False)
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder; give one that holds .*modeling_qwen\.py"):
+        benchtable.run(Request(family="qwen", code=str(tmp_path / "nowhere"), device="cpu"))
+
+    def unreachable(*_args: object) -> str:
+        raise CheckpointError("no network")
+
+    monkeypatch.setattr(qwen_checkpoint, "from_hub", unreachable)
+    with pytest.raises(CheckpointError, match="with --code or in REDREL_QWEN_VL"):
+        benchtable.run(Request(family="qwen", device="cpu"))

@@ -265,6 +265,18 @@ def test_what_cannot_be_honoured_is_refused(core: QwenCore, pictures: Path) -> N
             pass
 
 
+@pytest.mark.parametrize("setting", ["l1_k64", "l1_k64_random_official"])
+def test_a_cache_of_another_prompt_is_refused_whatever_its_lengths(
+    core: QwenCore, pictures: Path, setting: str
+) -> None:
+    one, other = batch(pictures, [LAYOUT], seed=3), batch(pictures, [LAYOUT], seed=4)
+    with torch.no_grad(), truncated(core.model, setting):
+        first = core.model(**one).past_key_values
+        core.model(**other)
+        with pytest.raises(TruncationError, match="not filled inside"):
+            core.model(input_ids=torch.tensor([[7]]), past_key_values=first)
+
+
 def test_the_kernel_is_named_and_the_row_is_the_eager_one(core: QwenCore, pictures: Path) -> None:
     """Ranking sees what the block's kernel was given: the same choice under SDPA and under the code's own attention."""
     inputs = batch(pictures, [LAYOUT])

@@ -208,3 +208,7 @@ def test_the_core_needs_no_host():
     for name in ("pictures", "qwen_compat", "qwen_kernel", "qwen_checkpoint", "qwen_core"):
         source = Path(importlib.import_module(f"redrel_vlmeval.models.{name}").__file__).read_text()
         assert not re.search(r"^\s*(from|import) vlmeval", source, re.MULTILINE)
+
+
+def test_a_name_longer_than_any_file_has_is_a_missing_picture() -> None:
+    assert is_missing("/tmp/" + "a" * 300 + ".png")

@@ -229,3 +229,13 @@ def test_hosts_overrides_while_iterating_reach_the_variants_base(host):
 def test_copies_keep_resolving(host, again):
     table = again(register(host))
     assert isinstance(table, VariantTable) and "qwen_chat_trunc_l1_k2" in table
+
+
+def test_check_knows_the_depth_of_the_bases_it_knows():
+    from typer.testing import CliRunner
+
+    from redrel_vlmeval.cli import app
+
+    deep = CliRunner().invoke(app, ["check", "llava_v1.5_13b_trunc_l40_k1"])
+    assert deep.exit_code == 1 and "llava_v1.5_13b has 40 blocks: L is 0 to 39" in deep.output
+    assert CliRunner().invoke(app, ["check", "llava_v1.5_13b_trunc_l39_k1", "mine_trunc_l99_k1"]).exit_code == 0

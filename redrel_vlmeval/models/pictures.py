@@ -16,7 +16,12 @@ LONGEST = 254  # bytes of a path between Qwen-VL's <img> and </img>: 256 places,
 def is_missing(picture: Any) -> bool:
     """True for a path without a file; data and web addresses, which the host fetches, are no paths."""
     text = str(picture)
-    return not text.startswith("data:") and "://" not in text and not Path(text).is_file()
+    if text.startswith("data:") or "://" in text:
+        return False
+    try:
+        return not Path(text).is_file()
+    except OSError:  # a name longer than any file's
+        return True
 
 
 def check_readable(path: str) -> None:

@@ -75,8 +75,8 @@ def find_folder(path: str, revision: str | None) -> Path:
     what = config.get("architectures") or config.get("model_type")
     if config.get("model_type") != "qwen" or "visual" not in config:
         raise CheckpointError(f"{path}: architecture {what!r}, expected Qwen-VL's QWenLMHeadModel, such as {KNOWN}")
-    if "quantization_config" in config:
-        kind = config["quantization_config"].get("quant_method", "quantised")
+    if quantized := config.get("quantization_config"):
+        kind = quantized.get("quant_method", "quantised") if isinstance(quantized, dict) else quantized
         raise CheckpointError(
             f"{path}: a {kind} (Int4) checkpoint; its kernels are not supported, use Qwen/Qwen-VL-Chat"
         )
@@ -84,6 +84,12 @@ def find_folder(path: str, revision: str | None) -> Path:
     for name in [*CODE, "qwen.tiktoken", "generation_config.json"]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{path}: {name} is missing; the checkpoint is incomplete, fetch it again")
+    try:
+        json.loads((folder / "generation_config.json").read_text())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: generation_config.json is not JSON ({error}); the checkpoint is broken, fetch it again"
+        ) from error
     for shard in set(weight_map(folder).values()):
         if not (folder / shard).is_file():
             raise CheckpointError(
@@ -159,7 +165,9 @@ def untrained(code: str | None, sizes: dict[str, Any], device: str, dtype: torch
         CheckpointError: the code cannot be had or run.
     """
     check_environment(code or "Qwen/Qwen-VL")
-    folder = code or from_hub("Qwen/Qwen-VL", CODE, PINNED["Qwen/Qwen-VL"], KNOWN)
+    folder = code or _code_from_hub()
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give one that holds {', '.join(CODE)}")
     visual = VISUAL | {"output_dim": sizes.get("hidden_size", 4096)} | sizes.get("visual", {})
     before = torch.get_default_dtype()
     try:
@@ -176,6 +184,17 @@ def untrained(code: str | None, sizes: dict[str, Any], device: str, dtype: torch
         torch.set_default_dtype(before)
     model.generation_config.update(eos_token_id=None, pad_token_id=0)
     return _finish(model, Placement(device, dtype), "sdpa")
+
+
+def _code_from_hub() -> str:
+    """The folder of Qwen-VL's code, without its weights."""
+    try:
+        return from_hub("Qwen/Qwen-VL", CODE, PINNED["Qwen/Qwen-VL"], KNOWN)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"Qwen-VL's own code is neither in the local cache nor reachable; give a folder that holds "
+            f"{', '.join(CODE)} with --code or in REDREL_QWEN_VL"
+        ) from error
 
 
 def _set_precision(config: Any, dtype: torch.dtype) -> None:

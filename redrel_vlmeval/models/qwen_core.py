@@ -140,7 +140,13 @@ class QwenCore:
 
     @torch.inference_mode()
     def _generate(self, ids: list[int], names: Mapping[str, str], **changes: Any) -> list[int]:
-        """New token ids after a prompt."""
+        """New token ids after a prompt.
+
+        Raises:
+            ValueError: the prompt is empty, or a picture cannot be read.
+        """
+        if not ids:
+            raise ValueError("nothing to answer: the prompt has neither text nor picture")
         inputs = torch.tensor([ids], device=self.device)
         self.model.transformer.visual.redrel_features = {}  # else a picture asked about again would look faster
         try:

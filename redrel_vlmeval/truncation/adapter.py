@@ -87,8 +87,11 @@ class Decoder(ABC):
         """The KV cache when a forward call is done: ``cache`` where it is filled in place."""
         return cache
 
-    def continues(self, cache: Any, earlier: Any) -> bool:
-        """Whether ``cache`` is what ``earlier``, the cache after the last forward call, was."""
+    def continues(self, cache: Any, earlier: Any, generating: bool) -> bool:
+        """Whether ``cache`` is what ``earlier``, the cache after the last forward call, was.
+
+        Within one ``generate`` it may have been reordered by beam search.
+        """
         return cache is earlier
 
     @abstractmethod

@@ -87,10 +87,10 @@ class FusedDecoder(Decoder):
         parts = [output.past_key_values] if hasattr(output, "past_key_values") else list(output)
         return next((part for part in parts if _is_cache(part)), None)
 
-    def continues(self, cache: Any, earlier: Any) -> bool:
-        """By the lengths held: beam search reorders a cache into new tensors."""
-        if not _is_cache(cache) or not _is_cache(earlier):
-            return False
+    def continues(self, cache: Any, earlier: Any, generating: bool) -> bool:
+        """Itself, or within ``generate`` one of the same lengths: beam search reorders a cache into new tensors."""
+        if not generating or not _is_cache(cache) or not _is_cache(earlier):
+            return cache is earlier
         return [keys.shape[:2] for keys, _ in cache] == [keys.shape[:2] for keys, _ in earlier]
 
     def held_length(self, cache: Any, block: int) -> int:
