@@ -18,7 +18,7 @@ from modelbox import in_host, message
 from qwen_box import kinds, watched
 from qwen_checkpoint import IMAGE_START
 
-from redrel_vlmeval.models.pictures import PictureNames, is_plain
+from redrel_vlmeval.models.pictures import PictureNames, is_missing, is_plain
 from redrel_vlmeval.models.qwen_core import TextTokenizer
 
 pytestmark = needs_host
