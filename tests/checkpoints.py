@@ -7,6 +7,7 @@ import io
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -14,6 +15,7 @@ import torch
 import transformers as tf
 
 from redrel_vlmeval.demo.blank import picture_settings
+from redrel_vlmeval.models.checkpoint import CheckpointError
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -115,3 +117,15 @@ def save_llava(folder: Path, side: int = 48, patch: int = 12, tokenizer: str = "
     save_tokenizer(folder, tokenizer)
     (folder / "preprocessor_config.json").write_text(json.dumps(picture_settings(side)))
     return folder
+
+
+def refused(load: Any, path: object, *words: str, **kwargs: Any) -> str:
+    """The message of the one error of ``load(path)``; it names the checkpoint and says each of ``words``."""
+    with pytest.raises(CheckpointError) as caught:
+        load(str(path), device="cpu", **kwargs)
+    message = str(caught.value)
+    assert str(path) in message
+    for word in words:
+        assert word in message, message
+    assert len(message) < 600 and "\n" not in message
+    return message

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 import transformers as tf
@@ -15,7 +17,7 @@ from skimage.io import imsave
 from transformers.utils import is_flash_attn_2_available
 
 from redrel_vlmeval.models import checkpoint
-from redrel_vlmeval.models.checkpoint import SMALL, CheckpointError, choose_placement
+from redrel_vlmeval.models.checkpoint import SMALL, choose_placement
 from redrel_vlmeval.models.llava_core import LlavaCore
 
 HUB = "llava-hf/llava-1.5-7b-hf"
@@ -38,16 +40,7 @@ def _no_environment(monkeypatch):
     monkeypatch.delenv("REDREL_DTYPE", raising=False)
 
 
-def refused(path: object, *words: str, **kwargs: str) -> str:
-    """The message of the one error; it names the checkpoint and says each of ``words``."""
-    with pytest.raises(CheckpointError) as caught:
-        LlavaCore(str(path), device="cpu", **kwargs)
-    message = str(caught.value)
-    assert str(path) in message
-    for word in words:
-        assert word in message, message
-    assert len(message) < 600 and "\n" not in message
-    return message
+refused = partial(checkpoints.refused, LlavaCore)
 
 
 def test_a_saved_checkpoint_loads_and_answers(whole, tmp_path):

@@ -6,8 +6,10 @@ import json
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 import transformers
@@ -42,16 +44,7 @@ def _no_environment(monkeypatch):
     monkeypatch.delenv("REDREL_DTYPE", raising=False)
 
 
-def refused(path: object, *words: str, **kwargs: object) -> str:
-    """The message of the one error; it names the checkpoint and says each of ``words``."""
-    with pytest.raises(CheckpointError) as caught:
-        QwenCore(str(path), device="cpu", **kwargs)
-    message = str(caught.value)
-    assert str(path) in message
-    for word in words:
-        assert word in message, message
-    assert len(message) < 600 and "\n" not in message
-    return message
+refused = partial(checkpoints.refused, QwenCore)
 
 
 def stored(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

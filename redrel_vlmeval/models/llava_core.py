@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from redrel_vlmeval.models import checkpoint, llava_input
+from redrel_vlmeval.models.pictures import opened
 from redrel_vlmeval.truncation.native import image_token
 
 logger = logging.getLogger("redrel_vlmeval")
@@ -86,13 +86,8 @@ class LlavaCore:
             ValueError: the file is missing or no picture.
         """
         shape = self.preprocessing
-        try:
-            with Image.open(path) as picture:
-                return llava_input.pixels(picture, shape.size, shape.mean, shape.std)
-        except FileNotFoundError as error:
-            raise ValueError(f"picture {path!r}: no such file") from error
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"picture {path!r}: cannot be read as an image ({error})") from error
+        with opened(path) as picture:
+            return llava_input.pixels(picture, shape.size, shape.mean, shape.std)
 
     @torch.inference_mode()
     def answer(self, prompt: str, paths: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,30 @@ def is_missing(picture: Any) -> bool:
         return True
 
 
-def check_readable(path: str) -> None:
-    """Open and decode one picture.
+@contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """A picture's file, open; what goes wrong with it inside the context is the one error for it.
 
     Raises:
         ValueError: the file is missing or no picture.
     """
     try:
         with Image.open(path) as picture:
-            picture.convert("RGB")
+            yield picture
     except FileNotFoundError as error:
         raise ValueError(f"picture {path!r}: no such file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"picture {path!r}: cannot be read as an image ({error})") from error
+
+
+def check_readable(path: str) -> None:
+    """Open and decode one picture.
+
+    Raises:
+        ValueError: the file is missing or no picture.
+    """
+    with opened(path) as picture:
+        picture.convert("RGB")
 
 
 def is_plain(path: str) -> bool:

@@ -136,7 +136,8 @@ class _Engine:
             self.trace.prompts += self.prompt.traces
 
     def _enter_step(self, call: Call, ids: torch.Tensor) -> None:
-        if self.prompt is None or not self._continues(self.prompt, call.cache):
+        known = self.prompt is not None and self.decoder.continues(call.cache, self.prompt.cache, self.generating)
+        if self.prompt is None or not known:
             raise TruncationError(
                 f"{self.spec}: continues a KV cache of {call.past} tokens that was not filled inside this "
                 "truncated(): its image tokens were not ranked. Give the whole prompt in one call"
@@ -150,9 +151,6 @@ class _Engine:
         if self.prompt.stages:
             self.decoder.check_cache(call.cache, call.past + self.length)
         self.phase = "step"
-
-    def _continues(self, prompt: Prompt, cache: Any) -> bool:
-        return self.decoder.continues(cache, prompt.cache, self.generating)
 
     def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         phase, prompt = self.phase, self.prompt
