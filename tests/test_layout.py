@@ -23,7 +23,7 @@ efficiency
 prompts
 models.checkpoint models.pictures models.question models.recorder
 models.llava_input models.llava_core
-models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
+models.qwen_compat models.qwen_kernel models.qwen_weights models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep

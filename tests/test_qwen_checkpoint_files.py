@@ -16,7 +16,7 @@ import transformers
 from qwen_checkpoint import random_weights, save_weights, tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from redrel_vlmeval.models import qwen_checkpoint, qwen_compat
+from redrel_vlmeval.models import qwen_checkpoint, qwen_compat, qwen_weights
 from redrel_vlmeval.models.checkpoint import SMALL, CheckpointError
 from redrel_vlmeval.models.qwen_checkpoint import PINNED, choose_revision, place
 from redrel_vlmeval.models.qwen_core import QwenCore
@@ -118,15 +118,15 @@ def test_weights_that_transformers_makes_anew_are_noticed(tmp_path, monkeypatch)
 def test_the_first_weight_that_differs_is_named(tmp_path, kind, name):
     folder = write_checkpoint(tmp_path / "changed", weights=kind)
     core = QwenCore(str(folder), device="cpu")
-    qwen_checkpoint.check_weights("here", folder, core.model)
+    qwen_weights.check_weights("here", folder, core.model)
     with torch.no_grad():
         core.model.get_parameter(name)[-1] += 1e-3
     with pytest.raises(CheckpointError, match=rf"here: after loading, {name} differs"):
-        qwen_checkpoint.check_weights("here", folder, core.model)
+        qwen_weights.check_weights("here", folder, core.model)
 
 
 def test_little_of_the_files_is_read(whole, monkeypatch):
-    rows = {name: [row.numel() for _, row in found] for name, found in qwen_checkpoint.stored_rows(whole)}
+    rows = {name: [row.numel() for _, row in found] for name, found in qwen_weights.stored_rows(whole)}
     assert set(rows) == set(stored())
     assert rows["lm_head.weight"] == [128] * 3 and rows["transformer.ln_f.weight"] == [128]
 
