@@ -27,7 +27,7 @@ models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records questions pairing results
+benchmarks outputs records provenance questions pairing results
 statistics comparisons
 workbook sheets
 explain.*
@@ -42,8 +42,8 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names prompts registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
-workbook sheets figures report cli
+names prompts registry attach hostrun benchmarks outputs records provenance questions pairing results statistics
+comparisons workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
