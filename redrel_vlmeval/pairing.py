@@ -23,7 +23,7 @@ class Side:
     n: float | None
     settings: Mapping[Any, Any] | None
     judge: str | None
-    questions: frozenset[str] | None
+    questions: pd.DataFrame | None
 
 
 def with_deltas(
@@ -59,8 +59,7 @@ def _sides(
 ) -> dict[Key, Side]:
     settings = {(row["model"], row["benchmark"]): row for row in efficiency.to_dict("records")}
     sizes = {(row["model"], row["benchmark"]): row["n"] for row in rows if row["headline"]}
-    asked = {key: frozenset(frame["index"]) for key, frame in judged.items()}
-    return {key: Side(sizes[key], settings.get(key), cells[key].judge, asked.get(key)) for key in sizes}
+    return {key: Side(sizes[key], settings.get(key), cells[key].judge, judged.get(key)) for key in sizes}
 
 
 def _older(base: Cell) -> str:
@@ -74,8 +73,8 @@ def difference(ours: Side, theirs: Side) -> str:
     """Why a variant and its base (in this order) cannot be compared, naming field and values; empty when they can."""
     if ours.n is not None and theirs.n is not None and ours.n == ours.n and theirs.n == theirs.n and ours.n != theirs.n:
         return f"{ours.n:.0f} questions, base {theirs.n:.0f}"
-    if ours.questions is not None and theirs.questions is not None and (new := ours.questions - theirs.questions):
-        return f"{len(new)} of {len(ours.questions)} questions were not asked of the base (index {min(new)!r})"
+    if why := _other_questions(ours.questions, theirs.questions):
+        return why
     if ours.judge and theirs.judge and ours.judge != theirs.judge:
         return f"judge differs ({ours.judge}; base {theirs.judge})"
     if ours.settings is None and theirs.settings is None:
@@ -88,6 +87,23 @@ def difference(ours: Side, theirs: Side) -> str:
         if pd.notna(mine) and pd.notna(other) and mine != other:
             return f"{name} differs ({mine}; base {other})"
     return _versions(ours.settings["versions"], theirs.settings["versions"])
+
+
+def _other_questions(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> str:
+    """Whether an index is not the base's, or stands for another question, other options or another right answer."""
+    if ours is None or theirs is None:
+        return ""
+    columns = ["index", "asked"]
+    if ours[columns].equals(theirs[columns]):  # nearly always, and much faster than what follows
+        return ""
+    known = dict(zip(theirs["index"], theirs["asked"], strict=True))
+    new = [index for index in ours["index"] if index not in known]
+    if new:
+        return f"{len(new)} of {len(ours)} questions were not asked of the base (index {min(new)!r})"
+    other = [index for index, asked in zip(ours["index"], ours["asked"], strict=True) if known[index] != asked]
+    if other:
+        return f"{len(other)} of {len(ours)} questions read otherwise than the base's (index {min(other)!r})"
+    return ""
 
 
 def _versions(ours: object, theirs: object) -> str:

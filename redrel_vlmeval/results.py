@@ -6,7 +6,9 @@ score file counts only where that file tells of no error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,8 @@ import pandas as pd
 from redrel_vlmeval import pairing, provenance, questions, records
 from redrel_vlmeval.benchmarks import Metric, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import Cell, ResultsError, find_cells, read_json, read_table
+from redrel_vlmeval.outputs import Cell, find_cells
+from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
@@ -90,8 +93,7 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
     efficiency_rows: list[dict[str, object]] = []
     sources: list[dict[str, object]] = []
     judged: dict[tuple[str, str], pd.DataFrame] = {}
-    for cell in cells:
-        found, measured, verdicts, source = _read_cell(cell)
+    for cell, (found, measured, verdicts, source) in zip(cells, _read_cells(cells), strict=True):
         if verdicts is not None:
             judged[cell.label, cell.benchmark] = verdicts
         same = describe(cell.model) | {"model": cell.label, "benchmark": cell.benchmark}
@@ -134,20 +136,26 @@ def _one_or_list(values: list) -> object:
     return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
+def _read_cells(cells: list[Cell]) -> list[tuple]:
+    """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_read_cell, cells))
+
+
 def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
     """Score rows, efficiency row, verdicts, provenance of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
     table, measured, verdicts = None, None, None
     try:
-        source = cell.per_sample or cell.predictions
-        table = read_table(source) if source else None
+        table = questions.table_of(cell)
+        empty = questions.empty_answers(cell, table)
         measured = records.summary(cell)
         if status == "ok":
             metrics = _metrics(cell)
             metrics, reason = _with_headline(metrics, table)
             verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
-            reason = "; ".join(filter(None, [reason, questions.remark(table)]))
+        reason = "; ".join(filter(None, [reason, empty]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
@@ -159,13 +167,13 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
     return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
 
 
-def _size(metric: Metric, table: pd.DataFrame | None) -> int | None:
+def _size(metric: Metric, table: Columns | None) -> int | None:
     """Questions that a metric is over; not known for a category, whose name the host may have abbreviated."""
     if metric.part or table is None:
         return None
     if metric.split is None:
-        return len(table)
-    return int((table["split"].astype(str) == metric.split).sum()) if "split" in table else None
+        return len(next(iter(table.values()), []))
+    return sum(str(split) == metric.split for split in table["split"]) if "split" in table else None
 
 
 def _metrics(cell: Cell) -> list[Metric]:
@@ -199,14 +207,14 @@ def _state(cell: Cell) -> tuple[str, str]:
     return "failed", f"neither predictions nor a score file in {cell.run.name}"
 
 
-def _with_headline(metrics: list[Metric], table: pd.DataFrame | None) -> tuple[list[Metric], str]:
+def _with_headline(metrics: list[Metric], table: Columns | None) -> tuple[list[Metric], str]:
     """Where no split is known as the headline, the mean over all questions is."""
     if any(metric.headline for metric in metrics):
         return metrics, ""
     if table is None or "hit" not in table:
         names = ", ".join(sorted({str(metric.split) for metric in metrics}))
         raise ResultsError(f"none of the splits {names} is known as the headline, and there is no per-question table")
-    mean = float(pd.to_numeric(table["hit"], errors="coerce").mean() * 100)
+    mean = float(pd.to_numeric(pd.Series(table["hit"], dtype=object), errors="coerce").mean() * 100)
     return [Metric("Overall", mean, headline=True), *metrics], "headline: mean over the questions of all splits"
 
 

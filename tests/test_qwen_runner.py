@@ -74,7 +74,7 @@ class Workplace:
 
     def records(self, model: str) -> list[dict]:
         lines = (self.work / model / f"{model}_{DATA}_redrel.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if '"index"' in line]
 
 
 @pytest.fixture(scope="module")
