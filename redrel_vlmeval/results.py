@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from redrel_vlmeval import pairing, provenance, questions, records
-from redrel_vlmeval.benchmarks import Metric, metrics_of
+from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import Cell, find_cells
+from redrel_vlmeval.outputs import STATUS, Cell, find_cells
 from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
@@ -27,6 +27,8 @@ IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
 PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
+# The state of a cell whose numbers are shown as they stand, because nothing says which of them counts.
+NO_RULE = "no rule"
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -102,8 +104,9 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
         sources.append(same | {"path": path} | source)
         efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
     efficiency = _frame(efficiency_rows, EFFICIENCY)
-    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, cells, judged)
-    return Results(root, scores, efficiency, tuple(cells), judged, pd.DataFrame(sources, columns=PROVENANCE))
+    origins = pd.DataFrame(sources, columns=PROVENANCE)
+    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, origins, cells, judged)
+    return Results(root, scores, efficiency, tuple(cells), judged, origins)
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -151,8 +154,9 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
         table = questions.table_of(cell)
         empty = questions.empty_answers(cell, table)
         measured = records.summary(cell)
+        if status in ("ok", NO_RULE):
+            metrics, status, reason = _metrics(cell, status, reason)
         if status == "ok":
-            metrics = _metrics(cell)
             metrics, reason = _with_headline(metrics, table)
             verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
         reason = "; ".join(filter(None, [reason, empty]))
@@ -176,19 +180,24 @@ def _size(metric: Metric, table: Columns | None) -> int | None:
     return sum(str(split) == metric.split for split in table["split"]) if "split" in table else None
 
 
-def _metrics(cell: Cell) -> list[Metric]:
+def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, str]:
+    """Metrics, status and reason; what no rule knows is shown as it stands, beside an empty headline."""
     path = cell.metric
     if path is None:
-        return []
-    try:
-        value = read_json(path) if path.suffix == ".json" else None
-        return metrics_of(value if isinstance(value, dict) else read_table(path))
-    except ValueError as error:
-        raise ResultsError(f"{path.name}: {error}") from error
+        found: Mapping[str, float] = flat(cell.entry.get("metrics"))
+    else:
+        try:
+            value = read_json(path) if path.suffix == ".json" else None
+            return metrics_of(value if isinstance(value, dict) else read_table(path)), status, reason
+        except NoRule as error:
+            status, reason, found = NO_RULE, f"{path.name}: {error}", error.found
+        except ValueError as error:
+            raise ResultsError(f"{path.name}: {error}") from error
+    return [Metric("", float("nan"), True), *(Metric(*pair, part=True) for pair in found.items())], status, reason
 
 
 def _state(cell: Cell) -> tuple[str, str]:
-    """ok, failed, partial (answers without a score) or running, and why."""
+    """ok, failed, partial (answers without a score), running or no rule, and why."""
     entry, stage = cell.entry, cell.entry.get("status")
     if cell.problem:
         return "failed", cell.problem
@@ -202,6 +211,8 @@ def _state(cell: Cell) -> tuple[str, str]:
         return "running", f"stage {stage!r} was begun and not ended: still running, or killed{when}"
     if cell.metric is not None:
         return "ok", ""
+    if flat(cell.entry.get("metrics")):
+        return NO_RULE, f"no rule for a benchmark that is known from {STATUS} only: its metrics as they stand there"
     if cell.predictions is not None:
         return "partial", "predictions without a score file: not evaluated, or by a benchmark that has no rule here"
     return "failed", f"neither predictions nor a score file in {cell.run.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import host_files as host
@@ -59,3 +60,25 @@ def test_a_judge_that_did_not_run_is_told() -> None:
     assert judge_ran("gpt4", {"eval_score": [1]}).startswith("no: this benchmark is scored by rule")
     assert judge_ran("exact_matching", table).startswith("yes")
     assert judge_ran(None, table) is None and judge_ran("gpt4", None) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        ({"host": "ms"}, {"host": "upstream"}, "host differs (ms; base upstream)"),
+        ({"host_version": "2"}, {"host_version": "1"}, "host version differs (2; base 1)"),
+        ({"commit": "b"}, {"commit": "a"}, "commit differs (b; base a)"),
+        ({"commit": "b"}, {}, "commit differs (b; base not known)"),
+        ({}, {"host": "ms"}, "host differs (not known; base ms)"),
+        ({"commit": "a", "arguments": "--data X"}, {"commit": "a", "arguments": "--data Y"}, ""),
+    ],
+)
+def test_base_and_variant_pair_only_from_one_host(tmp_path: Path, ours: dict, theirs: dict, reason: str) -> None:
+    host.pair(tmp_path, versions={})
+    for model, run in ((host.VARIANT, ours), (host.BASE, theirs)):
+        path = host.records(tmp_path / model, model, "X", versions={}, base=host.BASE)
+        path.write_text(json.dumps({"version": 1, "run": run}) + "\n" + path.read_text())
+    rows = read(tmp_path).scores
+    row = rows[rows["headline"]].set_index("model").loc[host.VARIANT]
+    assert row["note"] == (f"no delta: {reason}" if reason else "")
+    assert pd.isna(row["delta"]) == bool(reason)
