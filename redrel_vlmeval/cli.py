@@ -75,11 +75,14 @@ def sheet(
     output: Annotated[
         list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")
     ] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+    ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results, sheets
 
-    found = results.read(outputs)
+    found = results.read(outputs, all_runs)
     typer.echo(sheets.to_text(sheets.leaderboard(found)))
     for path in output or []:
         typer.echo(f"written: {sheets.write(found, path)}")

@@ -1,4 +1,4 @@
-"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and loads single files; judges nothing.
+"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and reads none of their tables.
 
 Upstream writes ``<work-dir>/<model>/T<date>-<time>/`` and links beside it, ms-vlmeval writes flat into
 ``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles are never opened: they can run code.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import pandas as pd
+
+from redrel_vlmeval.tables import ResultsError
 
 RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
 STATUS = "status.json"
@@ -25,19 +24,15 @@ RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
 TABLES = ("xlsx", "tsv", "csv", "json")
 # Side files of an evaluation: their names begin like a prediction file's and are none.
 _SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ParseError)
-
-
-class ResultsError(RuntimeError):
-    """A folder or file of results that cannot be used; the text names it and says what was expected."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One benchmark of one run of one model: where its files are and what ``status.json`` says of it.
 
-    ``order`` sorts runs by age; ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names
-    the runs with a score that this one replaces.
+    ``entry`` is the benchmark's part of ``status.json`` and ``status`` all of it. ``order`` sorts runs by age;
+    ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names the runs with a score that
+    this one replaces; ``replaced`` is true of such a run itself, which is found only when all runs are asked for.
     """
 
     model: str
@@ -48,6 +43,13 @@ class Cell:
     order: tuple[str, str, float] = ("", "", 0.0)
     problem: str = ""
     older: tuple[str, ...] = ()
+    status: Mapping[str, object] = field(default_factory=dict)
+    replaced: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the model is called in frames: a replaced run has its folder's name behind the model's."""
+        return f"{self.model} [{self.run.name}]" if self.replaced else self.model
 
     def file(self, *endings: str) -> Path | None:
         """First existing ``<model>_<benchmark><ending>``, in the order given."""
@@ -84,8 +86,12 @@ class Cell:
         return match[1] if match else str(known) if known else None
 
 
-def find_cells(folder: Path) -> list[Cell]:
+def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
     """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
+
+    Args:
+        folder: where to look.
+        all_runs: keep the runs that a newer one replaces, each behind it and marked ``replaced``.
 
     Raises:
         ResultsError: no such folder, or nothing in it that a host writes.
@@ -105,14 +111,17 @@ def find_cells(folder: Path) -> list[Cell]:
             f"<model>/T<date>-<time>/ of a VLMEvalKit run; give the runner's --work-dir or a model's folder in it"
         )
     newest: dict[tuple[str, str], Cell] = {}
+    older: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.order):
         key = cell.model, cell.benchmark
         last = newest.get(key)
-        replaced = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
-        newest[key] = replace(cell, older=replaced)
+        older.setdefault(key, []).extend([replace(last, replaced=True, older=())] if last else [])
+        scored = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
+        newest[key] = replace(cell, older=scored)
     with_benchmark = {model for model, benchmark in newest if benchmark}
     # A run that died before its first benchmark matters only where no other run says more.
-    return [newest[key] for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+    keys = [key for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+    return [cell for key in keys for cell in [newest[key], *(older[key][::-1] if all_runs else [])]]
 
 
 def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
@@ -150,7 +159,8 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
         entry = entries.get(name, {})
         wrong = "" if isinstance(entry, dict) else f"{STATUS}: the entry of {name!r} is no object"
         entry = {} if wrong else entry
-        cells.append(Cell(model, name, folder, files, entry, _age(folder, status), problem or wrong))
+        order = _age(folder, status)
+        cells.append(Cell(model, name, folder, files, entry, order, problem or wrong, status=status))
     return cells
 
 
@@ -191,37 +201,3 @@ def _age(folder: Path, status: Mapping[str, object]) -> tuple[str, str, float]:
     # A flat folder of an older host has no id at all: its date decides.
     stamp = pd.Timestamp(folder.stat().st_mtime, unit="s")
     return stamp.strftime("%Y%m%d"), stamp.strftime("%H%M%S"), folder.stat().st_mtime
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A host's table as it was written: ``NA`` and ``None`` stay words, only empty fields are missing.
-
-    Raises:
-        ResultsError: the file cannot be read as what its ending says.
-    """
-    try:
-        if path.suffix == ".xlsx":
-            return pd.read_excel(path, engine="openpyxl", keep_default_na=False, na_values=[""])
-        if path.suffix in (".csv", ".tsv"):
-            sep = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=sep, keep_default_na=False, na_values=[""])
-        return pd.DataFrame(read_json(path))
-    except _UNREADABLE as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
-
-    Raises:
-        ResultsError: no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Kind and text of an error, fit for one field of a sheet."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -6,23 +6,29 @@ score file counts only where that file tells of no error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval import pairing, questions, records
-from redrel_vlmeval.benchmarks import Metric, metrics_of
+from redrel_vlmeval import pairing, provenance, questions, records
+from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import Cell, ResultsError, find_cells, read_json, read_table
+from redrel_vlmeval.outputs import STATUS, Cell, find_cells
+from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
+PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
+# The state of a cell whose numbers are shown as they stand, because nothing says which of them counts.
+NO_RULE = "no rule"
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -36,8 +42,9 @@ class Results:
 
     ``scores``: one row per model x benchmark x metric, ``value`` and ``delta`` (to the base) in points; a cell without
     a score has one row with an empty metric. ``efficiency``: one row per model x benchmark with records: means, and
-    medians of the times. ``judged``: by model and benchmark, one row per question that the headline is over (index,
-    hit, picture). ``questions`` holds the answers too, and is read when first asked for.
+    medians of the times. ``provenance``: one row per model x benchmark: where its numbers came from, see
+    :mod:`redrel_vlmeval.provenance`. ``judged``: by model and benchmark, one row per question that the headline is
+    over (index, hit, picture). The answers themselves are read when asked for.
     """
 
     folder: Path
@@ -45,6 +52,7 @@ class Results:
     efficiency: pd.DataFrame
     cells: tuple[Cell, ...]
     judged: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    provenance: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PROVENANCE))
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
@@ -52,41 +60,53 @@ class Results:
         rows = self.scores[self.scores["status"] == "failed"]
         return list(rows[["model", "benchmark", "reason"]].drop_duplicates().itertuples(index=False, name=None))
 
+    def answers(self, model: str, benchmark: str) -> pd.DataFrame:
+        """One row per question of a cell, see :func:`questions.answers`; read anew at each call, nothing is kept.
+
+        A table that cannot be read, or a cell that is not there, gives no rows here; ``scores`` says so.
+        """
+        cell = next((cell for cell in self.cells if (cell.label, cell.benchmark) == (model, benchmark)), None)
+        return questions.answers(cell) if cell else pd.DataFrame(columns=questions.ANSWERS)
+
     @cached_property
     def questions(self) -> pd.DataFrame:
-        """One row per question. ``hit`` is empty where nothing was judged; ``prediction`` is the raw answer.
+        """:meth:`answers` of all cells, with model and benchmark in front: as large as the tables, and kept."""
+        frames = {(cell.label, cell.benchmark): questions.answers(cell) for cell in self.cells}
+        told = [frame.assign(model=key[0], benchmark=key[1]) for key, frame in frames.items() if len(frame)]
+        if not told:
+            return pd.DataFrame(columns=questions.COLUMNS)
+        return pd.concat(told, ignore_index=True)[questions.COLUMNS]
 
-        A table that cannot be read gives no rows here; ``scores`` says so.
-        """
-        frames = [frame for cell in self.cells if (frame := questions.answers(cell)) is not None]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=questions.COLUMNS)
 
-
-def read(folder: str | Path) -> Results:
+def read(folder: str | Path, all_runs: bool = False) -> Results:
     """Newest result of every model and benchmark under ``folder``.
 
     Args:
         folder: the runner's ``--work-dir``, a model's folder in it, or one run's folder.
+        all_runs: keep also the runs that a newer one of the same model and benchmark replaces, as a model of their own
+            named ``<model> [<run folder>]``.
 
     Raises:
         ResultsError: no such folder, or nothing in it that a host writes. A bad file fails its own cell only.
     """
     root = Path(folder)
-    cells = find_cells(root)
+    cells = find_cells(root, all_runs)
     score_rows: list[dict[str, object]] = []
     efficiency_rows: list[dict[str, object]] = []
+    sources: list[dict[str, object]] = []
     judged: dict[tuple[str, str], pd.DataFrame] = {}
-    for cell in cells:
-        found, measured, verdicts = _read_cell(cell)
+    for cell, (found, measured, verdicts, source) in zip(cells, _read_cells(cells), strict=True):
         if verdicts is not None:
-            judged[cell.model, cell.benchmark] = verdicts
-        same = describe(cell.model) | {"benchmark": cell.benchmark}
+            judged[cell.label, cell.benchmark] = verdicts
+        same = describe(cell.model) | {"model": cell.label, "benchmark": cell.benchmark}
         path = _relative(cell.metric or cell.predictions or cell.run, root)
         score_rows += [same | {"path": path} | row for row in found]
+        sources.append(same | {"path": path} | source)
         efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
     efficiency = _frame(efficiency_rows, EFFICIENCY)
-    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, cells, judged)
-    return Results(root, scores, efficiency, tuple(cells), judged)
+    origins = pd.DataFrame(sources, columns=PROVENANCE)
+    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, origins, cells, judged)
+    return Results(root, scores, efficiency, tuple(cells), judged, origins)
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -119,20 +139,27 @@ def _one_or_list(values: list) -> object:
     return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
-def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] | None, pd.DataFrame | None]:
-    """Score rows, efficiency row and verdicts of a cell; what cannot be read fails this cell and no other."""
+def _read_cells(cells: list[Cell]) -> list[tuple]:
+    """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_read_cell, cells))
+
+
+def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
+    """Score rows, efficiency row, verdicts, provenance of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
     table, measured, verdicts = None, None, None
     try:
-        source = cell.per_sample or cell.predictions
-        table = read_table(source) if source else None
+        table = questions.table_of(cell)
+        empty = questions.empty_answers(cell, table)
         measured = records.summary(cell)
+        if status in ("ok", NO_RULE):
+            metrics, status, reason = _metrics(cell, status, reason)
         if status == "ok":
-            metrics = _metrics(cell)
             metrics, reason = _with_headline(metrics, table)
             verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
-            reason = "; ".join(filter(None, [reason, questions.remark(table)]))
+        reason = "; ".join(filter(None, [reason, empty]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
@@ -141,31 +168,36 @@ def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] |
         | {"n": _size(metric, table)}
         for metric in metrics or [Metric("", float("nan"), headline=True)]
     ]
-    return rows, measured, verdicts
+    return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
 
 
-def _size(metric: Metric, table: pd.DataFrame | None) -> int | None:
+def _size(metric: Metric, table: Columns | None) -> int | None:
     """Questions that a metric is over; not known for a category, whose name the host may have abbreviated."""
     if metric.part or table is None:
         return None
     if metric.split is None:
-        return len(table)
-    return int((table["split"].astype(str) == metric.split).sum()) if "split" in table else None
+        return len(next(iter(table.values()), []))
+    return sum(str(split) == metric.split for split in table["split"]) if "split" in table else None
 
 
-def _metrics(cell: Cell) -> list[Metric]:
+def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, str]:
+    """Metrics, status and reason; what no rule knows is shown as it stands, beside an empty headline."""
     path = cell.metric
     if path is None:
-        return []
-    try:
-        value = read_json(path) if path.suffix == ".json" else None
-        return metrics_of(value if isinstance(value, dict) else read_table(path))
-    except ValueError as error:
-        raise ResultsError(f"{path.name}: {error}") from error
+        found: Mapping[str, float] = flat(cell.entry.get("metrics"))
+    else:
+        try:
+            value = read_json(path) if path.suffix == ".json" else None
+            return metrics_of(value if isinstance(value, dict) else read_table(path)), status, reason
+        except NoRule as error:
+            status, reason, found = NO_RULE, f"{path.name}: {error}", error.found
+        except ValueError as error:
+            raise ResultsError(f"{path.name}: {error}") from error
+    return [Metric("", float("nan"), True), *(Metric(*pair, part=True) for pair in found.items())], status, reason
 
 
 def _state(cell: Cell) -> tuple[str, str]:
-    """ok, failed, partial (answers without a score) or running, and why."""
+    """ok, failed, partial (answers without a score), running or no rule, and why."""
     entry, stage = cell.entry, cell.entry.get("status")
     if cell.problem:
         return "failed", cell.problem
@@ -179,19 +211,21 @@ def _state(cell: Cell) -> tuple[str, str]:
         return "running", f"stage {stage!r} was begun and not ended: still running, or killed{when}"
     if cell.metric is not None:
         return "ok", ""
+    if flat(cell.entry.get("metrics")):
+        return NO_RULE, f"no rule for a benchmark that is known from {STATUS} only: its metrics as they stand there"
     if cell.predictions is not None:
         return "partial", "predictions without a score file: not evaluated, or by a benchmark that has no rule here"
     return "failed", f"neither predictions nor a score file in {cell.run.name}"
 
 
-def _with_headline(metrics: list[Metric], table: pd.DataFrame | None) -> tuple[list[Metric], str]:
+def _with_headline(metrics: list[Metric], table: Columns | None) -> tuple[list[Metric], str]:
     """Where no split is known as the headline, the mean over all questions is."""
     if any(metric.headline for metric in metrics):
         return metrics, ""
     if table is None or "hit" not in table:
         names = ", ".join(sorted({str(metric.split) for metric in metrics}))
         raise ResultsError(f"none of the splits {names} is known as the headline, and there is no per-question table")
-    mean = float(pd.to_numeric(table["hit"], errors="coerce").mean() * 100)
+    mean = float(pd.to_numeric(pd.Series(table["hit"], dtype=object), errors="coerce").mean() * 100)
     return [Metric("Overall", mean, headline=True), *metrics], "headline: mean over the questions of all splits"
 
 
@@ -207,6 +241,7 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     """
     frame = results.scores
     frame = frame[(frame["benchmark"] == benchmark) & (frame["base"] == base) & (frame["status"] == "ok")]
+    frame = frame[~frame["model"].isin({cell.label for cell in results.cells if cell.replaced})]
     first = frame.loc[frame["headline"], "metric"].unique()[:1]
     # Rows of other splits carry the split in brackets; they are no categories.
     category = ~frame["headline"] & ~frame["metric"].str.endswith("]")

@@ -11,6 +11,7 @@ import host_files as host
 import pandas as pd
 import pytest
 
+from redrel_vlmeval import questions
 from redrel_vlmeval.benchmarks import metrics_of
 from redrel_vlmeval.results import category_curves, read
 
@@ -33,6 +34,20 @@ WORDS = pd.DataFrame(
 )
 
 
+PERCEPTION = "OCR artwork celebrity color count existence landmark position posters scene".split()
+REASONING = "code_reasoning commonsense_reasoning numerical_calculation text_translation".split()
+
+
+def mme() -> pd.DataFrame:
+    """Two questions on a picture in each category: both right in one of perception, one in one of reasoning."""
+    categories = ["OCR", "code_reasoning", *PERCEPTION[1:], *REASONING[1:]]
+    frame = pd.DataFrame({"category": [name for name in categories for _ in range(2)], "question": "q"})
+    frame["index"], frame["answer"] = range(len(frame)), ["Yes", "No"] * len(categories)
+    frame["image_path"] = [f"{name}.png" for name in frame["category"]]
+    frame["prediction"] = ["Yes", "No", "Yes", "Yes"] + ["No", "Yes"] * (len(categories) - 2)
+    return frame
+
+
 @pytest.fixture(scope="session")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work-dir of ms-vlmeval, each score written by the host's own code."""
@@ -52,16 +67,25 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_every_benchmark(folder: Path, lmu: Path) -> None:
     host.evaluate(folder, "m", host.custom_benchmark(lmu, "OwnQuestions"), host.choices("A,B,NA,B"))
     tables = {
-        ("ImageMCQDataset", "ScienceQA_TEST"): host.choices("A,B,B,B").assign(split="test"),
+        ("ImageMCQDataset", "ScienceQA_TEST"): host.choices("A,B,B,B").assign(
+            split="test",
+            C=["maybe", None, None, None],
+            subject=["natural science", "social science", "language science", "natural science"],
+            grade=["grade2", "grade7", "grade12", "grade8"],
+        ),
         ("MMMUDataset", "MMMU_DEV_VAL"): host.choices("B,B,B,B").assign(split=["dev", "validation"] * 2),
         ("ImageMCQDataset", "MMBench_DEV_EN"): host.choices("A,A,A,B").assign(split="dev"),
+        ("ImageMCQDataset", "SEEDBench_IMG"): host.choices("A,B,A,A"),
+        ("ImageMCQDataset", "AI2D_TEST"): host.choices("A,B,B,A").assign(image_path=["x", "x", "y", "y"]),
+        ("ImageMCQDataset", "MMStar"): host.choices("B,A,B,A").assign(**{"l2-category": "fine"}),
+        ("ImageMCQDataset", "RealWorldQA"): host.choices("A,A,A,A").drop(columns="category"),
+        # Each question is asked again with its options turned: it counts only where every answer is right.
+        ("ImageMCQDataset", "MMBench_DEV_CN"): host.choices("A,B,A,A").assign(
+            split="dev", index=[1, 2, 1_000_001, 1_000_002]
+        ),
         ("ImageMCQDataset", "MMBench_DEV_EN_V11"): host.choices("A,B,A,B").assign(split="dev"),
         ("ImageYORNDataset", "POPE"): YES_NO,
-        ("ImageYORNDataset", "MME"): YES_NO.assign(
-            category=["OCR"] * 2 + ["code_reasoning"] * 2,
-            image_path=["a", "a", "b", "b"],
-            prediction=["Yes", "No", "Yes", "Yes"],
-        ),
+        ("ImageYORNDataset", "MME"): mme(),
         ("ImageYORNDataset", "HallusionBench"): YES_NO.assign(
             **{"index": ["VD_chart_x_0_0_0", "VD_chart_x_0_1_0", "VD_chart_x_1_0_0", "VD_chart_x_1_0_1"]},
             **{"category": "VD", "l2-category": "chart"},
@@ -101,6 +125,11 @@ def test_headlines_follow_the_rule_of_each_benchmark(flat: Path) -> None:
         ("MMMU_DEV_VAL", "Overall"): 100.0,
         ("MMBench_DEV_EN", "Overall"): 75.0,
         ("MMBench_DEV_EN_V11", "Overall"): 100.0,
+        ("SEEDBench_IMG", "Overall"): 75.0,
+        ("AI2D_TEST", "Overall"): 50.0,
+        ("MMStar", "Overall"): 0.0,
+        ("RealWorldQA", "Overall"): 50.0,
+        ("MMBench_DEV_CN", "Overall"): 50.0,
         ("POPE", "F1"): pytest.approx(57.143),
         ("POPE", "acc"): 50.0,
         ("MME", "perception + reasoning"): 250.0,
@@ -122,7 +151,7 @@ def test_parts_stand_beside_the_headline(flat: Path) -> None:
     assert value["ScienceQA_TEST", "one"] == 50 and value["ScienceQA_TEST", "two"] == 100
     asked = scores[scores["headline"]].set_index("benchmark")["n"]
     assert asked["MMMU_DEV_VAL"] == 2, "only the questions of the validation split"
-    assert asked["ScienceQA_TEST"] == 4
+    assert asked["ScienceQA_TEST"] == 4 and asked["MMBench_DEV_CN"] == 2
 
 
 def test_an_error_that_only_status_json_tells_of_fails_its_cell(flat: Path) -> None:
@@ -145,23 +174,42 @@ def test_work_dir_model_folder_and_run_folder_give_the_same_rows(upstream: Path,
 
 
 def test_questions_carry_verdict_category_and_the_raw_answer(flat: Path) -> None:
-    questions = read(flat).questions.set_index(["benchmark", "index"])
-    assert questions.loc["OwnQuestions", "hit"].tolist() == [1, 1, 0, 1]
-    assert questions.loc["OwnQuestions", "category"].tolist() == ["one", "two", "one", "two"]
-    assert questions.loc["OwnQuestions", "prediction"].tolist() == ["A", "B", "NA", "B"], "NA is a word, not a hole"
-    assert questions.loc["POPE", "hit"].tolist() == [1, 0, 0, 1]
-    assert questions.loc["ChartQA_TEST", "hit"].tolist() == [1, 0, 1, 0]
-    assert questions.loc["OCRBench", "hit"].isna().all(), "the host judges OCRBench without a table per question"
+    rows = read(flat).questions.set_index(["benchmark", "index"])
+    assert rows.loc["OwnQuestions", "hit"].tolist() == [1, 1, 0, 1]
+    assert rows.loc["OwnQuestions", "category"].tolist() == ["one", "two", "one", "two"]
+    assert rows.loc["OwnQuestions", "prediction"].tolist() == ["A", "B", "NA", "B"], "NA is a word, not a hole"
+    assert rows.loc["POPE", "hit"].tolist() == [1, 0, 0, 1]
+    assert rows.loc["ChartQA_TEST", "hit"].tolist() == [1, 0, 1, 0]
+    assert rows.loc["OCRBench", "hit"].tolist() == [1, 0, 1, 0], "judged without a table: its rule, applied again"
+
+
+def test_answers_are_rows_that_people_can_read(flat: Path) -> None:
+    results = read(flat)
+    asked = results.answers("m", "ScienceQA_TEST")
+    assert asked.columns.tolist() == questions.ANSWERS and asked["index"].tolist() == ["0", "1", "2", "3"]
+    assert asked["options"].tolist() == ["A. yes\nB. no\nC. maybe"] + ["A. yes\nB. no"] * 3, "empty is no option"
+    assert asked["question"].tolist() == ["q0", "q1", "q2", "q3"]
+    assert asked["subject"].tolist() == ["NAT", "SOC", "LAN", "NAT"] and asked["grade"].tolist()[0] == "grade2"
+    assert asked["split"].tolist() == ["test"] * 4 and asked["picture"].isna().all()
+    assert results.answers("m", "MME")["picture"].tolist()[1:3] == ["OCR.png", "code_reasoning.png"]
+    assert results.answers("m", "POPE")["options"].isna().all()
+    none = results.answers("m", "Nothing")
+    assert none.empty and none.columns.tolist() == asked.columns.tolist()
 
 
 def test_verdicts_of_the_headlines_questions_carry_their_picture(flat: Path) -> None:
     judged = read(flat).judged
-    assert judged["m", "MME"]["picture"].tolist() == ["a", "a", "b", "b"]
-    assert judged["m", "MME"]["hit"].tolist() == [1, 1, 1, 0]
+    assert judged["m", "MME"]["picture"].tolist()[:4] == ["OCR.png"] * 2 + ["code_reasoning.png"] * 2
+    assert judged["m", "MME"]["hit"].tolist() == [1, 1, 1] + [0] * 25
+    assert judged["m", "AI2D_TEST"]["picture"].tolist() == ["x", "x", "y", "y"]
+    assert judged["m", "MMBench_DEV_CN"]["hit"].tolist() == [1, 0], "one row per question, not per turn"
+    assert judged["m", "HallusionBench"]["hit"].tolist() == judged["m", "POPE"]["hit"].tolist() == [1, 0, 0, 1]
+    assert judged["m", "GQA_TestDev_Balanced"]["hit"].tolist() == [0, 0, 1, 0]
     assert judged["m", "POPE"]["picture"].isna().all()
     assert judged["m", "MMMU_DEV_VAL"]["index"].tolist() == ["1", "3"], "the validation split only"
     assert judged["m", "TextVQA_VAL"]["hit"].tolist() == pytest.approx([1 / 3, 0, 1, 0])
-    assert ("m", "OCRBench") not in judged and ("m", "POPE_broken") not in judged
+    assert judged["m", "OCRBench"]["hit"].tolist() == [1, 0, 1, 0]
+    assert ("m", "POPE_broken") not in judged
 
 
 def test_several_unknown_splits_are_averaged_over_their_questions(tmp_path: Path) -> None:
@@ -181,101 +229,6 @@ def test_a_score_file_already_in_points_is_not_scaled() -> None:
     table = pd.DataFrame({"split": ["none"], "Overall": [62.5]})
     assert metrics_of(table)[0].value == 62.5
     assert metrics_of(table.assign(Overall=1.0))[0].value == 100
-
-
-def _delta(folder: Path) -> tuple[float, str]:
-    rows = read(folder).scores
-    row = rows[(rows["model"] == host.VARIANT) & rows["headline"]].iloc[0]
-    return row["delta"], row["note"]
-
-
-def test_delta_is_points_to_the_base_and_the_name_is_taken_apart(tmp_path: Path) -> None:
-    host.pair(tmp_path)
-    assert _delta(tmp_path) == (-25.0, "")
-    row = read(tmp_path).scores.set_index("model").loc[host.VARIANT].iloc[0]
-    assert (row["base"], row["setting"], row["L"], row["K"], row["rule"]) == (host.BASE, "l2_k16", 2, 16, "attention")
-    assert type(row["L"]) is int
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("backend", "llava"), ("device", "cuda"), ("dtype", "float16"), ("kernel", "eager"), ("weights", "v"),
-     ("revision", "sha256:2")],
-)  # fmt: skip
-def test_no_delta_across_different_settings(tmp_path: Path, field: str, value: str) -> None:
-    host.pair(tmp_path, **{field: value})
-    delta, note = _delta(tmp_path)
-    assert pd.isna(delta) and note.startswith(f"no delta: {field} differs ({value}")
-
-
-def test_no_delta_across_versions_and_only_those_that_differ_are_named(tmp_path: Path) -> None:
-    host.pair(tmp_path, versions={"torch": "2.1", "vlmeval": "1", "transformers": "5.0"})
-    delta, note = _delta(tmp_path)
-    assert pd.isna(delta) and note == "no delta: versions differ (torch 2.1; base torch 2.0)"
-    host.pair(tmp_path, versions={"vlmeval": "1", "torch": "2.0", "transformers": "5.0"})
-    assert _delta(tmp_path) == (-25.0, ""), "a version that only one side tells of is no difference"
-
-
-def test_no_delta_across_judges(tmp_path: Path) -> None:
-    host.pair(tmp_path)
-    folder, name = tmp_path / host.VARIANT, f"{host.VARIANT}_X_{{}}_result.xlsx"
-    (folder / name.format("exact_matching")).rename(folder / name.format("openai"))
-    delta, note = _delta(tmp_path)
-    assert pd.isna(delta) and note == "no delta: judge differs (openai; base exact_matching)"
-
-
-def test_no_delta_across_other_questions_of_the_same_number(tmp_path: Path) -> None:
-    host.pair(tmp_path)
-    host.answered(tmp_path / host.VARIANT, host.VARIANT, "X", [1, 1, 0, 0], index=["0", "1", "2", "9"])
-    delta, note = _delta(tmp_path)
-    assert pd.isna(delta) and note == "no delta: 1 of 4 questions were not asked of the base (index '9')"
-
-
-def test_no_delta_without_base_records_or_equal_counts(tmp_path: Path) -> None:
-    host.pair(tmp_path)
-    host.scored(tmp_path / host.VARIANT, host.VARIANT, "X", 0.5, count=2)
-    assert pd.isna(_delta(tmp_path)[0]) and "2 questions, base 4" in _delta(tmp_path)[1]
-    host.scored(tmp_path / host.VARIANT, host.VARIANT, "X", 0.5)
-    (tmp_path / host.BASE / f"{host.BASE}_X_redrel.jsonl").unlink()
-    assert pd.isna(_delta(tmp_path)[0]) and "base has no efficiency records" in _delta(tmp_path)[1]
-    host.status(tmp_path / host.BASE, host.BASE, X={"status": "done", "error_message": "boom"})
-    assert pd.isna(_delta(tmp_path)[0]) and f"base '{host.BASE}' is failed" in _delta(tmp_path)[1]
-    shutil.rmtree(tmp_path / host.BASE)
-    assert pd.isna(_delta(tmp_path)[0]) and "is not in this folder" in _delta(tmp_path)[1]
-
-
-PAIRS = {
-    "": None, "_trunc_l2_k16": "", "_p-cqm": None, "_trunc_l2_k16_p-cqm": "_p-cqm", "_beam3": None,
-    "_trunc_l2_k16_beam3": "_beam3", "_p-cqm_beam3": None, "_trunc_l2_k16_p-cqm_beam3": "_p-cqm_beam3",
-}  # fmt: skip
-
-
-def test_a_variant_pairs_only_with_the_same_prompt_and_beams(tmp_path: Path) -> None:
-    value = {tail: number / 8 for number, tail in enumerate(PAIRS)}
-    for tail in PAIRS:
-        name = f"{host.BASE}{tail}"
-        host.scored(tmp_path / name, name, "X", value[tail], count=8)
-        host.records(tmp_path / name, name, "X", indices=range(8))
-    rows = read(tmp_path).scores
-    rows = rows[rows["headline"]].set_index("model")
-    for tail, other in PAIRS.items():
-        row = rows.loc[f"{host.BASE}{tail}"]
-        assert row["note"] == "" and row["setting"] == tail.removeprefix("_trunc").removeprefix("_")
-        if other is None:
-            assert row["base"] == f"{host.BASE}{tail}" and pd.isna(row["delta"])
-        else:
-            assert (row["base"], row["delta"]) == (f"{host.BASE}{other}", 100 * (value[tail] - value[other]))
-    curves, baseline = category_curves(read(tmp_path), host.BASE, "X")
-    assert curves["value"].tolist() == [12.5, 12.5] and baseline[""] == 0
-
-
-def test_without_the_base_of_its_own_prompt_a_variant_has_no_delta(tmp_path: Path) -> None:
-    host.pair(tmp_path)
-    name = f"{host.VARIANT}_p-cqm"
-    host.scored(tmp_path / name, name, "X", 0.5)
-    host.records(tmp_path / name, name, "X")
-    row = read(tmp_path).scores.drop_duplicates("model").set_index("model").loc[name]
-    assert pd.isna(row["delta"]) and row["note"] == f"no delta: base '{host.BASE}_p-cqm' is not in this folder"
 
 
 def test_a_name_that_is_no_variant_is_a_plain_model(tmp_path: Path) -> None:
