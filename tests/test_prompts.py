@@ -1,4 +1,4 @@
-"""The prompts of Table 2, written out; what a line may hold; and how the host's own matching reads their answers."""
+"""The prompts of Table 2, and Qwen-VL's, written out; what a line may hold; and how the host's own matching reads their answers."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ TEXTS = {
         "Context: Wood is lighter than water.\nQuestion: Which one floats?\nOptions: (A) a stone (B) a log\n"
         "Please think step-by-step and answer with the option's letter from the given choices directly"
     ),
+    # eval_mm/evaluate_multiple_choice.py of Qwen-VL's authors, behind the picture
+    "qwen": (
+        "Context: Wood is lighter than water.\nQuestion: Which one floats?\nOptions: A. a stone\nB. a log\nAnswer:"
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +74,8 @@ def test_every_name_of_the_grammar_has_a_text_and_only_those():
 
 def test_prompts_that_ask_for_reasoning_leave_room_for_it():
     room = {prompt: prompts.answer_tokens(prompt) for prompt in names.PROMPTS}
-    assert room == {"stock": 0, "qcm": 0, "cqm": 0, "p1-cqm": 512, "cqm-p1": 512, "cqm-p2": 512, "cqm-p3": 512}
+    assert room == {"stock": 0, "qcm": 0, "cqm": 0, "p1-cqm": 512, "cqm-p1": 512, "cqm-p2": 512, "cqm-p3": 512,
+                    "qwen": 0}  # fmt: skip
 
 
 missing = st.sampled_from([None, math.nan, np.nan, np.float32("nan")])

@@ -56,8 +56,8 @@ class Workplace:
         command = [sys.executable, "-m", "redrel_vlmeval", "sheet", str(self.work), "-o", str(self.work / output)]
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=120)
 
-    def status(self, model: str) -> dict:
-        return json.loads((self.work / model / "status.json").read_text())["datasets"][DATA]
+    def status(self, model: str, data: str = DATA) -> dict:
+        return json.loads((self.work / model / "status.json").read_text())["datasets"][data]
 
     def predictions(self, model: str) -> dict[int, str]:
         table = pd.read_excel(self.work / model / f"{model}_{DATA}.xlsx")
