@@ -1,4 +1,4 @@
-"""The prompts of Table 2, and Qwen-VL's, written out; what a line may hold; and how the host's own matching reads their answers."""
+"""The prompts of Table 2 and Qwen-VL's, written out; what a line may hold; how the host's matching reads their answers."""
 
 from __future__ import annotations
 
@@ -92,9 +92,12 @@ def test_any_line_is_asked_with_what_it_holds(prompt, hint, choices, question):
     held = {letter: value for letter, value in sorted(choices.items()) if not pd.isna(value)}
     text = prompts.question_text(prompt, line)
     context = "N/A" if pd.isna(hint) or not str(hint).strip() else hint
-    expected = TEXTS[prompt].replace("(A) a stone (B) a log", "\0M").replace("Which one floats?", "\0Q")
+    expected = TEXTS[prompt].replace("(A) a stone (B) a log", "\0M").replace("A. a stone\nB. a log", "\0M")
+    expected = expected.replace("Which one floats?", "\0Q")
     expected = expected.replace("Wood is lighter than water.", f"{context}").replace("\0Q", question)
-    assert text == expected.replace("\0M", " ".join(f"({letter}) {value}" for letter, value in held.items()))
+    lines = "\n".join(f"{letter}. {value}" for letter, value in held.items())
+    row = " ".join(f"({letter}) {value}" for letter, value in held.items())
+    assert text == expected.replace("\0M", lines if prompt == "qwen" else row)
     assert "LECTURE" not in text and "SOLUTION" not in text
     assert prompts.options(line) == held
 
