@@ -1,4 +1,4 @@
-"""The prompts of Table 2 and Qwen-VL's, written out; what a line may hold; how the host's matching reads their answers."""
+"""The prompts of Table 2 and Qwen-VL's, word for word; what a line may hold; how the host reads their answers."""
 
 from __future__ import annotations
 
