@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +80,7 @@ def check(tiny: Any, setting: str, options: list[dict[str, list[int]]], inputs: 
             {name: plain_score(tiny.model, inputs, tokens, cached=official) for name, tokens in spelling.items()}
             for spelling in options
         ]
-    chosen = max(wanted, key=lambda scores: sum(2.718281828459045**score for score in scores.values()))
+    chosen = max(wanted, key=lambda scores: sum(map(math.exp, scores.values())))
     assert got.found.logprobs == pytest.approx(chosen, abs=1e-4)
     best = max(chosen, key=lambda name: chosen[name])
     tokens = options[wanted.index(chosen)]
@@ -194,6 +195,9 @@ def test_what_cannot_be_ranked_is_refused(llava: TinyModel) -> None:
         rank(llava.model, "", SEVERAL, padded)
     with pytest.raises(TruncationError, match="KV cache of type StaticCache"):
         rank(llava.model, "", SEVERAL, llava.prompt("ttIttt"), cache_implementation="static")
+    torch.nn.init.constant_(llava.model.lm_head.weight, math.nan)
+    with pytest.raises(TruncationError, match="x_: the model's log-probabilities are no numbers"):
+        rank(llava.model, "", ONE, llava.prompt("ttIttt"))
 
 
 class Words:

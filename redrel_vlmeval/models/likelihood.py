@@ -79,7 +79,7 @@ class Ranker:
         """``generate`` whose output is the prompt and the best option's tokens.
 
         Raises:
-            TruncationError: a batch of prompts, or a second call for the same question.
+            TruncationError: a batch of prompts, a second call for the same question, or scores that are no numbers.
         """
 
         def rank(*args: Any, **kwargs: Any) -> Any:
@@ -113,6 +113,8 @@ class Ranker:
                 behind = behind or _Continuation(self.model, cache, length, mask, self.variant)
                 score += behind.score(tokens)
             scores[number][option] = score
+        if any(math.isnan(score) for spelling in scores for score in spelling.values()):
+            raise TruncationError(f"{self.variant}: the model's log-probabilities are no numbers (nan); change dtype")
         best = max(range(len(scores)), key=lambda number: _log_sum(scores[number].values()))
         return Ranking(scores[best], {option: list(tokens) for option, tokens in self.spellings[best].items()})
 
