@@ -15,6 +15,7 @@ TESTS = [
     "tests/test_engine.py",
     "tests/test_truncation_properties.py",
     "tests/test_efficiency.py",
+    "tests/test_likelihood.py",
     "tests/test_tiny.py",
     *sorted(str(path.relative_to(HERE)) for path in HERE.glob("tests/test_qwen_*.py")),
 ]

@@ -122,12 +122,18 @@ def _wait(model: nn.Module) -> None:
         torch.cuda.synchronize()
 
 
-def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[str, Any]:
-    """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model."""
+def costs(
+    meter: Meter, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None
+) -> dict[str, Any]:
+    """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model.
+
+    ``new_tokens`` is the answer's length where it is not the number of forward calls: several options were tried.
+    """
+    new_tokens = len(meter.seconds) if new_tokens is None else new_tokens
     found: dict[str, Any] = {
         "prefill_ms": meter.prefill_ms,
         "decode_ms_per_token": meter.decode_ms,
-        "new_tokens": len(meter.seconds),
+        "new_tokens": new_tokens,
         "seconds": meter.total,
         "kv_bytes_measured": meter.kv_bytes,
         "peak_bytes": meter.peak_bytes,
@@ -139,7 +145,7 @@ def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[st
     size = next(decoder.text.parameters()).element_size()
     ranks = spec.rule in ("attention", "lowest") and own.mode != "untouched"
     ranked = [stage.layer for stage in spec.stages if stage.layer in own.kept] if ranks else []
-    steps = len(meter.seconds) - 1
+    steps = new_tokens - 1
     end, end_whole = [n + steps for n in own.tokens], [n + steps for n in whole.tokens]
     return found | {
         "mode": own.mode,

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 RULES = ("attention", "random", "uniform", "lowest")
 ROWS = ("last", "rowimg", "rowmean")
-PROMPTS = ("stock", "qcm", "cqm", "p1-cqm", "cqm-p1", "cqm-p2", "cqm-p3")
+PROMPTS = ("stock", "qcm", "cqm", "p1-cqm", "cqm-p1", "cqm-p2", "cqm-p3", "qwen")
 MARK = "_trunc_"
 GRAMMAR = (
     "<base>_trunc_l<L>_k<K>|r<P>[_l.._k..][_random|_uniform|_lowest][_rowimg|_rowmean][_official]"
-    "[_p-<prompt>][_beam<n>]"
+    "[_p-<prompt>][_ppl][_beam<n>]"
 )
 
 _NUMBER = r"(?:0|[1-9]\d{0,5})"
 _STAGES = re.compile(rf"l({_NUMBER})_([kr])({_NUMBER})(?=_|$)")
-_DECODING = re.compile(r"(?:_p-(?P<prompt>[a-z0-9-]+))?(?:_beam(?P<beam>\d+))?")
+_DECODING = re.compile(r"(?:_p-(?P<prompt>[a-z0-9-]+))?(?P<ppl>_ppl)?(?:_beam(?P<beam>\d+))?")
+_SUFFIX = re.compile(r"_(p-[a-z0-9-]+|ppl|beam\d+)$")
 _SAFE = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -63,6 +64,8 @@ class Stage:
 class VariantSpec:
     """What a variant name says: no ``stages``, nothing is truncated; no ``base``, a bare setting (``l5_k128``).
 
+    ``ppl``: the options of multiple choice are ranked by likelihood, nothing is generated.
+
     Raises:
         ValueError: a combination that DESIGN section 2 gives no meaning; the message says why.
     """
@@ -74,6 +77,7 @@ class VariantSpec:
     official: bool = False
     prompt: str = "stock"
     beam: int = 1
+    ppl: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -86,10 +90,16 @@ class VariantSpec:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
         if not isinstance(self.beam, int) or not 1 <= self.beam <= 99:
             raise ValueError(f"beam{self.beam}: the number of beams is 1 to 99")
+        if self.ppl and self.beam > 1:
+            raise ValueError(
+                f"'ppl' ranks the options and generates nothing that beam{self.beam} could search: use one of the two"
+            )
         if self.base and not _SAFE.fullmatch(self.base):
             raise ValueError(f"base {self.base!r}: names are file names, only A-Z a-z 0-9 . _ - are allowed")
         if MARK in self.base or self.base.endswith("_trunc"):
             raise ValueError(f"base {self.base!r} is a truncated variant already")
+        if _SUFFIX.search(self.base):
+            raise ValueError(f"base {self.base!r} ends in a suffix already; their order is _p-<prompt>, _ppl, _beam<n>")
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -118,13 +128,14 @@ class VariantSpec:
         parts = [str(stage) for stage in self.stages]
         parts += [part for part, default in ((self.rule, "attention"), (self.row, "last")) if part != default]
         parts += ["official"] * self.official
-        parts += [f"p-{self.prompt}"] * (self.prompt != "stock") + [f"beam{self.beam}"] * (self.beam > 1)
+        parts += [f"p-{self.prompt}"] * (self.prompt != "stock")
+        parts += ["ppl"] * self.ppl + [f"beam{self.beam}"] * (self.beam > 1)
         return "_".join(parts)
 
     @property
     def baseline(self) -> str:
-        """Name of the run to compare with: the same base, prompt and beams, nothing truncated."""
-        return str(VariantSpec(self.base, prompt=self.prompt, beam=self.beam))
+        """Name of the run to compare with: the same base, prompt and way to answer, nothing truncated."""
+        return str(VariantSpec(self.base, prompt=self.prompt, beam=self.beam, ppl=self.ppl))
 
     @property
     def is_variant(self) -> bool:
@@ -141,7 +152,7 @@ class VariantSpec:
 
 def looks_like_variant(name: str) -> bool:
     """True for names that carry our suffixes, well-formed or not."""
-    return bool(MARK in name or name.endswith("_trunc") or re.search(r"_(p-[a-z0-9-]+|beam\d+)$", name))
+    return bool(MARK in name or name.endswith("_trunc") or _SUFFIX.search(name))
 
 
 def parse(name: str) -> VariantSpec:
@@ -204,7 +215,7 @@ def _read_decoding(rest: str) -> dict[str, object]:
     match = _DECODING.fullmatch(rest)
     if match is None:
         raise ValueError(f"cannot read {rest!r}")
-    fields: dict[str, object] = {}
+    fields: dict[str, object] = {"ppl": True} if match["ppl"] else {}
     if match["prompt"] is not None:
         if match["prompt"] == "stock":
             raise ValueError("'_p-stock' is the default and is not written")
@@ -221,10 +232,10 @@ def _read_decoding(rest: str) -> dict[str, object]:
 def _parse_decoding_only(name: str) -> VariantSpec:
     if name.endswith("_trunc"):
         raise ValueError("no stage after '_trunc'")
-    match = re.search(r"(?:_p-[a-z0-9-]+)?(?:_beam\d+)?$", name)
+    match = re.search(r"(?:_p-[a-z0-9-]+)?(?:_ppl)?(?:_beam\d+)?$", name)
     start = match.start() if match else len(name)
     base, rest = name[:start], name[start:]
-    if not base or re.fullmatch(r"p-[a-z0-9-]+|beam\d+", base):
+    if not base or re.fullmatch(r"p-[a-z0-9-]+|ppl|beam\d+", base):
         base, rest = "", f"_{name}"
     return VariantSpec(base, **_read_decoding(rest))  # type: ignore[arg-type]
 
@@ -235,29 +246,37 @@ def nearest(name: str) -> str | None:
         return None
     base, _, suffix = name.partition(MARK) if MARK in name else (name.removesuffix("_trunc"), "", "")
     fields: dict[str, object] = {}
+    words = [*_words(), ("ppl", "ppl", True)]
     for word in re.findall(r"[a-z][a-z-]+", suffix):
-        close = difflib.get_close_matches(word, [w for w, _, _ in _words()], n=1, cutoff=0.7)
-        fields |= {field: value for w, field, value in _words() if close == [w]}
+        close = difflib.get_close_matches(word, [w for w, _, _ in words], n=1, cutoff=0.7)
+        fields |= {field: value for w, field, value in words if close == [w]}
     prompt = difflib.get_close_matches((re.findall(r"p-([a-z0-9-]+)", name) or [""])[0], PROMPTS[1:], n=1, cutoff=0.5)
     fields |= {"prompt": prompt[0]} if prompt else {}
-    layers = re.findall(r"l_?(\d+)_?([kr])?_?(\d+)?", suffix)
-    stages = {
-        int(layer): (kind or "k", min(int(number or 0), 100 if kind == "r" else 999999))
-        for layer, kind, number in layers
-    }
-    found, keep = [], 10**6 - 1
-    for layer in sorted(stages):
-        kind, number = stages[layer]
-        keep = min(keep, number)
-        layer = max(layer, 1) if keep and fields.get("rule") not in ("random", "uniform") else layer
-        found.append(Stage(layer, keep=keep) if kind == "k" else Stage(layer, percent=keep))
-    if MARK.strip("_") in name and not found:
-        found = [Stage(5, keep=128)]
+    fields |= {"ppl": True} if re.search(r"_ppl(_|$)", name) else {}
+    stages = _nearest_stages(suffix, fields.get("rule") in ("random", "uniform"))
+    if MARK.strip("_") in name and not stages:
+        stages = (Stage(5, keep=128),)
     if fields.get("rule") in ("random", "uniform"):
         fields.pop("row", None)
-    base = re.sub(r"[^A-Za-z0-9._-]", "_", re.sub(r"_(p-|beam)[a-z0-9-]*$", "", re.sub(r"_p-[a-z0-9-]*", "", base)))
+    base = re.sub(r"_(p-[a-z0-9-]*|ppl|beam[a-z0-9-]*)(?=_|$)", "", base)
+    base = re.sub(r"[^A-Za-z0-9._-]", "_", base)
     try:
-        guess = str(VariantSpec(base, tuple(found), **fields))  # type: ignore[arg-type]
+        guess = str(VariantSpec(base, stages, **fields))  # type: ignore[arg-type]
         return guess if guess != name and _parse(guess) else None
     except ValueError:
         return None
+
+
+def _nearest_stages(suffix: str, unranked: bool) -> tuple[Stage, ...]:
+    """Every layer and every amount in a suffix, in the order that means something: layers rise, amounts fall."""
+    found = re.findall(r"l_?(\d+)_?([kr])?_?(\d+)?", suffix)
+    layers = {int(layer): kind or "k" for layer, kind, _ in found}
+    most = {"k": 10**6 - 1, "r": 100}
+    stages: list[Stage] = []
+    for kind, name in (("k", "keep"), ("r", "percent")):
+        own = sorted(layer for layer in layers if layers[layer] == kind)
+        last = {int(layer): min(int(number or 0), most[kind]) for layer, k, number in found if (k or "k") == kind}
+        amounts = sorted((last[layer] for layer in own), reverse=True)
+        for layer, amount in zip(own, amounts, strict=True):
+            stages.append(Stage(layer if unranked or not amount else max(layer, 1), **{name: amount}))
+    return tuple(sorted(stages))

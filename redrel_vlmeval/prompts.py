@@ -1,4 +1,6 @@
-"""The prompts of the paper's Table 2 by name: one benchmark line -> the user's text; ``stock`` is the host's own.
+"""The prompts of the paper's Table 2, and Qwen-VL's, by name: one benchmark line -> the user's text.
+
+``stock`` is the host's own.
 
 ``Q`` is the question, ``C`` the context (a line's hint), ``M`` the options; QCM and CQM are orders of the three, with
 the labels and line breaks of the ScienceQA authors' prompt. P1, P2 and P3 are the paper's words, letter by letter.
@@ -12,6 +14,9 @@ Where the paper is silent:
 * A prompt before or after the question is a line of its own, without a full stop, as the paper quotes it.
 * A hint that is missing or blank is ``N/A``, as for the ScienceQA authors. Other text is not touched.
 * P1 is called two-stage; it is asked for in one turn here, and what the model says is its answer.
+
+``qwen`` is the text that Qwen-VL's authors evaluate multiple choice with (``eval_mm/evaluate_multiple_choice.py``),
+behind the picture; they rank `` A``, `` B``, ... by likelihood, which is ``_p-qwen_ppl`` here.
 """
 
 from __future__ import annotations
@@ -38,8 +43,9 @@ TEMPLATES = {
     "cqm-p1": f"{_CQM}\n{P1}",
     "cqm-p2": f"{_CQM}\n{P2}",
     "cqm-p3": f"{_CQM}\n{P3}",
+    "qwen": f"{_CQM}\nAnswer:",
 }
-REASONING = frozenset(TEMPLATES) - {"qcm", "cqm"}
+REASONING = frozenset(TEMPLATES) - {"qcm", "cqm", "qwen"}
 # the answer's length that the host's own Qwen-VL has where it sets no limit for a benchmark
 REASONING_TOKENS = 512
 
@@ -76,10 +82,11 @@ def question_text(prompt: str, line: Mapping[str, Any]) -> str:
     if prompt not in TEMPLATES:
         raise KeyError(f"prompt {prompt!r} has no text here: choose one of {', '.join(TEMPLATES)}")
     hint = line.get("hint")
+    form, between = ("{}. {}", "\n") if prompt == "qwen" else ("({}) {}", " ")
     return TEMPLATES[prompt].format(
         question=line["question"],
         context=hint if present(hint) and str(hint).strip() else "N/A",
-        options=" ".join(f"({letter}) {option}" for letter, option in options(line).items()),
+        options=between.join(form.format(letter, option) for letter, option in options(line).items()),
     )
 
 

@@ -24,7 +24,7 @@ prompts
 models.checkpoint models.pictures models.question models.recorder
 models.llava_input models.llava_core
 models.qwen_compat models.qwen_kernel models.qwen_weights models.qwen_checkpoint models.qwen_core
-models.llava models.qwen_vl models.variant
+models.llava models.qwen_vl models.decoding models.likelihood models.variant
 registry hostrun
 sweep
 benchmarks tables outputs records provenance questions pairing results

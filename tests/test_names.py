@@ -35,7 +35,7 @@ def specs(draw: st.DrawFn) -> VariantSpec:
         for layer, n in zip(layers, amounts, strict=True)
     )
     fields = {"base": draw(st.sampled_from(BASES)), "stages": stages, "prompt": draw(st.sampled_from(names.PROMPTS))}
-    fields["beam"] = draw(st.integers(1, 99))
+    fields |= draw(st.sampled_from([{}, {"ppl": True}])) or {"beam": draw(st.integers(1, 99))}
     if stages:
         fields["rule"] = draw(st.sampled_from(names.RULES))
         fields["row"] = draw(st.sampled_from(names.ROWS))
@@ -76,6 +76,8 @@ def test_any_text_is_parsed_or_refused_with_a_reason(text: str) -> None:
         ("x_trunc_l8_k288_l16_k144", VariantSpec("x", (Stage(8, 288), Stage(16, 144)))),
         ("x_trunc_l5_k9_lowest_rowmean_official_p-p1-cqm_beam2",
          VariantSpec("x", (Stage(5, 9),), "lowest", "rowmean", True, "p1-cqm", 2)),
+        ("qwen_base_p-qwen_ppl", VariantSpec("qwen_base", prompt="qwen", ppl=True)),
+        ("x_trunc_l5_k9_random_ppl", VariantSpec("x", (Stage(5, 9),), "random", ppl=True)),
         ("llava_v1.5_7b", VariantSpec("llava_v1.5_7b")),
         ("l0_k0", VariantSpec("", (Stage(0, 0),))),
     ],
@@ -94,8 +96,10 @@ def test_the_grammar_of_the_design(name: str, spec: VariantSpec) -> None:
         ("a_trunc", "no stage after", "a_trunc_l5_k128"),
         ("a_trunc_l0_k5", "before block 1 there is no attention", "a_trunc_l1_k5"),
         ("a_trunc_l0_k5_lowest", "before block 1 there is no attention", "a_trunc_l1_k5_lowest"),
-        ("a_trunc_l5_k5_l3_k2", "layers must rise", "a_trunc_l3_k2_l5_k2"),
-        ("a_trunc_l3_k5_l5_k9", "cannot keep more", "a_trunc_l3_k5_l5_k5"),
+        ("a_trunc_l5_k5_l3_k2", "layers must rise", "a_trunc_l3_k5_l5_k2"),
+        ("a_trunc_l3_k5_l5_k9", "cannot keep more", "a_trunc_l3_k9_l5_k5"),
+        ("a_trunc_l8_k50_l4_k20", "layers must rise", "a_trunc_l4_k50_l8_k20"),
+        ("a_trunc_l8_r20_l4_k30_l4_k20", "layers must rise", "a_trunc_l4_k20_l8_r20"),
         ("a_trunc_l5_k5_randm", "cannot read '_randm'", "a_trunc_l5_k5_random"),
         ("a_trunc_l5_k5_official_random", "cannot read '_random'", "a_trunc_l5_k5_random_official"),
         ("a_trunc_l5_k5_random_rowimg", "has no meaning with rule 'random'", "a_trunc_l5_k5_random"),
@@ -103,6 +107,12 @@ def test_the_grammar_of_the_design(name: str, spec: VariantSpec) -> None:
         ("a_trunc_l2_r120", "at most 100", "a_trunc_l2_r100"),
         ("a_beam1", "one beam is the default", "a"),
         ("a_p-cqmm", "unknown prompt 'cqmm'", "a_p-cqm"),
+        ("a_ppl_beam3", "'ppl' ranks the options and generates nothing that beam3 could search", "a_ppl"),
+        ("a_trunc_l5_k5_ppl_beam3", "use one of the two", "a_trunc_l5_k5_ppl"),
+        ("a_beam3_ppl", "their order is _p-<prompt>, _ppl, _beam<n>", "a_ppl"),
+        ("a_ppl_p-cqm", "their order is _p-<prompt>, _ppl, _beam<n>", "a_p-cqm_ppl"),
+        ("a_trunc_l5_k5_ppl_p-cqm", "cannot read '_ppl_p-cqm'", "a_trunc_l5_k5_p-cqm_ppl"),
+        ("a_trunc_l5_k5_pppl", "cannot read '_pppl'", "a_trunc_l5_k5_ppl"),
         ("_trunc_l5_k3", "base model's name is missing", "l5_k3"),
         ("a_trunc_l1_k2_trunc_l3_k1", "cannot read '_trunc_l3_k1'", None),
     ],
@@ -121,7 +131,9 @@ def test_malformed_names_say_why_and_what_was_meant(name: str, reason: str, near
     "wrong",
     [
         {"rule": "best"}, {"row": "first"}, {"prompt": "cot"}, {"beam": 0}, {"beam": 100}, {"base": "a b"},
-        {"base": "a/b"}, {"base": "x_trunc_l1_k1"}, {"stages": (), "official": True}, {"stages": (Stage(0, 3),)},
+        {"base": "a/b"},
+        {"base": "a_ppl"}, {"base": "a_beam2"}, {"ppl": True, "beam": 2},
+        {"base": "x_trunc_l1_k1"}, {"stages": (), "official": True}, {"stages": (Stage(0, 3),)},
         {"stages": (Stage(3, 3), Stage(3, 3))}, {"stages": (Stage(3, 3), Stage(4, 4))},
     ],
 )  # fmt: skip
@@ -142,6 +154,7 @@ def test_a_stage_that_means_nothing_cannot_be_made(wrong: tuple) -> None:
         ("x_trunc_l5_k128", "x"), ("x", "x"), ("x_p-cqm", "x_p-cqm"), ("x_beam3", "x_beam3"),
         ("x_trunc_l5_k128_rowimg_official_p-cqm", "x_p-cqm"),
         ("x_trunc_l8_k9_l9_k3_lowest_p-p1-cqm_beam3", "x_p-p1-cqm_beam3"), ("x_trunc_l5_r10_beam2", "x_beam2"),
+        ("x_ppl", "x_ppl"), ("x_trunc_l5_k1_ppl", "x_ppl"), ("x_trunc_l5_k1_p-qwen_ppl", "x_p-qwen_ppl"),
     ],
 )  # fmt: skip
 def test_a_variant_is_compared_with_the_same_prompt_and_beams(name: str, baseline: str) -> None:

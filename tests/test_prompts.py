@@ -1,4 +1,4 @@
-"""The prompts of Table 2, written out; what a line may hold; and how the host's own matching reads their answers."""
+"""The prompts of Table 2 and Qwen-VL's, word for word; what a line may hold; how the host reads their answers."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ TEXTS = {
         "Context: Wood is lighter than water.\nQuestion: Which one floats?\nOptions: (A) a stone (B) a log\n"
         "Please think step-by-step and answer with the option's letter from the given choices directly"
     ),
+    # eval_mm/evaluate_multiple_choice.py of Qwen-VL's authors, behind the picture
+    "qwen": (
+        "Context: Wood is lighter than water.\nQuestion: Which one floats?\nOptions: A. a stone\nB. a log\nAnswer:"
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +74,8 @@ def test_every_name_of_the_grammar_has_a_text_and_only_those():
 
 def test_prompts_that_ask_for_reasoning_leave_room_for_it():
     room = {prompt: prompts.answer_tokens(prompt) for prompt in names.PROMPTS}
-    assert room == {"stock": 0, "qcm": 0, "cqm": 0, "p1-cqm": 512, "cqm-p1": 512, "cqm-p2": 512, "cqm-p3": 512}
+    assert room == {"stock": 0, "qcm": 0, "cqm": 0, "p1-cqm": 512, "cqm-p1": 512, "cqm-p2": 512, "cqm-p3": 512,
+                    "qwen": 0}  # fmt: skip
 
 
 missing = st.sampled_from([None, math.nan, np.nan, np.float32("nan")])
@@ -87,9 +92,12 @@ def test_any_line_is_asked_with_what_it_holds(prompt, hint, choices, question):
     held = {letter: value for letter, value in sorted(choices.items()) if not pd.isna(value)}
     text = prompts.question_text(prompt, line)
     context = "N/A" if pd.isna(hint) or not str(hint).strip() else hint
-    expected = TEXTS[prompt].replace("(A) a stone (B) a log", "\0M").replace("Which one floats?", "\0Q")
+    expected = TEXTS[prompt].replace("(A) a stone (B) a log", "\0M").replace("A. a stone\nB. a log", "\0M")
+    expected = expected.replace("Which one floats?", "\0Q")
     expected = expected.replace("Wood is lighter than water.", f"{context}").replace("\0Q", question)
-    assert text == expected.replace("\0M", " ".join(f"({letter}) {value}" for letter, value in held.items()))
+    lines = "\n".join(f"{letter}. {value}" for letter, value in held.items())
+    row = " ".join(f"({letter}) {value}" for letter, value in held.items())
+    assert text == expected.replace("\0M", lines if prompt == "qwen" else row)
     assert "LECTURE" not in text and "SOLUTION" not in text
     assert prompts.options(line) == held
 

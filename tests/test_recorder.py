@@ -13,6 +13,7 @@ from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
+CUT = "redrel_tiny_trunc_l2_k16"
 
 
 def test_a_record_is_written_beside_the_predictions(classes, base, pictures, tmp_path):
@@ -56,7 +57,7 @@ def test_the_base_has_records_too(base, asked, tmp_path):
 def test_conversations_are_recorded_and_a_text_question_has_no_image_tokens(base, classes, tmp_path):
     variant = classes.TruncatedVLM(base, "l2_k16")
     turns = [{"role": "user", "content": [{"type": "text", "value": "What color is grass?"}]}]
-    in_host(lambda: variant.chat_inner(turns), 1, tmp_path, module="vlmeval.inference_mt")
+    in_host(lambda: variant.chat_inner(turns), 1, tmp_path, CUT, module="vlmeval.inference_mt")
     (record,) = records(tmp_path)
     assert record["image_tokens"] == 0 and record["mode"] == "untouched"
 
@@ -84,26 +85,26 @@ def test_each_rank_has_its_own_file(base, asked, tmp_path, monkeypatch):
 
 def test_a_second_writer_is_refused_before_it_answers(classes, base, asked, tmp_path, monkeypatch):
     first, second = (classes.TruncatedVLM(base, "l2_k16") for _ in range(2))
-    in_host(lambda: first.generate(asked), 1, tmp_path)
+    in_host(lambda: first.generate(asked), 1, tmp_path, CUT)
     monkeypatch.setattr(base.core, "reply", lambda _message: pytest.fail("answered although the file is taken"))
     with pytest.raises(RuntimeError, match=r"RedRelShapes_redrel.jsonl: another run .*--work-dir"):
-        in_host(lambda: second.generate(asked), 2, tmp_path)
+        in_host(lambda: second.generate(asked), 2, tmp_path, CUT)
     assert [record["index"] for record in records(tmp_path)] == [1]
 
 
 def test_a_writer_may_follow_one_that_went_on_elsewhere(classes, base, asked, tmp_path):
     first, second = (classes.TruncatedVLM(base, "l2_k16") for _ in range(2))
     (tmp_path / "b").mkdir()
-    in_host(lambda: first.generate(asked), 1, tmp_path)
-    in_host(lambda: first.generate(asked), 1, tmp_path / "b")
-    in_host(lambda: second.generate(asked), 2, tmp_path)
+    in_host(lambda: first.generate(asked), 1, tmp_path, CUT)
+    in_host(lambda: first.generate(asked), 1, tmp_path / "b", CUT)
+    in_host(lambda: second.generate(asked), 2, tmp_path, CUT)
     assert [record["index"] for record in records(tmp_path)] == [1, 2]
 
 
 def test_a_torn_last_line_is_closed_off(base, classes, asked, tmp_path):
-    path = tmp_path / "redrel_tiny_RedRelShapes_redrel.jsonl"
+    path = tmp_path / f"{CUT}_RedRelShapes_redrel.jsonl"
     path.write_bytes(b'{"version": 1, "index": 0}\n{"version": 1, "ind')
-    in_host(lambda: classes.TruncatedVLM(base, "l2_k16").generate(asked), 1, tmp_path)
+    in_host(lambda: classes.TruncatedVLM(base, "l2_k16").generate(asked), 1, tmp_path, CUT)
     lines = path.read_text().splitlines()
     assert lines[:2] == ['{"version": 1, "index": 0}', '{"version": 1, "ind'] and json.loads(lines[3])["index"] == 1
 
@@ -126,3 +127,34 @@ def test_a_folder_that_is_not_there_is_an_error_before_the_answer(base, asked, t
     monkeypatch.setattr(base.core, "reply", lambda _message: pytest.fail("answered although no record can be kept"))
     with pytest.raises(OSError, match="none"):
         in_host(lambda: base.generate(asked), 1, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "better"),
+    [
+        ("l2_k16", "redrel_tiny", "redrel_tiny_trunc_l2_k16"),
+        ("p-cqm", "x", "x_p-cqm"),
+        ("ppl", "mine_p-cqm", "mine_ppl"),
+        ("l2_k16", "mine_trunc_l2_k17", "mine_trunc_l2_k16"),
+        ("l2_k16", "not_trunc_a_name", "redrel_tiny_trunc_l2_k16"),
+    ],
+)
+def test_a_run_that_sheets_would_take_for_another_is_refused(classes, base, asked, tmp_path, setting, name, better):
+    """In a ``--config`` a run may have any name; only the setting in it has to be the model's."""
+    variant = classes.TruncatedVLM(base, f"redrel_tiny_{'trunc_' * (setting[0] == 'l')}{setting}")
+    with pytest.raises(ValueError, match=rf"run '{name}': .* but the model is '{setting}'; call the run '{better}'"):
+        in_host(lambda: variant.recorder.question().__enter__(), 1, tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_may_have_a_base_name_of_its_own(classes, base, asked, tmp_path):
+    variant = classes.TruncatedVLM(base, CUT)
+    in_host(lambda: variant.generate(asked), 1, tmp_path, "mine_trunc_l2_k16")
+    in_host(lambda: base.generate(asked), 1, tmp_path / ".", "mine")
+    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {name: record["setting"] for name, record in found.items()} == {
+        "mine_trunc_l2_k16_RedRelShapes_redrel.jsonl": "l2_k16", "mine_RedRelShapes_redrel.jsonl": "",
+    }  # fmt: skip
+    words = "run 'mine_trunc_l2_k16': .* but the model is 'untouched'; call the run 'mine'"
+    with pytest.raises(ValueError, match=words):
+        in_host(lambda: base.generate(asked), 1, tmp_path, "mine_trunc_l2_k16")

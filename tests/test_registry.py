@@ -63,6 +63,7 @@ def llava_missing(monkeypatch):
         "qwen_chat_trunc_l8_k288_l16_k144_uniform_official_p-cqm_beam3",
         "qwen_chat_p-cqm",
         "qwen_chat_beam3",
+        "qwen_chat_p-qwen_ppl",
         "redrel_tiny_trunc_l2_r50",
     ],
 )

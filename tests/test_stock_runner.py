@@ -56,8 +56,8 @@ class Workplace:
         command = [sys.executable, "-m", "redrel_vlmeval", "sheet", str(self.work), "-o", str(self.work / output)]
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=120)
 
-    def status(self, model: str) -> dict:
-        return json.loads((self.work / model / "status.json").read_text())["datasets"][DATA]
+    def status(self, model: str, data: str = DATA) -> dict:
+        return json.loads((self.work / model / "status.json").read_text())["datasets"][data]
 
     def predictions(self, model: str) -> dict[int, str]:
         table = pd.read_excel(self.work / model / f"{model}_{DATA}.xlsx")
@@ -159,7 +159,7 @@ def test_config_file_with_our_classes_gives_the_same_predictions(stock, tmp_path
     place = Workplace(tmp_path)
     config = {
         "model": {
-            "cut": {"class": "TruncatedVLM", "base": BASE, "spec": "l2_k16"},
+            "box_trunc_l2_k16": {"class": "TruncatedVLM", "base": BASE, "spec": "l2_k16"},
             "box": {"class": "LLaVA15", "model_path": BASE},
         },
         "data": {DATA: {"class": "RedRelShapes", "dataset": DATA}},
@@ -167,10 +167,10 @@ def test_config_file_with_our_classes_gives_the_same_predictions(stock, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = place.run(*HOST, "--config", str(tmp_path / "config.json"), "--judge", "exact_matching")
     assert done.returncode == 0, done.stdout[-3000:]
-    place.assert_done("cut", "box")
+    place.assert_done("box_trunc_l2_k16", "box")
     assert place.predictions("box") == stock[0].predictions(BASE)
-    assert place.predictions("cut") == stock[0].predictions(VARIANT)
-    assert {(r["base"], r["setting"]) for r in place.records("cut")} == {(BASE, "l2_k16")}
+    assert place.predictions("box_trunc_l2_k16") == stock[0].predictions(VARIANT)
+    assert {(r["base"], r["setting"]) for r in place.records("box_trunc_l2_k16")} == {(BASE, "l2_k16")}
     assert {(r["base"], r["setting"]) for r in place.records("box")} == {("box", "")}
 
 

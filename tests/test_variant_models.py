@@ -46,7 +46,8 @@ def test_several_variants_of_one_model_do_not_disturb_each_other(classes, base, 
     for number, model in enumerate([base, *variants]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        in_host(lambda model=model: model.generate(ask), 1, folder)
+        name = ["redrel_tiny", "redrel_tiny_trunc_l1_k0", "redrel_tiny_trunc_l3_k8"][number]
+        in_host(lambda model=model: model.generate(ask), 1, folder, name)
         (record,) = records(folder)
         assert record["setting"] == ["", "l1_k0", "l3_k8"][number]
         assert record["backend"] == "transformers LlavaForConditionalGeneration" and record["weights"] == "redrel_tiny"
@@ -209,7 +210,8 @@ def test_the_model_in_the_box_answers_a_named_prompt(classes, base, pictures, tm
     variant = classes.TruncatedVLM(base, setting)
     variant.set_dump_image(lambda line: [pictures[0]])
     ask = variant.build_prompt(LINE, dataset="RedRelShapes")
-    answer = in_host(lambda: variant.generate(ask, dataset="RedRelShapes"), 1, tmp_path)
+    name = f"redrel_tiny_{'trunc_' * bool(variant.spec.stages)}{setting}"
+    answer = in_host(lambda: variant.generate(ask, dataset="RedRelShapes"), 1, tmp_path, name)
     assert isinstance(answer, str) and "generate" not in base.model.__dict__
     (record,) = records(tmp_path)
     assert (record["setting"], record["mode"]) == (setting, "dropped" if setting.startswith("l") else "untouched")

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import redrel_vlmeval
 from redrel_vlmeval import hostfacts
 from redrel_vlmeval.efficiency import Meter, RecordFile, costs, now
 from redrel_vlmeval.models.question import asked_by_host
-from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
 
 logger = logging.getLogger("redrel_vlmeval")
@@ -31,6 +32,26 @@ def versions() -> dict[str, str]:
     running = hostfacts.host()
     host = {"ms": hostfacts.MS, "upstream": hostfacts.UPSTREAM}.get(running["host"] or "")
     return found | {"vlmeval": f"{host} {running['host_version'] or '?'}" if host else "?"}
+
+
+def check_name(name: str, spec: VariantSpec) -> None:
+    """Refuse a name under which a sheet would take a model for another: in a ``--config`` names are chosen freely.
+
+    Only the setting has to agree: ``mine_trunc_l5_k128`` may be any base, and is compared with the run ``mine``.
+
+    Raises:
+        ValueError: names what to write instead.
+    """
+    try:
+        named = parse(name)
+    except KeyError:  # a host's own name that looks like one of ours; sheets take it for a base
+        named = VariantSpec()
+    if named.setting != spec.setting:
+        better = replace(spec, base=named.base or spec.base or "mine")
+        raise ValueError(
+            f"run {name!r}: sheets read from this name {named.setting or 'an untouched model'!r}, but the model is "
+            f"{spec.setting or 'untouched'!r}; call the run {str(better)!r} in the --config"
+        )
 
 
 class Recorder:
@@ -48,12 +69,22 @@ class Recorder:
         self._files: dict[Path, RecordFile] = {}
 
     @contextmanager
-    def question(self, trace: Trace | None = None) -> Iterator[None]:
-        """Around the answer to one question; ``trace`` is that of the truncated model, None when untouched."""
+    def question(self, trace: Trace | None = None) -> Iterator[dict[str, Any]]:
+        """Around the answer to one question; ``trace`` is that of the truncated model, None when untouched.
+
+        Yields:
+            Whatever else the record is to say, empty at first; ``new_tokens`` overrides the number of forward calls.
+
+        Raises:
+            ValueError: the host's name for this model says another setting than the model's own.
+        """
         asked = asked_by_host()
+        if asked is not None:
+            check_name(asked.model, self.spec)
         file = None if asked is None else self._open(asked.record_path)
+        more: dict[str, Any] = {}
         with Meter(self.model) as meter:
-            yield
+            yield more
         if asked is None or file is None:
             return
         prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
@@ -65,7 +96,8 @@ class Recorder:
             "base": self.spec.base or (None if self.spec.is_variant else asked.model),
             "setting": self.spec.setting,
         }
-        file.append(head | costs(meter, prompt, self.spec) | self.facts | {"time": now()})
+        measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
+        file.append(head | measured | more | self.facts | {"time": now()})
 
     def _open(self, path: Path) -> RecordFile:
         """The file for ``path``, opened and locked before the first answer: a second run stops before it starts."""

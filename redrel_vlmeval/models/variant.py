@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,8 +12,10 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval import prompts
+from redrel_vlmeval.models.decoding import answer_room, beams
+from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
-from redrel_vlmeval.names import VariantSpec, parse
+from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import TruncationError, truncated
 from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
 
@@ -21,7 +24,8 @@ class TruncatedVLM(BaseModel):
     """A base model of the host whose every answer is made inside ``truncated(model, spec)``.
 
     Prompts, pictures and decoding are the base's own: only the decoder blocks see less. A prompt in the name replaces
-    the text of multiple-choice questions, more beams the search; the pictures are the base's, before the text.
+    the text of multiple-choice questions, more beams the search, and ``ppl`` ranks the options instead of generating;
+    the pictures are the base's, before the text.
 
     Args:
         base: a model name the host knows, or a built model of the host.
@@ -40,12 +44,11 @@ class TruncatedVLM(BaseModel):
         name = base if isinstance(base, str) else parsed.base
         if parsed.base not in ("", name):
             raise KeyError(f"{spec!r} is a variant of {parsed.base!r}, not of base {name!r}; give the setting alone")
-        self.spec = VariantSpec(
-            name, parsed.stages, parsed.rule, parsed.row, parsed.official, parsed.prompt, parsed.beam
-        )
-        self._text: str | None = None  # of the question asked last, where the prompt is ours
+        self.spec = replace(parsed, base=name)
+        self._asked: Asked | None = None
         self.inner = self._build(base, table, kwargs) if isinstance(base, str) else base
         self.torch_model = find_torch_model(self.inner, str(self.spec))
+        self._tokenizer = find_tokenizer(self.inner, str(self.spec)) if self.spec.ppl else None
         if self.spec.stages:
             with truncated(self.torch_model, self.spec):  # refuses now what it would refuse at the first question
                 pass
@@ -91,38 +94,66 @@ class TruncatedVLM(BaseModel):
         self.inner.set_dump_image(dump_image_func)
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
-        """As the base says; True under a prompt of our own.
+        """As the base says; True where prompt or options are ours to know.
 
         Raises:
-            ValueError: a prompt of our own, and the benchmark is no multiple choice about pictures or text.
+            ValueError: a prompt of our own or ranked options, and the benchmark is no multiple choice about pictures or
+                text.
         """
-        if self.spec.prompt == "stock":
+        if not self._multiple_choice_only:
             return bool(self.inner.use_custom_prompt(dataset))
         kind = None if dataset is None else f"{DATASET_TYPE(dataset)} on {DATASET_MODALITY(dataset).lower()}"
         if kind not in ("MCQ on image", "MCQ on text"):
+            what = "'ppl' ranks options, which is" if self.spec.ppl else f"prompt {self.spec.prompt!r} is"
             raise ValueError(
-                f"{self.spec}: prompt {self.spec.prompt!r} is for multiple choice about pictures or text (MCQ); "
-                f"benchmark {dataset!r} is {kind or 'not known'}; run it with the stock prompt"
+                f"{self.spec}: {what} for multiple choice about pictures or text (MCQ); benchmark {dataset!r} is "
+                f"{kind or 'not known'}; run it {'without _ppl' if self.spec.ppl else 'with the stock prompt'}"
             )
         return True
+
+    @property
+    def _multiple_choice_only(self) -> bool:
+        return self.spec.ppl or self.spec.prompt != "stock"
 
     def build_prompt(self, line: Any, dataset: str | None = None) -> Any:
         """The base's message; under a prompt of our own pictures, then text, as the base's stock prompt has them.
 
         Raises:
-            ValueError: a prompt of our own for another kind of benchmark, or for a line without question or options.
+            ValueError: a prompt of our own or ranked options for another kind of benchmark, or for a line without
+                question or options.
         """
-        if self.spec.prompt == "stock":
+        if not self._multiple_choice_only:
             return self.inner.build_prompt(line, dataset=dataset)
         self.use_custom_prompt(dataset)
         prompts.check_multiple_choice(line, dataset)
-        self._text = prompts.question_text(self.spec.prompt, line)
+        message = self._stock(line, dataset) if self.spec.prompt == "stock" else self._named(line, dataset)
+        self._asked = Asked(_texts(message), list(prompts.options(line)))
+        return message
+
+    def _named(self, line: Any, dataset: str | None) -> list[dict[str, str]]:
+        """The message of a prompt of our own."""
+        text = prompts.question_text(self.spec.prompt, line)
         pictures = self.inner.dump_image(line, dataset)
         paths = [pictures] if isinstance(pictures, str) else pictures
-        return [*({"type": "image", "value": path} for path in paths), {"type": "text", "value": self._text}]
+        return [*({"type": "image", "value": path} for path in paths), {"type": "text", "value": text}]
+
+    def _stock(self, line: Any, dataset: str | None) -> Any:
+        """The message that the host would build: by the base's class where it wants to, else by the benchmark's.
+
+        Raises:
+            ValueError: the host gave pictures by a function that belongs to no benchmark.
+        """
+        if self.inner.use_custom_prompt(dataset):
+            return self.inner.build_prompt(line, dataset=dataset)
+        benchmark = getattr(self.dump_image_func, "__self__", None)  # the host sets a method of the benchmark
+        if benchmark is None or not hasattr(benchmark, "build_prompt"):
+            raise ValueError(f"{self.spec}: benchmark {dataset!r} is not known, nor its stock prompt")
+        return benchmark.build_prompt(line)
 
     def generate_inner(self, message: Any, dataset: str | None = None) -> Any:
         self._check_asked(message, dataset)
+        if self.spec.ppl:
+            return self._ranked_answer(message, dataset)
         with self._answering():
             return self.inner.generate_inner(message, dataset)
 
@@ -137,26 +168,53 @@ class TruncatedVLM(BaseModel):
         """Some benchmarks ask in words of their own whatever a model says; under this name that row would be wrong.
 
         Raises:
-            ValueError: a benchmark's question in other words than those of the name's prompt.
+            ValueError: another question than the one that was built last.
         """
-        if self.spec.prompt == "stock" or dataset is None:
+        if not self._multiple_choice_only or (dataset is None and not self.spec.ppl):
             return
-        if self._text is None or self._text not in [item["value"] for item in message if item["type"] == "text"]:
+        if self._asked is None or self._asked.texts != _texts(message):
+            ours = "of a line whose options are known" if self.spec.ppl else f"of prompt {self.spec.prompt!r}"
             raise ValueError(
-                f"{self.spec}: benchmark {dataset!r} asks in words of its own, not in those of prompt "
-                f"{self.spec.prompt!r}; run it with the stock prompt"
+                f"{self.spec}: benchmark {dataset!r} asks in words of its own, not in those {ours}; "
+                f"run it {'without _ppl' if self.spec.ppl else 'with the stock prompt'}"
             )
 
+    def _ranked_answer(self, message: Any, dataset: str | None) -> Any:
+        """The base's answer, which is the likeliest option's letter.
+
+        Raises:
+            TruncationError: the base did not generate, or made something else of the letter.
+        """
+        name, letters = str(self.spec), self._asked.options if self._asked else []
+        ranker = Ranker(self.torch_model, spellings(self._tokenizer, letters, name), name)
+        with replaced_generate(self.torch_model, ranker.replace), self._answering() as record:
+            answer = self.inner.generate_inner(message, dataset)
+            ranker.check_answer(answer, type(self.inner).__name__)
+            record |= ranker.record
+        return answer
+
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self) -> Iterator[dict[str, Any]]:
         room = answer_room(self.torch_model, prompts.answer_tokens(self.spec.prompt))
         with unrecorded(self.inner), beams(self.torch_model, self.spec.beam), room:
             if not self.spec.stages:
-                with self.recorder.question():
-                    yield
+                with self.recorder.question() as record:
+                    yield record
                 return
-            with truncated(self.torch_model, self.spec) as trace, self.recorder.question(trace):
-                yield
+            with truncated(self.torch_model, self.spec) as trace, self.recorder.question(trace) as record:
+                yield record
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The question that was built last: its message's texts, and its options' letters."""
+
+    texts: list[str]
+    options: list[str]
+
+
+def _texts(message: Any) -> list[str]:
+    return [item["value"] for item in message if item["type"] == "text"]
 
 
 @contextmanager
@@ -171,46 +229,6 @@ def unrecorded(base: Any) -> Iterator[None]:
         yield
     finally:
         base.recorder = own
-
-
-@contextmanager
-def beams(model: Any, count: int) -> Iterator[None]:
-    """Within the context every ``model.generate`` is a beam search with ``count`` beams; 1 leaves it as it is."""
-    if count == 1:
-        yield
-        return
-
-    def search(generate: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: generate(*args, **(kwargs | {"num_beams": count, "do_sample": False}))
-
-    with replaced_generate(model, search):
-        yield
-
-
-@contextmanager
-def answer_room(model: Any, tokens: int) -> Iterator[None]:
-    """Within the context every ``model.generate`` may make at least ``tokens`` new ones; 0 leaves it as it is."""
-    if tokens == 0:
-        yield
-        return
-
-    def longer(generate: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: generate(*args, **with_room(kwargs, model, tokens))
-
-    with replaced_generate(model, longer):
-        yield
-
-
-def with_room(settings: dict[str, Any], model: Any, tokens: int) -> dict[str, Any]:
-    """Keywords of ``generate`` with a limit raised to ``tokens`` new ones; a higher one is never lowered."""
-    config = settings.get("generation_config") or getattr(model, "generation_config", None)
-    limit = settings.get("max_new_tokens") or getattr(config, "max_new_tokens", None)
-    if limit is None:  # a limit for prompt and answer together
-        limit = settings.get("max_length") or getattr(config, "max_length", None) or 0
-    elif limit >= tokens:
-        return settings
-    rest = {name: value for name, value in settings.items() if name != "max_length"}
-    return rest | {"max_new_tokens": max(limit, tokens)}
 
 
 def find_torch_model(holder: Any, variant: str) -> nn.Module:

@@ -94,6 +94,13 @@ class Decoder(ABC):
         """
         return cache is earlier
 
+    def prefilled(self, cache: Any) -> Callable[[Any], bool]:
+        """Tells of any later cache whether it is ``cache`` again, as the prefill left it; keeps no tensor alive.
+
+        A cache that is filled in place never is: it goes on being itself.
+        """
+        return lambda other: False
+
     @abstractmethod
     def held_length(self, cache: Any, block: int) -> int:
         """Keys that a block really holds in a cache; 0 without one."""

@@ -136,7 +136,10 @@ class _Engine:
             self.trace.prompts += self.prompt.traces
 
     def _enter_step(self, call: Call, ids: torch.Tensor) -> None:
-        known = self.prompt is not None and self.decoder.continues(call.cache, self.prompt.cache, self.generating)
+        known = self.prompt is not None and (
+            self.decoder.continues(call.cache, self.prompt.cache, self.generating)
+            or self.prompt.is_prefilled(call.cache)  # went back to try other tokens behind the same prompt
+        )
         if self.prompt is None or not known:
             raise TruncationError(
                 f"{self.spec}: continues a KV cache of {call.past} tokens that was not filled inside this "
@@ -150,6 +153,7 @@ class _Engine:
             )
         if self.prompt.stages:
             self.decoder.check_cache(call.cache, call.past + self.length)
+        self.prompt.cache = call.cache
         self.phase = "step"
 
     def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -164,6 +168,8 @@ class _Engine:
         prompt.cache = self.decoder.cache_after(output, prompt.cache)
         if prompt.cache is None:
             return
+        if phase == "prefill":
+            prompt.is_prefilled = self.decoder.prefilled(prompt.cache)
         if phase == "prefill" and 0 in prompt.views and self.undo_length is None:
             self.undo_length = self.decoder.report_length(prompt.cache, self.length - prompt.views[0].index.shape[1])
         for row, trace in enumerate(prompt.traces):

@@ -7,7 +7,8 @@ length (logn), come from the length of a cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -92,6 +93,10 @@ class FusedDecoder(Decoder):
         if not generating or not _is_cache(cache) or not _is_cache(earlier):
             return cache is earlier
         return [keys.shape[:2] for keys, _ in cache] == [keys.shape[:2] for keys, _ in earlier]
+
+    def prefilled(self, cache: Any) -> Callable[[Any], bool]:
+        keys = weakref.ref(cache[0][0]) if _is_cache(cache) else None
+        return lambda other: keys is not None and _is_cache(other) and other[0][0] is keys()
 
     def held_length(self, cache: Any, block: int) -> int:
         self.check_cache(cache, 0)

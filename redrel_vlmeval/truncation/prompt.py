@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Prompt:
         self.views: dict[int, View] = {}
         self.keeps: dict[int, torch.Tensor] = {}  # layer -> bool [b, s], image tokens kept
         self.cache: Any = None
+        self.is_prefilled: Callable[[Any], bool] = lambda cache: False  # set once the prefill is done
         self.stages = [stage for stage in spec.stages if self._bites(stage)]
         self.traces = [PromptTrace([n] * blocks, [i] * blocks) for n, i in zip(counts[1], counts[0], strict=True)]
 
