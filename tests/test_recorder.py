@@ -113,7 +113,7 @@ def test_the_run_says_what_it_is_once_before_its_records(classes, asked, base, t
     monkeypatch.setattr("sys.argv", ["run.py", "--data", "X", "--judge-key", "secret"])
     variant = classes.TruncatedVLM(base, "l2_k16")
     for index in (1, 2):
-        in_host(lambda: variant.generate(asked), index, tmp_path)
+        in_host(lambda: variant.generate(asked), index, tmp_path, CUT)
     (path,) = tmp_path.iterdir()
     head, *rest = map(json.loads, path.read_text().splitlines())
     run = head["run"]
