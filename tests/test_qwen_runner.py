@@ -127,11 +127,11 @@ def test_config_file_with_our_classes_and_a_picture_that_is_none(place, said, tm
     cut = {"class": "TruncatedVLM", "base": "qwen_base", "spec": "l2_k16"}
     data = {name: {"class": "CustomMCQDataset", "dataset": name} for name in (DATA, BROKEN)}
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"model": {"talk": chat, "cut": cut}, "data": data}))
+    config.write_text(json.dumps({"model": {"talk": chat, "talk_trunc_l2_k16": cut}, "data": data}))
     place.run("--config", str(config))
     assert place.predictions("talk") == place.predictions("qwen_chat")
-    assert place.predictions("cut") == place.predictions("qwen_base_trunc_l2_k16")
-    for model in ("talk", "cut"):
+    assert place.predictions("talk_trunc_l2_k16") == place.predictions("qwen_base_trunc_l2_k16")
+    for model in ("talk", "talk_trunc_l2_k16"):
         said_of_it = place.status(model, BROKEN)["error_message"]
         assert "bad.png': cannot be read as an image" in said_of_it and f"(question 0 of {BROKEN})" in said_of_it
         assert not (place.work / model / f"{model}_{BROKEN}.xlsx").exists()
