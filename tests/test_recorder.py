@@ -151,7 +151,7 @@ def test_a_run_may_have_a_base_name_of_its_own(classes, base, asked, tmp_path):
     variant = classes.TruncatedVLM(base, CUT)
     in_host(lambda: variant.generate(asked), 1, tmp_path, "mine_trunc_l2_k16")
     in_host(lambda: base.generate(asked), 1, tmp_path / ".", "mine")
-    found = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    found = {path.name: json.loads(path.read_text().splitlines()[-1]) for path in tmp_path.iterdir()}
     assert {name: record["setting"] for name, record in found.items()} == {
         "mine_trunc_l2_k16_RedRelShapes_redrel.jsonl": "l2_k16", "mine_RedRelShapes_redrel.jsonl": "",
     }  # fmt: skip
