@@ -28,7 +28,7 @@ models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
 benchmarks outputs records questions pairing results
-statistics comparisons
+statistics comparisons flips grids
 workbook sheets
 explain.*
 figures
@@ -43,7 +43,7 @@ __main__
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
 names prompts registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
-workbook sheets figures report cli
+flips grids workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
