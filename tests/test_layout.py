@@ -15,7 +15,7 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking
+names locking writing
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
@@ -42,8 +42,8 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names prompts registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
-flips grids workbook sheets figures report cli
+names writing prompts registry attach hostrun benchmarks outputs records questions pairing results
+statistics comparisons flips grids workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
