@@ -31,10 +31,8 @@ def render(folder: Path, template: str, title: str, data: Mapping[str, Any], **c
     loader = jinja2.FileSystemLoader([folder, HERE])
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     scripts = _sources(folder, "js")
-    page = environment.get_template(template).render(
-        title=title, styles=_sources(folder, "css"), scripts=scripts, policy=_policy(scripts), data=embedded(data), **context
-    )
-    return page
+    context |= {"title": title, "data": embedded(data), "scripts": scripts, "policy": _policy(scripts)}
+    return environment.get_template(template).render(styles=_sources(folder, "css"), **context)
 
 
 def _sources(folder: Path, kind: str) -> list[Markup]:

@@ -15,6 +15,7 @@ KINDS = {
     "not separable from the baseline": "same",
     "baseline": "baseline",
 }
+SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
 COSTS = (
     "image_tokens", "kept", "average_image_tokens", "flops_ratio", "kv_ratio", "prefill_ms", "decode_ms_per_token",
     "prefill_flops", "kv_bytes",
@@ -36,7 +37,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
         many = several.get(row["benchmark"], 0) > 1
         verdict = row["verdict"] if isinstance(row["verdict"], str) else ""
         board.append(
-            {name: row[name] for name in ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")}
+            {name: row[name] for name in SAME}
             | {"title": " ".join(filter(None, [row["benchmark"], row["metric"] if many else ""])) or "(no benchmark)"}
             | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
             | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}
@@ -69,7 +70,7 @@ def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
         best = min(fine, key=lambda r: r["flops_ratio"], default=None)
         counts = {kind: sum(r["kind"] == kind for r in own) for kind in ("better", "same", "worse", "none")}
         found.append({"base": row["base"], "title": row["title"], "value": row["value"], "n": row["n"]} | counts)
-        found[-1]["best"] = best and {name: best[name] for name in ("model", "setting", "value", "flops_ratio", "verdict")}
+        found[-1]["best"] = best and {name: best[name] for name in ("model", "setting", "value", "flops_ratio")}
     return found
 
 

@@ -30,10 +30,14 @@ def collect(results: Results) -> list[dict[str, Any]]:
     """
     variants = results.scores.loc[results.scores["model"] != results.scores["base"], ["model", "base", "benchmark"]]
     found = []
-    for row in variants.drop_duplicates().to_dict("records"):
-        frame = flips(results, row["model"], row["benchmark"])
-        if len(frame):
-            found.append(row | {"frame": frame, "total": len(frame)})
+    for key, family in variants.drop_duplicates().groupby(["base", "benchmark"], sort=True):
+        base, benchmark = map(str, key)
+        theirs = results.answers(base, benchmark)
+        for model in map(str, family["model"]):
+            frame = flips(results, model, benchmark, theirs)
+            if len(frame):
+                entry = {"model": model, "base": base, "benchmark": benchmark}
+                found.append(entry | {"frame": frame, "total": len(frame)})
     most = _share([entry["total"] for entry in found])
     return [entry | {"frame": entry["frame"].head(most)} for entry in found]
 
@@ -49,14 +53,16 @@ def _share(sizes: list[int]) -> int:
     return max(low, 1)
 
 
-def payload(results: Results, found: list[dict[str, Any]], pictures: dict[tuple[str, str], list[int]]) -> dict[str, Any]:
+def payload(
+    results: Results, found: list[dict[str, Any]], pictures: dict[tuple[str, str], list[int]]
+) -> dict[str, Any]:
     """``texts``, ``questions`` and ``cells`` of the flips browser.
 
     A question is [benchmark, index, text, options, answer, category, picture numbers]; a flip is [question, change,
     hit, base's hit, answer, base's answer, kept tokens or null, letter, base's letter]; texts stand as numbers into
     ``texts``. ``pictures`` gives the page's pictures of (benchmark, index), where the benchmark was read.
     """
-    cells = {(cell.model, cell.benchmark): cell for cell in results.cells}
+    cells = {(cell.label, cell.benchmark): cell for cell in results.cells}
     texts: dict[str, int] = {}
     questions: dict[tuple[str, str], list[Any]] = {}
     places: dict[tuple[str, str], int] = {}

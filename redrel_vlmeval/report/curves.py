@@ -14,9 +14,10 @@ def heat_maps(results: Results) -> list[dict[str, Any]]:
     """Every grid, its values as lists by layer."""
     return [
         {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric, "rule": grid.rule}
-        | {"layers": grid.layers, "keeps": grid.keeps, "values": grid.values.to_numpy().tolist(), "baseline": grid.baseline}
+        | {"layers": grid.layers, "keeps": grid.keeps, "baseline": grid.baseline}
+        | {"values": grid.values.to_numpy().tolist()}
         for grid in grids(results)
-    ]  # fmt: skip
+    ]
 
 
 def curves(results: Results, board: list[dict[str, Any]]) -> list[dict[str, Any]]:

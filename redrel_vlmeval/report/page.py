@@ -100,6 +100,6 @@ def _notes() -> dict[str, str]:
 
 def _provenance(results: Results) -> dict[str, Any]:
     """Columns and rows of what each cell ran on, columns that say nothing left out."""
-    frame = results.efficiency
+    frame = results.provenance
     names = [name for name in FACTS if name in frame and frame[name].notna().any()]
     return {"columns": names, "rows": frame[names].to_numpy().tolist()}

@@ -53,10 +53,8 @@ def find_tables(benchmarks: Iterable[str], places: Sequence[Path]) -> dict[str, 
         if path is not None:
             found[name] = path
     if names and not found:
-        where = ", ".join(map(str, places))
-        raise PictureError(
-            f"--pictures: none of {', '.join(f'{name}.tsv' for name in names)} in {where}; name their folder with --data-folder"
-        )
+        files, where = (", ".join(map(str, of)) for of in ([f"{name}.tsv" for name in names], places))
+        raise PictureError(f"--pictures: found no {files} in {where}; name the folder with --data-folder")
     return found
 
 

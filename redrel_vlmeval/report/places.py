@@ -76,7 +76,7 @@ def _grid(record: Mapping[str, Any], tokens: int, pictures: int | None) -> tuple
     if pictures is not None and pictures > 1 or one is not None and tokens > one:
         return 0, "The prompt has several pictures, whose tokens are ranked together."
     if one is None and pictures is None:
-        return 0, f"Not told how many pictures the prompt had ({weights}): show the pictures (--pictures) to see places."
+        return 0, "The record does not tell how many pictures the prompt had: with --pictures the benchmark does."
     side = isqrt(tokens)
     if side * side != tokens or one is not None and tokens != one:
         return 0, f"{tokens} image tokens are no square grid over one picture."
