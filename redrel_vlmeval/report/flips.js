@@ -79,7 +79,7 @@
     const current = byId(`flip-${state.at}`);
     list.setAttribute("aria-activedescendant", current ? current.id : "");
     if (current) {
-      const [top, bottom] = [current.offsetTop - list.offsetTop, current.offsetTop - list.offsetTop + current.offsetHeight];
+      const [top, bottom] = [current.offsetTop, current.offsetTop + current.offsetHeight]; // from the list's own edge
       if (top < list.scrollTop) list.scrollTop = top;
       else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
     }
@@ -112,7 +112,7 @@
           `${words(other.change)[0]} ${settings.get(other.cell.model) || other.cell.model}`))),
       // Whatever leads on from a flip stands here, side by side.
       h("p", { class: "flip-links small" }, h("a", { href: address(item) }, "Link to this flip")),
-    ];
+    ].filter(Boolean);
   }
 
   const MEAN = "#7a7468"; // CLIP's mean colour, with which pictures are padded to a square
@@ -121,7 +121,7 @@
     const files = item.asked[6].map((number) => pictures[number]);
     const note = [];
     if (known(tokens) && tokens > 0) {
-      note.push(h("strong", {}, `${kept} of ${tokens} image tokens kept`), stages.length ? `: ${[tokens, ...stages.map(([layer, left]) => `${left} after block ${layer}`)].join(", ")}.` : ".");
+      note.push(h("strong", {}, `${kept} of ${tokens} image tokens kept`), stages.length ? `, ${stages.map(([layer, left]) => `${stages.length > 1 ? `${left} ` : ""}${layer ? `after block ${layer}` : "before block 1"}`).join(", ")}.` : ".");
     } else if (!item.kept) note.push("This run left no record of the kept tokens.");
     if (known(why)) note.push(` ${say(why)}`);
     const overlaid = side > 0 && files.length < 2;
@@ -194,6 +194,9 @@
     go(step === undefined ? far : state.at + step);
   });
   window.addEventListener("hashchange", follow);
+  // Begins with a variant that has something to see: tokens kept, and tokens dropped.
+  const telling = all.find((item) => item.kept && item.kept[2] > 0 && item.kept[1] > 0 && item.kept[1] < item.kept[0]);
+  if (telling && !selects.model.whole.hidden) selects.model.box.value = state.filters.model = telling.cell.model;
   refilter();
   follow();
 })();

@@ -51,7 +51,7 @@ def write(results: Results, path: str | Path, most_pictures: int = 0, data_folde
 def html(results: Results, most_pictures: int = 0, data_folder: Path | None = None) -> str:
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
-    found = changes.collect(results)
+    found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
     shown, where, missing = _pictures(results, found, most_pictures, data_folder)
     facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
     data = {
