@@ -13,7 +13,8 @@ import pandas as pd
 from PIL import Image
 
 BASE = host.BASE
-HOSTILE = "<script>alert(1)</script></script><!-- \"quotes\" 'and' {{ 7*7 }} {% raw %} & \u2028 \u2029 <img src=x onerror=alert(2)>"
+HOSTILE = "<script>alert(1)</script></script><!-- \"quotes\" 'and' {{ 7*7 }} {% raw %} & \u2028 \u2029 "
+HOSTILE += "<img src=x onerror=alert(2)>"
 COUNT = 40
 
 
@@ -52,12 +53,12 @@ def write(folder: Path, text: str = "What color is it?") -> Path:
     draw = random.Random(7)
     right = [1] * 34 + [0] * 6
     rows: dict[str, tuple[float, int | None, int]] = {"": (0.0, None, 0)}
-    rows |= {"l2_k8": (0.5, 8, 2), "l2_k32": (0.3, 32, 2), "l6_k8": (0.02, 8, 6), "l6_k32": (0.0, 32, 6)}
+    rows |= {"l2_k8": (0.7, 8, 2), "l2_k32": (0.3, 32, 2), "l6_k8": (0.02, 8, 6), "l6_k32": (0.0, 32, 6)}
     rows |= {"l2_k8_random": (0.4, 8, 2), "l2_k8_lowest": (0.2, 8, 2)}
     asked = [f"{text} ({i})" for i in range(COUNT)]
     for setting, (loss, keep, layer) in rows.items():
         model = f"{BASE}_trunc_{setting}" if setting else BASE
-        hits = [int(hit and draw.random() >= loss) for hit in right]
+        hits = [int(draw.random() >= loss if hit else draw.random() < loss) for hit in right]
         answered(folder, model, hits, question=asked)
         recorded(folder, model, keep, layer)
     failed, partial, running = (f"{BASE}_trunc_{setting}" for setting in ("l4_k8", "l4_k32", "l1_k8"))

@@ -50,7 +50,7 @@ const redrel = { data: JSON.parse(document.getElementById("data").textContent) }
   // A labelled select whose first choice may stand for all.
   redrel.select = (label, choices, change, all) => {
     const options = [...(all ? [["", all]] : []), ...choices.map((c) => (Array.isArray(c) ? c : [c, c]))];
-    const box = redrel.h("select", { onchange: () => change(box.value) },
+    const box = redrel.h("select", { "aria-label": label, onchange: () => change(box.value) },
       options.map(([value, text]) => redrel.h("option", { value }, text)));
     const whole = redrel.h("label", { hidden: options.length < (all ? 3 : 2) }, label, box);
     return { box, whole };

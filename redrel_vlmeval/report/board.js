@@ -92,7 +92,7 @@
   const body = h("tbody");
   byId("board").append(h("table", { id: "board-table" }, h("thead", {}, h("tr", {}, heads)), body));
   const count = h("output", { "aria-live": "polite" });
-  const search = h("input", { type: "search", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
+  const search = h("input", { type: "search", "aria-label": "Find a model", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
   const keep = (key) => (value) => { state.filters[key] = value; show(); };
   const kinds = [["better", "better"], ["same", "not separable"], ["worse", "worse"], ["none", "not tested"], ["open", "no score"]];
   const selects = [

@@ -26,7 +26,8 @@ _OPTION = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 def collect(results: Results, order: Sequence[str]) -> list[dict[str, Any]]:
     """One entry per variant and benchmark that can be compared with its base: model, base, benchmark, frame of flips.
 
-    ``order`` are the models as the leaderboard has them. Frames are cut to the first rows where a page could not hold them all; ``total`` counts what was there.
+    ``order`` are the models as the leaderboard has them. Frames are cut to the first rows where a page could not hold
+    them all; ``total`` counts what was there.
     """
     variants = results.scores.loc[results.scores["model"] != results.scores["base"], ["model", "base", "benchmark"]]
     found: list[dict[str, Any]] = []

@@ -29,7 +29,7 @@
       .filter(([i]) => all.some((item) => String(item.change) === i)), keep("change"), "all"),
     category: redrel.select("Category", unique(all.map((item) => say(item.asked[5]))).filter(Boolean), keep("category"), "all"),
   };
-  const search = h("input", { type: "search", placeholder: "in questions and answers", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); refilter(); } });
+  const search = h("input", { type: "search", "aria-label": "Find a question or answer", placeholder: "in questions and answers", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); refilter(); } });
   byId("flip-filters").append(...Object.values(selects).map((one) => one.whole), h("label", {}, "Find", search), count);
 
   const list = h("ul", { role: "listbox", tabindex: 0, "aria-label": "Flips", id: "flip-list" });
