@@ -1,4 +1,4 @@
-"""Output folders for the report's tests: two benchmarks, a base with variants, controls, and cells that went wrong."""
+"""Output folders for the report's tests: a base with variants, controls, and cells that went wrong."""
 
 from __future__ import annotations
 

@@ -181,3 +181,11 @@ def test_two_thousand_questions_and_ten_models_fit_into_five_megabytes(tmp_path:
     assert sum(len(entry["flips"]) for entry in found["cells"]) > 5000 and found["cut"] == 0
     assert all(len(flip[6][3]) == 96 for flip in found["cells"][0]["flips"])  # 576 bits, all of them
     assert path.stat().st_size < 5e6
+
+
+def test_a_benchmark_without_a_rule_shows_its_numbers_as_they_stand(tmp_path: Path) -> None:
+    box.answered(tmp_path, BASE, [1, 0] * 5)
+    (tmp_path / BASE / f"{BASE}_X_acc.csv").write_text('"who","what"\n"a","0.5"\n"b","0.25"\n')
+    found = row(box.data_of(page.html(read(tmp_path))), BASE)
+    assert (found["status"], found["value"]) == ("no rule", None) and found["note"]
+    assert sorted(value for _, value in found["raw"]) == [0.25, 0.5]

@@ -62,7 +62,7 @@
     const own = lines.find((entry) => entry.row === row);
     if (own.detail) { own.detail.remove(); own.detail = null; button.setAttribute("aria-expanded", "false"); return; }
     const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], ["Rule", row.rule],
-      ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
+      ["Numbers as they stand", row.raw.map(([metric, value]) => `${metric}: ${value}`).join(", ")], ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
       ["Decode ms/token", fixed(row.decode_ms_per_token, 2)], ["p, uncorrected", pText(row.p)]];
     own.detail = h("tr", { class: "detail" }, h("td", { colspan: columns.length }, h("dl", { class: "facts" },
       facts.filter(([, value]) => value || value === 0).map(([term, value]) => [h("dt", {}, term), h("dd", {}, String(value))]))));

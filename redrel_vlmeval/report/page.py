@@ -16,7 +16,6 @@ from redrel_vlmeval.writing import WriteError, atomically
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
-STATES = ("failed", "running", "partial")
 FACTS = (
     "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
     "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments",
@@ -80,12 +79,12 @@ def _pictures(
 
 
 def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts()
+    states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts().sort_index()
     return {
         "folder": results.folder.absolute().name,
         "models": len({row["model"] for row in rows}),
         "benchmarks": len({row["benchmark"] for row in rows}),
-        "states": {state: int(states[state]) for state in STATES if state in states},
+        "states": {str(state): int(count) for state, count in states.items() if state != "ok"},
         "version": redrel_vlmeval.__version__,
         "written": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "toy": any(row["base"].startswith(TOY) for row in rows),
