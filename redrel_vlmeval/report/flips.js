@@ -150,12 +150,15 @@
         if (!isKept(row, column + 1)) edges += `M${x + cell} ${y}v${cell}`;
       }
     }
-    const stroke = size / 130;
-    return s("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": told, class: file ? "" : "bare" },
+    // Hatched as well as dark: on a black picture darkness alone tells nothing.
+    const stroke = size / 130, gap = size / 48;
+    const hatch = s("pattern", { id: "hatch", width: gap, height: gap, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+      s("rect", { width: gap * 0.22, height: gap, class: "hatch" }));
+    return s("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": told, class: file ? "" : "bare" }, hatch,
       file && s("rect", { width: size, height: size, fill: MEAN }),
       file && s("image", { href: file.src, x: Math.floor((size - file.w) / 2), y: Math.floor((size - file.h) / 2), width: file.w, height: file.h, class: file.w < 200 ? "pixels" : "" }),
       s("g", { class: "overlay", style: file && !state.dim ? { display: "none" } : {} },
-        s("path", { d: dropped, class: "dropped", "shape-rendering": "crispEdges" }),
+        s("path", { d: dropped, class: "dropped", "shape-rendering": "crispEdges" }), s("path", { d: dropped, fill: "url(#hatch)" }),
         s("path", { d: edges, class: "edge under", "stroke-width": stroke * 2.2 }), s("path", { d: edges, class: "edge", "stroke-width": stroke })));
   }
 
