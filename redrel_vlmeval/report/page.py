@@ -16,6 +16,10 @@ from redrel_vlmeval.writing import WriteError, atomically
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
+NOTED = (
+    "model", "base", "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
+    "decode ms/token",
+)  # fmt: skip
 FACTS = (
     "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
     "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments",
@@ -94,7 +98,7 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _notes() -> dict[str, str]:
     """What each quantity of the page means: the sheets' own words."""
-    return {name: text for name, text in (NOTES | comparisons.MEANINGS).items() if name != "note"}
+    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS
 
 
 def _provenance(results: Results) -> dict[str, Any]:
