@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval import records
-from redrel_vlmeval.flips import DOWN, SAME, UP, flips, letter
+from redrel_vlmeval import flips, records
+from redrel_vlmeval.flips import DOWN, SAME, UP, letter
+from redrel_vlmeval.questions import answers
 from redrel_vlmeval.report.places import Kept, kept_of
 from redrel_vlmeval.results import Results
 
@@ -29,13 +30,18 @@ def collect(results: Results, order: Sequence[str]) -> list[dict[str, Any]]:
     ``order`` are the models as the leaderboard has them. Frames are cut to the first rows where a page could not hold
     them all; ``total`` counts what was there.
     """
-    variants = results.scores.loc[results.scores["model"] != results.scores["base"], ["model", "base", "benchmark"]]
+    rows = results.scores
+    # A headline with a delta is the mark of two cells that were run alike, as in flips.flips.
+    paired = rows.loc[rows["headline"] & rows["delta"].notna(), ["model", "base", "benchmark"]].drop_duplicates()
+    cells = {(cell.label, cell.benchmark): cell for cell in results.cells}
+    place = {model: number for number, model in enumerate(order)}
     found: list[dict[str, Any]] = []
-    for key, family in variants.drop_duplicates().groupby(["base", "benchmark"], sort=True):
+    for key, family in paired.groupby(["base", "benchmark"], sort=True):
         base, benchmark = map(str, key)
-        theirs = results.answers(base, benchmark)
-        for model in sorted(map(str, family["model"]), key=order.index):
-            frame = flips(results, model, benchmark, theirs)
+        theirs = answers(cells[base, benchmark])
+        for model in sorted(map(str, family["model"]), key=place.__getitem__):
+            judged = results.judged.get((model, benchmark))
+            frame = flips.changes(answers(cells[model, benchmark]), theirs, judged)
             if len(frame):
                 entry = {"model": model, "base": base, "benchmark": benchmark}
                 found.append(entry | {"frame": frame, "total": len(frame)})
@@ -78,10 +84,10 @@ def payload(
                 places[key] = len(places)
                 questions[key] = _question(benchmark, flip, texts, shown or [])
             own = kept_of(kept.get(flip["index"]), None if shown is None else len(shown))
-            answers = [_number(texts, flip[name]) for name in ("prediction", "base_prediction")]
+            said = [_number(texts, flip[name]) for name in ("prediction", "base_prediction")]
             change = CHANGES.index(flip["change"])
             letters = [letter(_spoken(flip[name]), flip["options"]) for name in ("prediction", "base_prediction")]
-            rows.append([places[key], change, flip["hit"], flip["base_hit"], *answers, _packed(own, texts), *letters])
+            rows.append([places[key], change, flip["hit"], flip["base_hit"], *said, _packed(own, texts), *letters])
         entries.append({name: entry[name] for name in ("model", "base", "benchmark", "total")} | {"flips": rows})
     shortened, cut = _shortened(texts)
     return {"texts": shortened, "cut": cut, "questions": list(questions.values()), "cells": entries}
