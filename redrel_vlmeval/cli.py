@@ -92,6 +92,32 @@ def sheet(
 
 
 @app.command()
+def report(
+    outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .html file to write.")],
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Thumbnails of at most N pictures, most often changed answers first.")
+    ] = 0,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where the benchmarks' TSV lie, if not $LMUData, OUTPUTS/LMUData, ~/LMUData.")
+    ] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+    ] = False,
+) -> None:
+    """One offline HTML page: leaderboard, cost, grids, curves, changed answers. Exit code 1 if a cell failed."""
+    from redrel_vlmeval import results
+    from redrel_vlmeval.report import page
+
+    found = results.read(outputs, all_runs)
+    path = page.write(found, output, pictures, data_folder)
+    typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    for model, benchmark, reason in found.failed:
+        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
+    raise typer.Exit(int(bool(found.failed)))
+
+
+@app.command()
 def demo(
     work_dir: Annotated[Path, typer.Option(help="Where results, tables and the figure go.")] = Path("outputs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and variants, about a minute.")] = False,

@@ -247,8 +247,7 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     category = ~frame["headline"] & ~frame["metric"].str.endswith("]")
     frame = frame[category | frame["metric"].isin(first)]
     frame = frame.assign(category=frame["metric"].where(~frame["headline"], ""))
-    asked = results.questions
-    sizes = asked[(asked["model"] == base) & (asked["benchmark"] == benchmark)]["category"].value_counts()
+    sizes = results.answers(base, benchmark)["category"].value_counts()
     frame["n"] = pd.Series(frame["category"].map(sizes).where(~frame["headline"], frame["n"]), dtype=float)
     of_base = frame[frame["model"] == base]
     baseline = {str(name): float(value) for name, value in zip(of_base["category"], of_base["value"], strict=True)}

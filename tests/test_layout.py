@@ -15,7 +15,7 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking hostfacts
+names locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
@@ -28,11 +28,12 @@ models.llava models.qwen_vl models.decoding models.likelihood models.variant
 registry hostrun
 sweep
 benchmarks tables outputs records provenance questions pairing results
-statistics comparisons
+statistics comparisons flips grids
 workbook sheets
+pages.render
 explain.*
 figures
-report
+report.places report.board report.curves report.changes report.pictures report.page
 benchmodels bench benchtable
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
@@ -42,9 +43,9 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names hostfacts prompts registry attach hostrun
+names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
-comparisons workbook sheets figures report cli
+comparisons flips grids workbook sheets pages.render figures report.page cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}
