@@ -31,6 +31,13 @@ def flips(results: Results, model: str, benchmark: str) -> pd.DataFrame:
     ours, theirs = (_answers(results, name, benchmark) for name in (model, base)) if base else (None, None)
     if ours is None or theirs is None:
         return pd.DataFrame(columns=COLUMNS)
+    return changes(ours, theirs)
+
+
+def changes(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
+    """The same of two tables of answers that have the question's index (text, each once) as theirs."""
+    wanted = [name for name in COLUMNS if name not in ("index", "change", "base_prediction", "base_hit")]
+    ours = ours.reindex(columns=wanted).rename_axis("index")
     beside = theirs.loc[:, ["prediction", "hit"]].reindex(ours.index).add_prefix("base_")
     rows = ours.join(beside)
     rows = rows[rows["hit"].notna() & rows["base_hit"].notna()]
@@ -58,8 +65,7 @@ def _answers(results: Results, model: str, benchmark: str) -> pd.DataFrame | Non
         frame = frame[frame.index.isin(set(judged["index"]))]
     if frame.empty or frame.index.has_duplicates:
         return None
-    wanted = [name for name in COLUMNS if name not in ("index", "change", "base_prediction", "base_hit")]
-    return frame.reindex(columns=wanted)
+    return frame
 
 
 def _moved(row: Any) -> bool:

@@ -1,0 +1,70 @@
+"""One table: its frame, and what a reader has to see of it besides the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from redrel_vlmeval.tables import columns
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A frame with its title, lines to be read with it (``remarks``), rows that others printed (``grey``, positions).
+
+    ``scores`` are the columns that are compared, of which the best is ``bold`` (row position, column). ``heat`` are
+    spans of rows (first, last position), each a heat map of the ``heat_columns``, and the value where it turns.
+    ``left_out`` counts rows that are in the csv of a folder only; ``full`` is the frame with them.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    caption: str
+    remarks: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+    grey: frozenset[int] = frozenset()
+    bold: frozenset[tuple[int, str]] = frozenset()
+    heat: tuple[tuple[int, int, float | None], ...] = ()
+    heat_columns: tuple[str, ...] = ()
+    full: pd.DataFrame | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What each column means."""
+        known = columns.meanings(self.frame, self.scores) | dict(self.meanings)
+        return {name: known[name] for name in map(str, self.frame.columns) if name in known}
+
+    @property
+    def file(self) -> str:
+        """The name as a file's: ``table_1``."""
+        return self.name.lower().replace(" ", "_")
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """All rows that were measured here: what a csv holds, so that no mean over a column takes in printed numbers."""
+        frame = self.frame if self.full is None else self.full
+        return frame[[position not in self.grey for position in range(len(frame))]] if self.grey else frame
+
+
+def capped(name: str, frame: pd.DataFrame, most: int, caption: str, what: str, **more: object) -> Table:
+    """A table of at most ``most`` rows, which says how many it leaves out and where they are."""
+    rest = len(frame) - most
+    table = Table(name, frame if rest <= 0 else frame.iloc[:most], caption, **more)  # type: ignore[arg-type]
+    if rest <= 0:
+        return table
+    line = f"{rest} of {len(frame)} {what} are left out here; '-o FOLDER/' writes all of them to {table.file}.csv"
+    return Table(name, frame.iloc[:most], caption, **(more | {"remarks": (*table.remarks, line), "full": frame}))  # type: ignore[arg-type]
+
+
+def best(frame: pd.DataFrame, scores: tuple[str, ...], grey: frozenset[int] = frozenset()) -> frozenset[tuple[int, str]]:
+    """The highest measured score of each column (all of them on a tie), where several rows have one."""
+    marks = []
+    for name in scores:
+        values = pd.to_numeric(frame[name], errors="coerce")
+        values = values[[position not in grey for position in range(len(frame))]]
+        if values.notna().sum() > 1:
+            marks += [(int(frame.index.get_loc(i)), name) for i in values.index[values == values.max()]]
+    return frozenset(marks)
