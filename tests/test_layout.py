@@ -27,9 +27,11 @@ models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records questions pairing results
+benchmarks outputs records provenance questions pairing results
 statistics comparisons flips grids
-workbook sheets
+published blind
+tables.columns tables.table tables.board tables.paper tables.persample tables.details tables.every
+texts markup jsonboard workbook sheets
 explain.*
 figures
 report
@@ -42,8 +44,9 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names writing prompts registry attach hostrun benchmarks outputs records questions pairing results
-statistics comparisons flips grids workbook sheets figures report cli
+names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
+statistics comparisons flips grids published blind tables.every texts markup jsonboard workbook sheets figures
+report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
