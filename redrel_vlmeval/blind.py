@@ -70,13 +70,14 @@ def dependent(results: Results) -> pd.DataFrame:
 
 
 def lines(results: Results) -> list[str]:
-    """One line per base and benchmark that has a blind rate, for a terminal."""
+    """One line per run without any image, for a terminal."""
     found = blind(results)
-    return [
-        f"blind: {row.blind_model} gets {row.blind_rate:.1f} % of {row.benchmark} right without any image "
-        f"({row.right} of {row.n}, lucky guesses included)"
-        for row in found[found["category"] == ""].itertuples(index=False)
-    ]
+    found = found[found["category"] == ""]
+    told = []
+    for model, rows in found.groupby("blind_model", sort=False):
+        rates = [f"{row.blind_rate:.1f} % of {row.benchmark} ({row.right} of {row.n})" for row in rows.itertuples()]
+        told.append(f"right without any image, lucky guesses included: {', '.join(rates)} ({model})")
+    return told
 
 
 def _families(results: Results) -> Iterator[_Family]:

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval import comparisons, published
+from redrel_vlmeval.boards.every import printed
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.tables.every import printed
 
 COSTS = ("image_tokens", "kept", "average_image_tokens", "flops_ratio", "kv_ratio", "prefill_flops", "kv_bytes",
          "prefill_ms", "decode_ms_per_token")  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from tabulate import tabulate
 
-from redrel_vlmeval.tables import columns
-from redrel_vlmeval.tables.table import Table
+from redrel_vlmeval.boards import columns
+from redrel_vlmeval.boards.table import Table
 
 # Rows of a table on one page of LaTeX, and of a long table in running text; a csv has all.
 PAGE = 40
@@ -43,7 +44,7 @@ def _markdown(table: Table) -> str:
     body = tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True) if rows else ""
     told = [*table.remarks, *_cut(table)]
     notes = (f"- **{_plain(name)}**: {_plain(text)}" for name, text in table.notes.items())
-    blocks = [f"## {table.name}", f"{table.caption}.", body, *(_plain(line) for line in told), "\n".join(notes) if rows else ""]
+    blocks = [f"## {table.name}", f"{table.caption}.", body, *map(_plain, told), "\n".join(notes) if rows else ""]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -69,7 +70,8 @@ def document(tables: Iterable[Table]) -> str:
 
 def latex(table: Table) -> str:
     r"""One table for ``\input``: needs booktabs, graphicx and xcolor; best in bold, printed rows grey."""
-    rows = [_tex_row(table, position, cells) for position, cells in enumerate(columns.cells(table.frame.iloc[:MOST], 90))]
+    shown = columns.cells(table.frame.iloc[:MOST], 90)
+    rows = [_tex_row(table, position, cells) for position, cells in enumerate(shown)]
     told = [*table.remarks, *_cut(table)]
     below = "".join(f"\n\\par\\smallskip {{\\footnotesize {tex(line)}.}}" for line in told)
     title = f"% {table.name}\n"
@@ -102,11 +104,11 @@ def _tex_row(table: Table, position: int, cells: list[str]) -> str:
 
 def _numeric(table: Table, name: str) -> bool:
     values = table.frame[name].dropna()
-    return bool(len(values)) and all(isinstance(v, (int, float)) or getattr(v, "dtype", None) is not None for v in values)
+    return bool(len(values)) and all(isinstance(value, (int, float, np.number)) for value in values)
 
 
 def tex(text: str) -> str:
-    """Text with nothing in it that LaTeX acts on; a character that its default fonts lack becomes its code, [U+4E2D]."""
+    """Text with nothing that LaTeX acts on; a character that its default fonts lack becomes its code, [U+4E2D]."""
     found = []
     for sign in text:
         known = ord(sign) < 127 and sign.isprintable() or sign.isalpha() and 0xC0 <= ord(sign) < 0x180

@@ -84,7 +84,7 @@ def load(path: Path) -> pd.DataFrame:
             raise PublishedError(f"{where}: disputed is {row['disputed']!r}, expected 'yes' or nothing")
     if (twice := frame.duplicated(_KEY)).any():
         line = int(twice.to_numpy().argmax()) + 2
-        raise PublishedError(f"{path.name}, line {line}: model, method, setting, benchmark, metric and source stand twice")
+        raise PublishedError(f"{path.name}, line {line}: stands twice: the same {', '.join(_KEY)}")
     return frame.assign(value=values.astype(float), disputed=frame["disputed"] == "yes")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from redrel_vlmeval import jsonboard, markup
+from redrel_vlmeval.boards.every import SUMMARY, every, printed
+from redrel_vlmeval.boards.leaders import leaderboard
+from redrel_vlmeval.boards.table import Table
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.tables.board import leaderboard
-from redrel_vlmeval.tables.every import SUMMARY, every, printed
-from redrel_vlmeval.tables.table import Table
 from redrel_vlmeval.texts import to_text
 from redrel_vlmeval.writing import WriteError, atomically
 

@@ -8,9 +8,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from redrel_vlmeval import comparisons
-from redrel_vlmeval.tables import columns
-from redrel_vlmeval.tables.board import NOT_RUN, STATES
-from redrel_vlmeval.tables.columns import statistic
+from redrel_vlmeval.boards import columns
+from redrel_vlmeval.boards.columns import statistic
+from redrel_vlmeval.boards.leaders import NOT_RUN, STATES, two_words
 
 INTERVAL = "95 % CI"
 LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
@@ -21,7 +21,8 @@ def to_text(frame: pd.DataFrame) -> str:
 
     Below it what all rows share, and every note.
     """
-    shown, below = _without_shared(shortened(frame).drop(columns=["note", "mean"], errors="ignore").dropna(axis=1, how="all"))
+    short = shortened(frame).drop(columns=["note", "mean"], errors="ignore")
+    shown, below = _without_shared(short.dropna(axis=1, how="all"))
     if any(statistic(name) == "p (Holm)" for name in shown.columns):
         below.append(LEGEND)
     below += [f"{row['model']}: {text}" for row in frame.to_dict("records") for text in _remarks(row)]
@@ -37,21 +38,13 @@ def to_text(frame: pd.DataFrame) -> str:
 def shortened(frame: pd.DataFrame) -> pd.DataFrame:
     """Delta, p (Holm) and a verdict of two words at most; the interval too of a single score; files have all of it."""
     scores = [str(name).removesuffix(" verdict") for name in frame.columns if statistic(str(name)) == "verdict"]
-    short = frame.assign(**{f"{name} verdict": frame[f"{name} verdict"].map(_two_words) for name in scores})
+    short = frame.assign(**{f"{name} verdict": frame[f"{name} verdict"].map(two_words) for name in scores})
     if len(scores) == 1:
         low, high = (frame[f"{scores[0]} {end}"] for end in ("CI low", "CI high"))
         spans = [None if x != x else f"{x:+.1f}..{y:+.1f}" for x, y in zip(low, high, strict=True)]
         short.insert(list(frame.columns).index(f"{scores[0]} CI low"), f"{scores[0]} {INTERVAL}", spans)
     long = [name for name in frame.columns if statistic(str(name)) in ("CI low", "CI high", "up", "down", "p")]
     return short.drop(columns=long)
-
-
-def _two_words(verdict: Any) -> Any:
-    if not isinstance(verdict, str):
-        return verdict
-    if verdict.startswith(comparisons.NO_TEST):
-        return "not run" if verdict == NOT_RUN else comparisons.NO_TEST
-    return verdict.rpartition(": ")[2].removesuffix(" the baseline").removesuffix(" than").removesuffix(" from")
 
 
 def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

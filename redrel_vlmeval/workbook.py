@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import pandas as pd
@@ -11,22 +12,28 @@ from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE, Cell
 from openpyxl.formatting.rule import ColorScaleRule
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
 from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.page import PageMargins
+from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
-from redrel_vlmeval.tables.columns import number_format, statistic
-from redrel_vlmeval.tables.table import Table
+from redrel_vlmeval.boards.columns import number_format, statistic
+from redrel_vlmeval.boards.table import Table
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
 STATE_FILLS = {"failed": "F8CBAD", "partial": "FFE699", "running": "DDEBF7"}
 RED, GREEN, GREY = "9C0006", "006100", "7F7F7F"
-VERDICTS = {"worse than the baseline": RED, "better than the baseline": GREEN}
+VERDICTS = {"worse than the baseline": RED, "better than the baseline": GREEN, "worse": RED, "better": GREEN}
 # Low, middle and high of a heat map: told apart by every kind of colour vision.
-HEAT = ("D55E00", "FFFFFF", "0072B2")
+HEAT = ("F4A582", "FFFFFF", "92C5DE")
+# With more score columns than this, the verdict's sentence is folded; the colour of the delta tells it.
+SENTENCES = 2
 DETAILS = ("CI low", "CI high", "up", "down", "p")
-WRAPPED = {"verdict": 44, "note": 50, "question": 60, "options": 30, "prediction": 30, "base_prediction": 30,
-           "meaning": 110, "arguments": 50, "reason": 50, "answer": 24, "backend": 24}  # fmt: skip
+WRAPPED = {"verdict": 50, "note": 50, "question": 60, "options": 30, "prediction": 30, "base_prediction": 30,
+           "meaning": 110, "arguments": 50, "reason": 50, "best of": 30, "answer": 24, "backend": 32}  # fmt: skip
 WIDEST = 44
+# Points of one line of text, and how many lines a row may show.
+LINE, MOST_LINES = 15, 12
 
 
 def build(tables: Sequence[Table]) -> Workbook:
@@ -37,8 +44,9 @@ def build(tables: Sequence[Table]) -> Workbook:
         _fill(book.create_sheet(table.name), table)
     rows = [(table.name, "", line) for table in tables for line in (f"{table.caption}.", *table.remarks)]
     rows += [(table.name, name, text) for table in tables for name, text in table.notes.items()]
-    order = {table.name: number for number, table in enumerate(tables)}
-    notes = pd.DataFrame(sorted(rows, key=lambda row: order[row[0]]), columns=["sheet", "column", "meaning"])
+    order = [table.name for table in tables]
+    rows.sort(key=lambda row: order.index(row[0]))
+    notes = pd.DataFrame(rows, columns=["sheet", "column", "meaning"])
     _fill(book.create_sheet("Notes"), Table("Notes", notes, "what each sheet and column means"))
     return book
 
@@ -51,24 +59,27 @@ def _fill(sheet: Worksheet, table: Table) -> None:
     else:
         _head(sheet, names)
         lengths = _rows(sheet, table, names)
-        _widths(sheet, names, lengths)
+        widths = _widths(sheet, names, lengths)
+        _heights(sheet, table, names, widths)
         sheet.freeze_panes = "B2" if names[0] == "model" else "A2"
         sheet.auto_filter.ref = f"A1:{get_column_letter(len(names))}{len(table.frame) + 1}"
         _heat(sheet, table, names)
         _outline(sheet, names)
         for number, line in enumerate(table.remarks):
             cell = _put(sheet.cell(len(table.frame) + 3 + number, 1), line)
-            cell.font = Font(italic=True, color=GREY)
+            cell.font = _font(italic=True, color=GREY)
         sheet.print_title_rows = "1:1"
     sheet.page_setup.orientation, sheet.page_setup.paperSize = "landscape", "9"
     sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
-    sheet.sheet_properties.pageSetUpPr.fitToPage = True
-    sheet.oddFooter.center.text = "&A, page &P of &N"
+    sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
+    sheet.page_margins = PageMargins(left=0.4, right=0.4, top=0.5, bottom=0.75)
+    if sheet.oddFooter and sheet.oddFooter.center:
+        sheet.oddFooter.center.text = "&A, page &P of &N"
 
 
 def _say(sheet: Worksheet, table: Table) -> None:
     """What the table would hold and why it is empty: never a sheet that says nothing."""
-    _put(sheet.cell(1, 1), f"{table.name}: {table.caption}").font = Font(bold=True)
+    _put(sheet.cell(1, 1), f"{table.name}: {table.caption}").font = _font(bold=True)
     for number, line in enumerate(table.remarks or ("no rows",), start=2):
         _put(sheet.cell(number, 1), line)
     sheet.column_dimensions["A"].width = 110
@@ -78,8 +89,7 @@ def _say(sheet: Worksheet, table: Table) -> None:
 def _head(sheet: Worksheet, names: list[str]) -> None:
     for number, name in enumerate(names, start=1):
         cell = _put(sheet.cell(1, number), name)
-        cell.font, cell.fill = Font(bold=True, color="FFFFFF"), HEAD
-        cell.alignment = Alignment(wrap_text=True, vertical="center")
+        cell.font, cell.fill = _font(bold=True, color="FFFFFF"), HEAD
 
 
 def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
@@ -87,26 +97,51 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
     formats = [_excel_format(number_format(name)) for name in names]
     wrapped = [_kind(name) in WRAPPED for name in names]
     longest = [0] * len(names)
-    bold, grey, wrap = Font(bold=True), Font(italic=True, color=GREY), Alignment(wrap_text=True, vertical="top")
-    top = Alignment(vertical="top")
+    numeric, deltas = [False] * len(names), _verdicts(table, names)
+    bold, grey = _font(bold=True), _font(italic=True, color=GREY)
+    top, plain = Alignment(vertical="top"), Alignment(vertical="top", indent=1)
+    wrap = Alignment(wrap_text=True, vertical="top", indent=1)
     for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
         for number, value in enumerate(row):
             cell = _put(sheet.cell(position + 2, number + 1), value)
             if cell.value is None and position not in table.grey:
                 continue
             if isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool):
-                cell.number_format = formats[number]
+                cell.number_format, cell.alignment, numeric[number] = formats[number], top, True
                 length = 7
             else:
                 length = max(map(len, str(cell.value or "").split("\n")))
                 _mark_text(cell, names[number])
+                # Text is set off from the number that ends at its left.
+                cell.alignment = top if number == 0 else wrap if wrapped[number] and length > 12 else plain
             longest[number] = max(longest[number], length)
-            cell.alignment = wrap if wrapped[number] and length > 12 else top
+            if (colour := deltas.get((position, number))) and isinstance(cell.value, float):
+                cell.font = _font(color=colour)
             if (position, names[number]) in table.bold or (number == 0 and _is_base(names, row)):
                 cell.font = bold
             if position in table.grey:
                 cell.font, cell.fill = grey, BAND
+    for number, right in enumerate(numeric, start=1):
+        side = {"horizontal": "right"} if right else {"indent": int(number > 1)}
+        sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
     return longest
+
+
+def _font(**look: Any) -> Font:
+    """The font of every other cell, which openpyxl's bare Font is not."""
+    return Font(name="Calibri", size=11, **look)
+
+
+def _verdicts(table: Table, names: list[str]) -> dict[tuple[int, int], str]:
+    """Colours of the deltas (row position, column position) whose test says better or worse."""
+    found: dict[tuple[int, int], str] = {}
+    for name in names:
+        other = f"{name.removesuffix(' delta')} verdict"
+        if statistic(name) == "delta" and other in names:
+            for position, verdict in enumerate(table.frame[other]):
+                colour = VERDICTS.get(str(verdict).rpartition(": ")[2])
+                found |= {(position, names.index(name)): colour} if colour else {}
+    return found
 
 
 def _is_base(names: list[str], row: tuple) -> bool:
@@ -116,25 +151,43 @@ def _is_base(names: list[str], row: tuple) -> bool:
 def _mark_text(cell: Cell, name: str) -> None:
     if cell.value in STATE_FILLS:
         cell.fill = PatternFill("solid", fgColor=STATE_FILLS[str(cell.value)])
-        cell.font = Font(color=RED) if cell.value == "failed" else Font()
+        cell.font = _font(color=RED) if cell.value == "failed" else _font()
     elif _kind(name) == "verdict" and (end := str(cell.value).rpartition(": ")[2]) in VERDICTS:
-        cell.font = Font(color=VERDICTS[end])
+        cell.font = _font(color=VERDICTS[end])
 
 
 def _kind(name: str) -> str:
     return statistic(name) or name
 
 
-def _widths(sheet: Worksheet, names: list[str], lengths: list[int]) -> None:
-    """As wide as the longest text; long words go on the next line; a header takes as many lines as it needs."""
-    lines = 1
+def _widths(sheet: Worksheet, names: list[str], lengths: list[int]) -> list[int]:
+    """As wide as the longest text, up to a limit; a header takes as many lines as it needs."""
+    lines, widths = 1, []
     for number, (name, length) in enumerate(zip(names, lengths, strict=True), start=1):
         word = max(map(len, name.split(" ")))
         most = WRAPPED.get(_kind(name), WIDEST)
         width = min(max(length + 2, min(word, 18) + 3), most)
         sheet.column_dimensions[get_column_letter(number)].width = width
-        lines = max(lines, -(-(len(name) + 3) // int(width - 1)))
-    sheet.row_dimensions[1].height = 15 * min(lines, 6) + 3
+        widths.append(width)
+        lines = max(lines, _lines(name, width - 3))
+    sheet.row_dimensions[1].height = LINE * min(lines, 6) + 3
+    return widths
+
+
+def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]) -> None:
+    """Rows whose text is wrapped are as high as its lines: not every program works that out when it opens a file."""
+    for name, width in zip(names, widths, strict=True):
+        if _kind(name) not in WRAPPED:
+            continue
+        for position, value in enumerate(table.frame[name]):
+            if isinstance(value, str) and (lines := min(_lines(value, width - 1), MOST_LINES)) > 1:
+                row = sheet.row_dimensions[position + 2]
+                row.height = max(row.height or 0, LINE * lines)
+
+
+def _lines(text: str, width: int) -> int:
+    """Lines that a text takes; breaks between words waste about a tenth of each."""
+    return sum(max(1, ceil(1.1 * len(line) / max(width, 1))) for line in text.split("\n"))
 
 
 def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
@@ -152,17 +205,18 @@ def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
         else:
             rule = ColorScaleRule("min", None, low, "percentile", 50, middle, "max", None, high)
         sheet.conditional_formatting.add(f"{first}{begin + 2}:{last}{end + 2}", rule)
-        for number in range(1, len(names) + 1):
-            sheet.cell(begin + 2, number).border = Border(top=Side(style="medium", color="1F3864"))
+        if begin:
+            for number in range(1, len(names) + 1):
+                sheet.cell(begin + 2, number).border = Border(top=Side(style="medium", color="1F3864"))
 
 
 def _outline(sheet: Worksheet, names: list[str]) -> None:
-    """Details of each test can be folded away; with many benchmarks they are folded at first."""
-    folded = sum(_kind(name) == "verdict" for name in names) > 3
+    """Details of each test are folded away, with many scores the sentence too; a plus sign unfolds them."""
+    many = sum(statistic(name) == "CI low" for name in names) > SENTENCES
     for number, name in enumerate(names, start=1):
-        if statistic(name) in DETAILS:
+        if statistic(name) in DETAILS or (many and statistic(name) == "verdict"):
             dimension = sheet.column_dimensions[get_column_letter(number)]
-            dimension.outlineLevel, dimension.hidden = 1, folded
+            dimension.outlineLevel, dimension.hidden = 1, True
 
 
 def _excel_format(form: str) -> str:

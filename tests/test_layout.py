@@ -30,7 +30,7 @@ sweep
 benchmarks outputs records provenance questions pairing results
 statistics comparisons flips grids
 published blind
-tables.columns tables.table tables.board tables.paper tables.persample tables.details tables.every
+boards.columns boards.table boards.leaders boards.paper boards.persample boards.details boards.every
 texts markup jsonboard workbook sheets
 explain.*
 figures
@@ -45,7 +45,7 @@ __main__
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
 names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
-statistics comparisons flips grids published blind tables.every texts markup jsonboard workbook sheets figures
+statistics comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets figures
 report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra

@@ -25,7 +25,7 @@ NOTES = {
     "image tokens": "image tokens of the prompt, mean over questions",
     "kept": "image tokens left after the last stage, mean over questions",
     "average tokens": "image tokens entering a decoder block, mean over blocks and questions",
-    "tokens per block": "image tokens entering blocks 1..N, in runs: '64 x 2, 8 x 6' is 64 in two blocks, then 8 in six",
+    "tokens per block": "image tokens entering blocks 1..N, as '64 x 2, 8 x 6' is 64 in two blocks, then 8 in six",
     "FLOPs ratio": "prefill FLOPs / those of the untouched model on the same prompts; below 1 is cheaper",
     "KV ratio": "KV cache bytes / those of the untouched model on the same prompts",
     "prefill GFLOPs": f"operations of the prefill in 1e9, mean over questions; {FLOPS}",
@@ -64,7 +64,7 @@ NOTES = {
     "score": "mean score per question, in points",
     "base score": "the same questions, untouched model",
     "delta": comparisons.MEANINGS["delta"],
-    "blind rate": "share of these questions that the model answers right with no image token at all (l0_k0), in points; "
+    "blind rate": "share of these questions that are right with no image token at all (l0_k0), in points; "
     "lucky guesses included",
     "rest n": "questions that need the image: not right without it",
     "rest score": "image-dependent part: mean score on those, in points",

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval import published
+from redrel_vlmeval.boards.leaders import ScoreColumn, averaged_columns, leaderboard, score_columns, two_words
+from redrel_vlmeval.boards.table import Table, best
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.tables.board import ScoreColumn, averaged_columns, leaderboard, score_columns
-from redrel_vlmeval.tables.table import Table, best
 
 BESIDE = ("delta", "p (Holm)", "verdict")
 
@@ -31,6 +31,9 @@ def board(results: Results) -> Table:
     printed = _printed(published.on({column.benchmark for column in found}), found)
     frame, grey = _beside(frame, printed)
     scores = tuple(column.title for column in found)
+    if any(name.endswith(" verdict") for name in frame.columns):
+        remarks.append("delta in green: better, in red: worse than the base at p (Holm) < .05; the columns folded "
+                       "beside it hold interval, counts, p and, with more than two scores, the verdict in words")
     remarks += _disclaimer(grey)
     means = ("mean",) if "mean" in frame else ()
     return Table("Leaderboard", frame, "every model of the folder, each variant tested against its base",
@@ -55,10 +58,12 @@ def table_1(results: Results) -> Table:
             lines.append(line | {"best of": f"{variants} on {on}" if on else None, "note": row["note"] or None})
     text = published.on({column.benchmark for column in found})
     printed = _printed(text[text["method"] != "prompt"], found)
-    frame, grey = _beside(_frame(lines, found, ["best of"]), printed)
+    frame, grey = _beside(_frame(lines, found, ["language model", "resolution", "best of"]), printed)
     remarks = [] if lines else ["no rows of this folder: no model ran with its stock prompt and greedy search"]
     if lines and not any(line["best of"] for line in lines):
         remarks.append("no variant that is ranked by attention has a score in this folder: bases only")
+    empty = [name for name in ("language model", "resolution", "note") if frame[name].isna().all()]
+    frame = frame.drop(columns=empty)
     scores = tuple(column.title for column in found)
     caption = "the paper's Table 1: models with and without truncation; every other variant is in the Leaderboard"
     return Table("Table 1", frame, caption, (*remarks, *_disclaimer(grey)), scores, grey, best(frame, scores, grey))
@@ -84,12 +89,14 @@ def table_2(results: Results) -> Table:
     printed = _printed(text[text["method"] == "prompt"], found)
     for line in printed:
         prompt, _, rest = str(line["setting"]).partition(" ")
-        line |= {"prompt": _order_of(prompt), "decoding": _decoding(int(rest.removeprefix("beam ")) if "beam" in rest else 1)}
+        beams = int(rest.removeprefix("beam ")) if "beam" in rest else 1
+        line |= {"prompt": _order_of(prompt), "decoding": _decoding(beams)}
         line["setting"] = None
     frame, grey = _beside(_frame(lines, found, ["prompt", "decoding", "truncation"]), printed)
     remarks = [] if lines else [
         "no rows of this folder: no model ran under another prompt (_p-cqm, ...) or with beams (_beam3, ...)"
     ]  # fmt: skip
+    frame = frame.drop(columns=[name for name in ("setting", "note") if name in frame and frame[name].isna().all()])
     scores = tuple(column.title for column in found)
     caption = "the paper's Table 2: order of the prompt and decoding; delta and verdict compare truncated with not"
     return Table("Table 2", frame, caption, (*remarks, *_disclaimer(grey)), scores, grey, best(frame, scores, grey))
@@ -126,7 +133,7 @@ def _winners(group: pd.DataFrame, found: Sequence[ScoreColumn]) -> tuple[dict[st
 
 def _scores(row: dict[Any, Any], found: Sequence[ScoreColumn]) -> dict[str, Any]:
     names = [name for column in found for name in (column.title, *(f"{column.title} {beside}" for beside in BESIDE))]
-    return {name: row[name] for name in names if name in row}
+    return {name: two_words(row[name]) if name.endswith(" verdict") else row[name] for name in names if name in row}
 
 
 def _order_of(prompt: str) -> str:
@@ -148,17 +155,19 @@ def _frame(lines: list[dict[str, Any]], found: Sequence[ScoreColumn], own: list[
 def _printed(rows: pd.DataFrame, found: Sequence[ScoreColumn]) -> list[dict[str, Any]]:
     """Printed numbers as rows of a board: those of one model, method, setting and source share a row."""
     lines = []
-    for (model, method, setting, source), group in rows.groupby(["model", "method", "setting", "source"], sort=False):
+    for key, group in rows.groupby(["model", "method", "setting", "source"], sort=False):
+        model, method, setting, source = map(str, key)
         line: dict[str, Any] = {}
         told = []
-        for row in group.itertuples(index=False):
-            of_metric = published.METRICS[str(row.metric)]
-            titles = [c.title for c in found if c.benchmark == row.benchmark and c.metric in (*of_metric, "")]
-            line |= dict.fromkeys(titles[:1], row.value)
-            told += [f"{row.benchmark}: {row.note}" if len(group) > 1 else row.note] if row.note and titles else []
+        for row in group.to_dict("records"):
+            metrics = (*published.METRICS[row["metric"]], "")
+            titles = [c.title for c in found if c.benchmark == row["benchmark"] and c.metric in metrics]
+            line |= dict.fromkeys(titles[:1], row["value"])
+            note = f"{row['benchmark']}: {row['note']}" if len(group) > 1 else row["note"]
+            told += [note] if row["note"] and titles else []
         if not line:
             continue
-        facts = published.facts(str(model))
+        facts = published.facts(model)
         what = setting if method == "prompt" else " ".join(filter(None, [method, setting]))
         line |= {"model": model, "base": facts.names[0] if facts.names else None, "setting": what, "source": source}
         line |= {"language model": facts.backbone or None, "resolution": facts.resolution}
@@ -172,8 +181,12 @@ def _beside(frame: pd.DataFrame, printed: list[dict[str, Any]]) -> tuple[pd.Data
     if not printed:
         return frame.reset_index(drop=True), frozenset()
     roots = [_spec(str(base)).base for base in frame["base"]]
-    rows, grey, waiting = [], set(), list(printed)
-    measured = frame.to_dict("records")
+    rows: list[dict[Any, Any]] = []
+    grey: set[int] = set()
+    waiting = list(printed)
+    measured: list[dict[Any, Any]] = frame.to_dict("records")
+    if "setting" not in frame:
+        measured = [{"setting": _spec(row["model"]).setting or None} | row for row in measured]
     for position, row in enumerate(measured):
         rows.append(row)
         if roots[position] in roots[position + 1 :]:

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pandas as pd
 
 from redrel_vlmeval import blind
+from redrel_vlmeval.boards.leaders import units
+from redrel_vlmeval.boards.persample import persample
+from redrel_vlmeval.boards.table import Table, capped
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.tables.board import units
-from redrel_vlmeval.tables.persample import persample
-from redrel_vlmeval.tables.table import Table, capped
 
 # What a workbook shows of a long table: openpyxl writes about 50 000 cells a second.
 MOST = 5000
-TOP = "attention"
 
 
 def grid(results: Results) -> Table:
-    """Score by L and K, one block per base, benchmark, metric and rule; the colours turn at the untouched model."""
+    """Score by L and K; the rules of one base, benchmark and metric share their colours, which turn at the base."""
     found = grids(results)
-    keeps = sorted({keep for grid in found for keep in grid.keeps})
-    columns = [f"K={keep}" for keep in keeps]
-    rows, heat = [], []
-    for grid in found:
-        first = len(rows)
-        for layer in grid.layers:
-            line = {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric, "rule": grid.rule}
-            line |= {"baseline": grid.baseline, "L": layer}
-            rows.append(line | {f"K={keep}": grid.values.loc[layer, keep] for keep in grid.keeps})
-        heat.append((first, len(rows) - 1, grid.baseline))
+    columns = [f"K={keep}" for keep in sorted({keep for grid in found for keep in grid.keeps})]
+    rows: list[dict[str, object]] = []
+    heat: list[tuple[int, int, float | None]] = []
+    for _, family in groupby(found, key=lambda grid: (grid.base, grid.benchmark, grid.metric)):
+        first, turn = len(rows), None
+        for grid in family:
+            turn = grid.baseline
+            for layer, values in zip(grid.layers, grid.values.to_numpy(), strict=True):
+                line: dict[str, object] = {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric}
+                line |= {"rule": grid.rule, "baseline": turn, "L": layer}
+                rows.append(line | {f"K={keep}": value for keep, value in zip(grid.keeps, values, strict=True)})
+        heat.append((first, len(rows) - 1, turn))
     frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "baseline", "L", *columns])
-    remarks = () if rows else ("no rows: no single-stage variant with a whole K (l<L>_k<K>) has a score in this folder",)
-    meanings = {name: "score in points with so many image tokens kept after block L; empty: not run" for name in columns}
-    return Table("Grid", frame, "score by layer L and image tokens kept K, one heat map per model, benchmark and rule",
-                 remarks, heat=tuple(heat), heat_columns=tuple(columns), meanings=meanings)  # fmt: skip
+    remarks = () if rows else ("no rows: no single-stage variant with a whole K (l<L>_k<K>) has a score here",)
+    meaning = "score in points with so many image tokens kept after block L; empty: not run"
+    return Table("Grid", frame, "score by layer L and image tokens kept K, a heat map for each model and benchmark",
+                 remarks, heat=tuple(heat), heat_columns=tuple(columns),
+                 meanings=dict.fromkeys(columns, meaning))  # fmt: skip
 
 
 def categories(results: Results) -> Table:
@@ -68,7 +72,7 @@ def blind_rate(results: Results) -> Table:
     frame = blind.dependent(results)
     frame = frame.rename(columns={name: name.replace("_", " ") for name in frame.columns})
     remarks = tuple(blind.lines(results)) if len(frame) else (_not_blind(results),)
-    return capped("Blind", frame, MOST, "scores with and without the questions that are answered right without an image",
+    return capped("Blind", frame, MOST, "scores, and those on the questions that need the image",
                   "rows", remarks=remarks)  # fmt: skip
 
 
@@ -86,12 +90,12 @@ def blind_questions(results: Results) -> Table:
     """Which questions are answered right without any image."""
     frames = []
     columns = ["base", "benchmark", "index", "category", "question", "options", "answer", "prediction", "picture"]
-    for row in blind.blind(results).itertuples(index=False):
-        if row.category:
+    for row in blind.blind(results).to_dict("records"):
+        if row["category"]:
             continue
-        told = results.answers(row.blind_model, row.benchmark)
-        told = told[told["index"].astype(str).isin(set(row.questions))]
-        frames.append(told.assign(base=row.base, benchmark=row.benchmark).reindex(columns=columns))
+        told = results.answers(row["blind_model"], row["benchmark"])
+        told = told[told["index"].astype(str).isin(set(row["questions"]))]
+        frames.append(told.assign(base=row["base"], benchmark=row["benchmark"]).reindex(columns=columns))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     remarks = () if len(frame) else ("no rows: see the table Blind",)
     return capped("Blind questions", frame, MOST, "questions answered right with no image token (the paper's Fig. 7)",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from redrel_vlmeval import published
+from redrel_vlmeval.boards import details, paper
+from redrel_vlmeval.boards.table import Table
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.tables import details, paper
-from redrel_vlmeval.tables.table import Table
 
 # What a reader of one page wants; the others have a row per question, per cell or per metric.
 SUMMARY = ("Leaderboard", "Table 1", "Table 2", "Grid", "Efficiency", "Blind")

@@ -31,16 +31,14 @@ def leaderboard(results: Results) -> pd.DataFrame:
     """One row per model, bases first; a benchmark that failed shows its state in place of a score.
 
     Score columns are in points; beside them the delta to the base and what a paired test says of it, see
-    :mod:`redrel_vlmeval.comparisons`. What each column means: :mod:`redrel_vlmeval.tables.columns`. Kept for the last
+    :mod:`redrel_vlmeval.comparisons`. What each column means: :mod:`redrel_vlmeval.boards.columns`. Kept for the last
     results, so it is not to be changed in place.
     """
     models = results.scores.drop_duplicates("model")
     frame = models[["model", "base", "L", "K", "rule"]].set_index("model", drop=False)
-    backends = results.efficiency.dropna(subset=["backend"]).groupby("model")["backend"]
-    frame["backend"] = backends.agg(lambda names: " | ".join(sorted(set(names)))).reindex(frame.index)
     variants = bool((frame["base"] != frame["model"]).any())
     compared = comparisons.compare(results)
-    parts = [frame]
+    parts: list[pd.DataFrame | pd.Series] = [frame]
     headlines = dict(list(results.scores[results.scores["headline"]].groupby("benchmark")))
     for column in score_columns(results):
         rows = headlines[column.benchmark]
@@ -57,6 +55,8 @@ def leaderboard(results: Results) -> pd.DataFrame:
         frame["mean"] = scores.mean(axis=1, skipna=False)
     frame = frame.join(_costs(results.efficiency))
     cells = dict(list(results.scores.groupby("model", sort=False)))
+    backends = results.efficiency.dropna(subset=["backend"]).groupby("model")["backend"]
+    frame["backend"] = backends.agg(lambda names: " | ".join(sorted(set(names)))).reindex(frame.index)
     frame["status"] = [min(cells[model]["status"], key=STATES.index) for model in frame.index]
     frame["note"] = [_notes(cells[model]) for model in frame.index]
     return frame.loc[_order(frame)].reset_index(drop=True)
@@ -77,16 +77,16 @@ def score_columns(results: Results) -> list[ScoreColumn]:
 def averaged_columns(results: Results) -> list[ScoreColumn]:
     """Columns that the mean is over: the first of each benchmark, if its scores are of 0 to 100; none below two."""
     rows = results.scores[results.scores["headline"] & (results.scores["status"] == "ok")]
-    spans = rows.groupby(["benchmark", "metric"])["value"].agg(["min", "max"])
+    values = {key: group["value"] for key, group in rows.groupby(["benchmark", "metric"])}
+    # A sum of MME's parts can lie below 100 too.
+    summed = {key for key in values if str(key[1]).startswith("perception")}
+    points = {key for key, group in values.items() if group.between(0, 100).all()} - summed
     unknown = set(rows.loc[rows["note"].str.contains(NO_RULE) | rows["reason"].str.contains(NO_RULE), "benchmark"])
     found = [
         column
         for column in score_columns(results)
-        if column.first and (column.benchmark, column.metric) in spans.index and column.benchmark not in unknown
-        and 0 <= spans.loc[(column.benchmark, column.metric), "min"]
-        and spans.loc[(column.benchmark, column.metric), "max"] <= 100
-        and not column.metric.startswith("perception")
-    ]  # fmt: skip
+        if column.first and (column.benchmark, column.metric) in points and column.benchmark not in unknown
+    ]
     return found if len(found) > 1 else []
 
 
@@ -134,3 +134,10 @@ def _order(frame: pd.DataFrame) -> list[str]:
     return [row["model"] for row in sorted(frame.to_dict("records"), key=key)]
 
 
+def two_words(verdict: Any) -> Any:
+    """The end of a verdict: better, worse, not separable, no test, not run."""
+    if not isinstance(verdict, str):
+        return verdict
+    if verdict.startswith(comparisons.NO_TEST):
+        return "not run" if verdict == NOT_RUN else comparisons.NO_TEST
+    return verdict.rpartition(": ")[2].removesuffix(" the baseline").removesuffix(" than").removesuffix(" from")

@@ -39,7 +39,8 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, str, pd.DataFrame, pd.D
     like = rows[rows["delta"].notna()]
     comparable = set(zip(like["model"], like["benchmark"], strict=True))
     cells = rows[["model", "base", "benchmark"]].drop_duplicates()
-    for (base, benchmark), family in cells.groupby(["base", "benchmark"], sort=False):
+    for key, family in cells.groupby(["base", "benchmark"], sort=False):
+        base, benchmark = map(str, key)
         theirs = _answers(results, base, benchmark)
         for model in sorted(family["model"], key=lambda name: name != base):
             ours = theirs if model == base else _answers(results, model, benchmark)

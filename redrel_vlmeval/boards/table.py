@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from redrel_vlmeval.tables import columns
+from redrel_vlmeval.boards import columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Table:
 
     @property
     def measured(self) -> pd.DataFrame:
-        """All rows that were measured here: what a csv holds, so that no mean over a column takes in printed numbers."""
+        """All rows measured here: what a csv holds, so that no mean over a column takes in printed numbers."""
         frame = self.frame if self.full is None else self.full
         return frame[[position not in self.grey for position in range(len(frame))]] if self.grey else frame
 
@@ -59,12 +59,12 @@ def capped(name: str, frame: pd.DataFrame, most: int, caption: str, what: str, *
     return Table(name, frame.iloc[:most], caption, **(more | {"remarks": (*table.remarks, line), "full": frame}))  # type: ignore[arg-type]
 
 
-def best(frame: pd.DataFrame, scores: tuple[str, ...], grey: frozenset[int] = frozenset()) -> frozenset[tuple[int, str]]:
+def best(frame: pd.DataFrame, scores: tuple[str, ...], grey: frozenset[int]) -> frozenset[tuple[int, str]]:
     """The highest measured score of each column (all of them on a tie), where several rows have one."""
     marks = []
     for name in scores:
         values = pd.to_numeric(frame[name], errors="coerce")
-        values = values[[position not in grey for position in range(len(frame))]]
-        if values.notna().sum() > 1:
-            marks += [(int(frame.index.get_loc(i)), name) for i in values.index[values == values.max()]]
+        mine = {position: value for position, value in enumerate(values) if position not in grey and value == value}
+        top = max(mine.values(), default=None)
+        marks += [(position, name) for position, value in mine.items() if len(mine) > 1 and value == top]
     return frozenset(marks)
