@@ -19,27 +19,32 @@ _LETTER = re.compile(r"^\W*([A-Z])(?![\w'])|\b[Aa]nswer\W+(?:is\W+)?(?:[Oo]ption
 _OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
 
 
-def flips(results: Results, model: str, benchmark: str) -> pd.DataFrame:
+def flips(results: Results, model: str, benchmark: str, theirs: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per question of ``model`` whose verdict or answer differs from its base's, with ``COLUMNS``.
 
     ``change`` is 'up' or 'down' where the score rose or fell, and 'same score' where only the answer moved (to another
     letter; without options, to another text). The questions are those that the headline is over, judged on both
     sides, so that 'up' and 'down' are counted as :mod:`redrel_vlmeval.comparisons` does. Empty for a base, and where
     the two were not run alike: ``results.scores`` says why.
+
+    Args:
+        theirs: the base's ``results.answers``, by a caller that goes through many variants of one base.
     """
-    base = _comparable_base(results, model, benchmark)
-    ours, theirs = (_answers(results, name, benchmark) for name in (model, base)) if base else (None, None)
-    if ours is None or theirs is None:
+    base = comparable_base(results, model, benchmark)
+    if base is None:
         return pd.DataFrame(columns=COLUMNS)
-    return changes(ours, theirs)
+    theirs = results.answers(base, benchmark) if theirs is None else theirs
+    return changes(results.answers(model, benchmark), theirs, results.judged.get((model, benchmark)))
 
 
-def changes(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
-    """The same of two tables of answers that have the question's index (text, each once) as theirs."""
-    wanted = [name for name in COLUMNS if name not in ("index", "change", "base_prediction", "base_hit")]
-    ours = ours.reindex(columns=wanted).rename_axis("index")
-    beside = theirs.loc[:, ["prediction", "hit"]].reindex(ours.index).add_prefix("base_")
-    rows = ours.join(beside)
+def changes(ours: pd.DataFrame, theirs: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The same of two tables of answers, of the questions in ``judged`` where it is given."""
+    ours, theirs = ours.set_index("index"), theirs.set_index("index")
+    if judged is not None:
+        ours = ours[ours.index.isin(set(judged["index"]))]
+    if ours.index.has_duplicates or theirs.index.has_duplicates:
+        return pd.DataFrame(columns=COLUMNS)
+    rows = ours.join(theirs[["prediction", "hit"]].add_prefix("base_"), how="left")
     rows = rows[rows["hit"].notna() & rows["base_hit"].notna()]
     step = (rows["hit"] - rows["base_hit"]).to_numpy(dtype=float)
     rows["change"] = [UP if by > 1e-9 else DOWN if by < -1e-9 else SAME for by in step]
@@ -48,24 +53,11 @@ def changes(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     return rows.reset_index()[COLUMNS]
 
 
-def _comparable_base(results: Results, model: str, benchmark: str) -> str | None:
-    """The base where at least one headline has a delta to it: the mark of a pair that was run alike."""
+def comparable_base(results: Results, model: str, benchmark: str) -> str | None:
+    """The base, if a headline of ``model`` has a delta to it: the mark of two that were run alike."""
     rows = results.scores
     rows = rows[(rows["model"] == model) & (rows["benchmark"] == benchmark) & rows["headline"] & rows["delta"].notna()]
     return str(rows["base"].iloc[0]) if len(rows) else None
-
-
-def _answers(results: Results, model: str, benchmark: str) -> pd.DataFrame | None:
-    """Answers by index (text), of the questions that the headline is over; None if one of them stands twice."""
-    frame = results.questions
-    frame = frame[(frame["model"] == model) & (frame["benchmark"] == benchmark)]
-    frame = frame.assign(index=frame["index"].astype(str)).set_index("index")
-    judged = results.judged.get((model, benchmark))
-    if judged is not None:
-        frame = frame[frame.index.isin(set(judged["index"]))]
-    if frame.empty or frame.index.has_duplicates:
-        return None
-    return frame
 
 
 def _moved(row: Any) -> bool:

@@ -44,11 +44,12 @@ def _markdown(table: Table) -> str:
     body = tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True) if rows else ""
     told = [*table.remarks, *_cut(table)]
     notes = (f"- **{_plain(name)}**: {_plain(text)}" for name, text in table.notes.items())
-    blocks = [f"## {table.name}", f"{table.caption}.", body, *map(_plain, told), "\n".join(notes) if rows else ""]
+    blocks = [f"## {table.name}", f"{_plain(table.caption)}.", body, *map(_plain, told), "\n".join(notes) if rows else ""]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _plain(text: str) -> str:
+    text = " ".join(text.split())
     for mark in "\\`*_[]":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
@@ -110,7 +111,7 @@ def _numeric(table: Table, name: str) -> bool:
 def tex(text: str) -> str:
     """Text with nothing that LaTeX acts on; a character that its default fonts lack becomes its code, [U+4E2D]."""
     found = []
-    for sign in text:
+    for sign in " ".join(text.split()):
         known = ord(sign) < 127 and sign.isprintable() or sign.isalpha() and 0xC0 <= ord(sign) < 0x180
         found.append(_TEX.get(sign, sign) if known else f"[U+{ord(sign):04X}]")
     return "".join(found)

@@ -60,11 +60,11 @@ def _fill(sheet: Worksheet, table: Table) -> None:
         _head(sheet, names)
         lengths = _rows(sheet, table, names)
         widths = _widths(sheet, names, lengths)
+        _outline(sheet, names)
         _heights(sheet, table, names, widths)
         sheet.freeze_panes = "B2" if names[0] == "model" else "A2"
         sheet.auto_filter.ref = f"A1:{get_column_letter(len(names))}{len(table.frame) + 1}"
         _heat(sheet, table, names)
-        _outline(sheet, names)
         for number, line in enumerate(table.remarks):
             cell = _put(sheet.cell(len(table.frame) + 3 + number, 1), line)
             cell.font = _font(italic=True, color=GREY)
@@ -99,8 +99,8 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
     longest = [0] * len(names)
     numeric, deltas = [False] * len(names), _verdicts(table, names)
     bold, grey = _font(bold=True), _font(italic=True, color=GREY)
-    top, plain = Alignment(vertical="top"), Alignment(vertical="top", indent=1)
-    wrap = Alignment(wrap_text=True, vertical="top", indent=1)
+    top, plain = Alignment(vertical="top"), Alignment(vertical="top", horizontal="left", indent=1)
+    wrap = Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1)
     for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
         for number, value in enumerate(row):
             cell = _put(sheet.cell(position + 2, number + 1), value)
@@ -122,7 +122,7 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
             if position in table.grey:
                 cell.font, cell.fill = grey, BAND
     for number, right in enumerate(numeric, start=1):
-        side = {"horizontal": "right"} if right else {"indent": int(number > 1)}
+        side: dict[str, Any] = {"horizontal": "right"} if right else {"horizontal": "left", "indent": int(number > 1)}
         sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
     return longest
 
@@ -145,7 +145,7 @@ def _verdicts(table: Table, names: list[str]) -> dict[tuple[int, int], str]:
 
 
 def _is_base(names: list[str], row: tuple) -> bool:
-    return names[:2] == ["model", "base"] and row[0] == row[1]
+    return names[0] == "model" and "base" in names and row[0] == row[names.index("base")]
 
 
 def _mark_text(cell: Cell, name: str) -> None:
@@ -176,8 +176,8 @@ def _widths(sheet: Worksheet, names: list[str], lengths: list[int]) -> list[int]
 
 def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]) -> None:
     """Rows whose text is wrapped are as high as its lines: not every program works that out when it opens a file."""
-    for name, width in zip(names, widths, strict=True):
-        if _kind(name) not in WRAPPED:
+    for number, (name, width) in enumerate(zip(names, widths, strict=True), start=1):
+        if _kind(name) not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
             continue
         for position, value in enumerate(table.frame[name]):
             if isinstance(value, str) and (lines := min(_lines(value, width - 1), MOST_LINES)) > 1:

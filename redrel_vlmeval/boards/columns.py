@@ -77,6 +77,10 @@ NOTES = {
     "answer": "the right answer", "picture": "name of the picture, where the data has one",
     "host": "upstream: VLMEvalKit's checkout; ms: ms-vlmeval", "commit": "of the host's checkout",
     "judge": "who compared the answers", "judge_ran": "yes or no, and why, where the judged table shows it",
+    "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
+    "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",
+    "device": "where the decoder ran", "dtype": "of its weights", "kernel": "its attention", "beams": "1: greedy search",
+    "reason": "why a cell has no score, or how its headline was chosen",
     "arguments": "of the runner; keys and tokens left out", "run": "folder of the run", "path": "below the folder read",
 }  # fmt: skip
 

@@ -50,14 +50,13 @@ def _pairs(results: Results) -> Iterator[tuple[str, str, str, pd.DataFrame, pd.D
 
 
 def _answers(results: Results, model: str, benchmark: str) -> pd.DataFrame | None:
-    """Judged answers by index, of the questions that the headline is over; None if one of them stands twice."""
+    """Judged answers, of the questions that the headline is over; None if one of them stands twice."""
     judged = results.judged.get((model, benchmark))
     if judged is None:
         return None
     frame = results.answers(model, benchmark)
-    frame = frame.assign(index=frame["index"].astype(str)).set_index("index")
-    frame = frame[frame.index.isin(set(judged["index"])) & frame["hit"].notna()]
-    return None if frame.empty or frame.index.has_duplicates else frame
+    frame = frame[frame["index"].isin(set(judged["index"])) & frame["hit"].notna()]
+    return None if frame.empty or frame["index"].duplicated().any() else frame
 
 
 def _scores(model: str, base: str, benchmark: str, ours: pd.DataFrame, theirs: pd.DataFrame | None) -> list[tuple]:
@@ -84,5 +83,5 @@ def _means(frame: pd.DataFrame, by: str) -> dict[str, tuple[int, float]]:
 
 def _moved(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """Flips whose score rose or fell; the letters of the others need not be looked at."""
-    before = theirs["hit"].reindex(ours.index)
+    before = ours["index"].map(theirs.set_index("index")["hit"])
     return flips.changes(ours[(ours["hit"] - before).abs() > 1e-9], theirs)
