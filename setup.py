@@ -102,6 +102,7 @@ setup(
         "pandas",
         "scipy",
         "openpyxl",
+        "python-calamine",
         "tabulate",
         "matplotlib",
         "typer",

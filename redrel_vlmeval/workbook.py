@@ -21,7 +21,7 @@ from redrel_vlmeval.boards.table import Table
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
-STATE_FILLS = {"failed": "F8CBAD", "partial": "FFE699", "running": "DDEBF7"}
+STATE_FILLS = {"failed": "F8CBAD", "no rule": "E2EFDA", "partial": "FFE699", "running": "DDEBF7"}
 RED, GREEN, GREY = "9C0006", "006100", "7F7F7F"
 VERDICTS = {"worse than the baseline": RED, "better than the baseline": GREEN, "worse": RED, "better": GREEN}
 # Low, middle and high of a heat map: told apart by every kind of colour vision.

@@ -15,7 +15,7 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking writing
+names locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
@@ -27,7 +27,7 @@ models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records provenance questions pairing results
+benchmarks tables outputs records provenance questions pairing results
 statistics comparisons flips grids
 published blind
 boards.columns boards.table boards.leaders boards.paper boards.persample boards.details boards.every
@@ -44,12 +44,12 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
-statistics comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets figures
-report cli
+names writing hostfacts prompts registry attach hostrun
+benchmarks tables outputs records provenance questions pairing results statistics
+comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets figures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
-DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}
 
 
 def modules() -> dict[str, Path]:

@@ -34,6 +34,20 @@ WORDS = pd.DataFrame(
 )
 
 
+PERCEPTION = "OCR artwork celebrity color count existence landmark position posters scene".split()
+REASONING = "code_reasoning commonsense_reasoning numerical_calculation text_translation".split()
+
+
+def mme() -> pd.DataFrame:
+    """Two questions on a picture in each category: both right in one of perception, one in one of reasoning."""
+    categories = ["OCR", "code_reasoning", *PERCEPTION[1:], *REASONING[1:]]
+    frame = pd.DataFrame({"category": [name for name in categories for _ in range(2)], "question": "q"})
+    frame["index"], frame["answer"] = range(len(frame)), ["Yes", "No"] * len(categories)
+    frame["image_path"] = [f"{name}.png" for name in frame["category"]]
+    frame["prediction"] = ["Yes", "No", "Yes", "Yes"] + ["No", "Yes"] * (len(categories) - 2)
+    return frame
+
+
 @pytest.fixture(scope="session")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work-dir of ms-vlmeval, each score written by the host's own code."""
@@ -61,13 +75,17 @@ def _write_every_benchmark(folder: Path, lmu: Path) -> None:
         ),
         ("MMMUDataset", "MMMU_DEV_VAL"): host.choices("B,B,B,B").assign(split=["dev", "validation"] * 2),
         ("ImageMCQDataset", "MMBench_DEV_EN"): host.choices("A,A,A,B").assign(split="dev"),
+        ("ImageMCQDataset", "SEEDBench_IMG"): host.choices("A,B,A,A"),
+        ("ImageMCQDataset", "AI2D_TEST"): host.choices("A,B,B,A").assign(image_path=["x", "x", "y", "y"]),
+        ("ImageMCQDataset", "MMStar"): host.choices("B,A,B,A").assign(**{"l2-category": "fine"}),
+        ("ImageMCQDataset", "RealWorldQA"): host.choices("A,A,A,A").drop(columns="category"),
+        # Each question is asked again with its options turned: it counts only where every answer is right.
+        ("ImageMCQDataset", "MMBench_DEV_CN"): host.choices("A,B,A,A").assign(
+            split="dev", index=[1, 2, 1_000_001, 1_000_002]
+        ),
         ("ImageMCQDataset", "MMBench_DEV_EN_V11"): host.choices("A,B,A,B").assign(split="dev"),
         ("ImageYORNDataset", "POPE"): YES_NO,
-        ("ImageYORNDataset", "MME"): YES_NO.assign(
-            category=["OCR"] * 2 + ["code_reasoning"] * 2,
-            image_path=["a", "a", "b", "b"],
-            prediction=["Yes", "No", "Yes", "Yes"],
-        ),
+        ("ImageYORNDataset", "MME"): mme(),
         ("ImageYORNDataset", "HallusionBench"): YES_NO.assign(
             **{"index": ["VD_chart_x_0_0_0", "VD_chart_x_0_1_0", "VD_chart_x_1_0_0", "VD_chart_x_1_0_1"]},
             **{"category": "VD", "l2-category": "chart"},
@@ -107,6 +125,11 @@ def test_headlines_follow_the_rule_of_each_benchmark(flat: Path) -> None:
         ("MMMU_DEV_VAL", "Overall"): 100.0,
         ("MMBench_DEV_EN", "Overall"): 75.0,
         ("MMBench_DEV_EN_V11", "Overall"): 100.0,
+        ("SEEDBench_IMG", "Overall"): 75.0,
+        ("AI2D_TEST", "Overall"): 50.0,
+        ("MMStar", "Overall"): 0.0,
+        ("RealWorldQA", "Overall"): 50.0,
+        ("MMBench_DEV_CN", "Overall"): 50.0,
         ("POPE", "F1"): pytest.approx(57.143),
         ("POPE", "acc"): 50.0,
         ("MME", "perception + reasoning"): 250.0,
@@ -128,7 +151,7 @@ def test_parts_stand_beside_the_headline(flat: Path) -> None:
     assert value["ScienceQA_TEST", "one"] == 50 and value["ScienceQA_TEST", "two"] == 100
     asked = scores[scores["headline"]].set_index("benchmark")["n"]
     assert asked["MMMU_DEV_VAL"] == 2, "only the questions of the validation split"
-    assert asked["ScienceQA_TEST"] == 4
+    assert asked["ScienceQA_TEST"] == 4 and asked["MMBench_DEV_CN"] == 2
 
 
 def test_an_error_that_only_status_json_tells_of_fails_its_cell(flat: Path) -> None:
@@ -157,7 +180,7 @@ def test_questions_carry_verdict_category_and_the_raw_answer(flat: Path) -> None
     assert rows.loc["OwnQuestions", "prediction"].tolist() == ["A", "B", "NA", "B"], "NA is a word, not a hole"
     assert rows.loc["POPE", "hit"].tolist() == [1, 0, 0, 1]
     assert rows.loc["ChartQA_TEST", "hit"].tolist() == [1, 0, 1, 0]
-    assert rows.loc["OCRBench", "hit"].isna().all(), "the host judges OCRBench without a table per question"
+    assert rows.loc["OCRBench", "hit"].tolist() == [1, 0, 1, 0], "judged without a table: its rule, applied again"
 
 
 def test_answers_are_rows_that_people_can_read(flat: Path) -> None:
@@ -168,21 +191,25 @@ def test_answers_are_rows_that_people_can_read(flat: Path) -> None:
     assert asked["question"].tolist() == ["q0", "q1", "q2", "q3"]
     assert asked["subject"].tolist() == ["NAT", "SOC", "LAN", "NAT"] and asked["grade"].tolist()[0] == "grade2"
     assert asked["split"].tolist() == ["test"] * 4 and asked["picture"].isna().all()
-    assert results.answers("m", "MME")["picture"].tolist() == ["a", "a", "b", "b"]
+    assert results.answers("m", "MME")["picture"].tolist()[1:3] == ["OCR.png", "code_reasoning.png"]
     assert results.answers("m", "POPE")["options"].isna().all()
-    assert results.answers("m", "OCRBench")["hit"].isna().all()
     none = results.answers("m", "Nothing")
     assert none.empty and none.columns.tolist() == asked.columns.tolist()
 
 
 def test_verdicts_of_the_headlines_questions_carry_their_picture(flat: Path) -> None:
     judged = read(flat).judged
-    assert judged["m", "MME"]["picture"].tolist() == ["a", "a", "b", "b"]
-    assert judged["m", "MME"]["hit"].tolist() == [1, 1, 1, 0]
+    assert judged["m", "MME"]["picture"].tolist()[:4] == ["OCR.png"] * 2 + ["code_reasoning.png"] * 2
+    assert judged["m", "MME"]["hit"].tolist() == [1, 1, 1] + [0] * 25
+    assert judged["m", "AI2D_TEST"]["picture"].tolist() == ["x", "x", "y", "y"]
+    assert judged["m", "MMBench_DEV_CN"]["hit"].tolist() == [1, 0], "one row per question, not per turn"
+    assert judged["m", "HallusionBench"]["hit"].tolist() == judged["m", "POPE"]["hit"].tolist() == [1, 0, 0, 1]
+    assert judged["m", "GQA_TestDev_Balanced"]["hit"].tolist() == [0, 0, 1, 0]
     assert judged["m", "POPE"]["picture"].isna().all()
     assert judged["m", "MMMU_DEV_VAL"]["index"].tolist() == ["1", "3"], "the validation split only"
     assert judged["m", "TextVQA_VAL"]["hit"].tolist() == pytest.approx([1 / 3, 0, 1, 0])
-    assert ("m", "OCRBench") not in judged and ("m", "POPE_broken") not in judged
+    assert judged["m", "OCRBench"]["hit"].tolist() == [1, 0, 1, 0]
+    assert ("m", "POPE_broken") not in judged
 
 
 def test_several_unknown_splits_are_averaged_over_their_questions(tmp_path: Path) -> None:

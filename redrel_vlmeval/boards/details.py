@@ -58,8 +58,8 @@ def efficiency(results: Results) -> Table:
         if name in rows:
             values = pd.to_numeric(rows[name], errors="coerce")
             frame[title] = values / divisor
-        if name == "average_image_tokens" and "trace" in rows:
-            frame["tokens per block"] = rows["trace"]
+        if name == "average_image_tokens" and "tokens_per_block" in rows:
+            frame["tokens per block"] = rows["tokens_per_block"]
     for name in ("mode", "device", "dtype", "kernel"):
         frame[name] = rows[name]
     remarks = () if len(frame) else ("no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder",)

@@ -9,11 +9,10 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval import comparisons
-from redrel_vlmeval.results import Results
+from redrel_vlmeval.results import NO_RULE, Results
 
 NOT_RUN = f"{comparisons.NO_TEST}: not run"
-STATES = ("failed", "running", "partial", "ok")
-NO_RULE = "no rule"
+STATES = ("failed", "running", "partial", NO_RULE, "ok")
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,10 @@ def averaged_columns(results: Results) -> list[ScoreColumn]:
     # A sum of MME's parts can lie below 100 too.
     summed = {key for key in values if str(key[1]).startswith("perception")}
     points = {key for key, group in values.items() if group.between(0, 100).all()} - summed
-    unknown = set(rows.loc[rows["note"].str.contains(NO_RULE) | rows["reason"].str.contains(NO_RULE), "benchmark"])
     found = [
         column
         for column in score_columns(results)
-        if column.first and (column.benchmark, column.metric) in points and column.benchmark not in unknown
+        if column.first and (column.benchmark, column.metric) in points
     ]
     return found if len(found) > 1 else []
 
@@ -99,7 +97,7 @@ def units(efficiency: pd.DataFrame) -> dict[str, tuple[str, float]]:
         "prefill_flops": (f"prefill {flops[1]}", flops[0]), "flops_ratio": ("FLOPs ratio", 1),
         "kv_bytes": (f"KV {size[1]}", size[0]), "kv_bytes_measured": (f"KV {size[1]} measured", size[0]),
         "kv_ratio": ("KV ratio", 1), "prefill_ms": ("prefill ms", 1), "decode_ms_per_token": ("decode ms/token", 1),
-        "questions_per_s": ("questions/s", 1), "peak_bytes_over_weights": ("peak MB over weights", 1e6),
+        "questions_per_second": ("questions/s", 1), "peak_bytes": ("peak MB over weights", 1e6),
     }  # fmt: skip
 
 

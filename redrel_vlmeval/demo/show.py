@@ -171,4 +171,5 @@ def record_files(work_dir: Path, models: list[str], data: str) -> Iterator[Path]
 
 def answered(work_dir: Path, models: list[str], data: str) -> int:
     """Questions answered so far, from the efficiency records."""
-    return sum(path.read_bytes().count(b"\n") for path in record_files(work_dir, models, data))
+    files = (path.read_bytes() for path in record_files(work_dir, models, data))
+    return sum(b'"index"' in line for text in files for line in text.splitlines())
