@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from redrel_vlmeval.names import parse
@@ -39,7 +40,8 @@ def blind(results: Results) -> pd.DataFrame:
     """
     rows = []
     for family in _families(results):
-        for name, right in _parts(family.right, family.category):
+        for name, inside in _parts(family.right, family.category):
+            right = family.right[inside]
             indices = tuple(right.index[right > 0])
             rows.append((family.base, family.benchmark, name, len(right), len(indices),
                          100 * float(right.mean()), indices, family.model))  # fmt: skip
@@ -55,13 +57,14 @@ def dependent(results: Results) -> pd.DataFrame:
     comparable = _comparable(results)
     rows = []
     for family in _families(results):
+        parts = list(_parts(family.right, family.category))
         for model in comparable.get((family.base, family.benchmark), ()):
             hits = _hits(results, model, family.benchmark)
-            if hits is None or not hits.index.equals(family.right.index) and set(hits.index) != set(family.right.index):
+            if hits is None or len(hits) != len(family.right) or not family.right.index.isin(hits.index).all():
                 continue
-            hits = hits.reindex(family.right.index)
-            for name, right in _parts(family.right, family.category):
-                own = hits[right.index]
+            scores = hits.reindex(family.right.index).to_numpy()
+            for name, inside in parts:
+                own, right = scores[inside], family.right.to_numpy()[inside]
                 rest = own[right == 0]
                 rest_score = 100 * float(rest.mean()) if len(rest) else None
                 rows.append((model, family.base, family.benchmark, name, len(own), 100 * float(own.mean()),
@@ -127,10 +130,11 @@ def _hits(results: Results, model: str, benchmark: str) -> pd.Series | None:
     return frame.set_index("index")["hit"]
 
 
-def _parts(right: pd.Series, category: pd.Series) -> Iterator[tuple[str, pd.Series]]:
-    """All questions under the name '', then each category where there are several."""
-    yield "", right
-    names = sorted(set(category) - {""})
+def _parts(right: pd.Series, category: pd.Series) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, which questions): all of them under the name '', then each category where there are several."""
+    yield "", np.ones(len(right), dtype=bool)
+    named = category.to_numpy(dtype=object)
+    names = sorted(set(named) - {""})
     if len(names) > 1:
         for name in names:
-            yield name, right[category == name]
+            yield name, named == name

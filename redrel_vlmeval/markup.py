@@ -44,7 +44,8 @@ def _markdown(table: Table) -> str:
     body = tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True) if rows else ""
     told = [*table.remarks, *_cut(table)]
     notes = (f"- **{_plain(name)}**: {_plain(text)}" for name, text in table.notes.items())
-    blocks = [f"## {table.name}", f"{_plain(table.caption)}.", body, *map(_plain, told), "\n".join(notes) if rows else ""]
+    blocks = [f"## {table.name}", f"{_plain(table.caption)}.", body, *map(_plain, told)]
+    blocks += ["\n".join(notes)] if rows else []
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -10,7 +10,7 @@ import sheet_files
 
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards import details
-from redrel_vlmeval.boards.persample import CATEGORIES, FLIPS, persample
+from redrel_vlmeval.boards.persample import CATEGORIES, FLIPS, categories, flips
 from redrel_vlmeval.results import Results, read
 
 SUBJECTS = {"subject": ["natural science"] * 2 + ["social science"] * 2, "grade": ["grade1", "grade2"] * 2}
@@ -19,7 +19,7 @@ SUBJECTS = {"subject": ["natural science"] * 2 + ["social science"] * 2, "grade"
 def test_each_group_has_its_n_score_and_delta(tmp_path: Path) -> None:
     sheet_files.answered(tmp_path, "m", [1, 1, 1, 0], **SUBJECTS)
     sheet_files.answered(tmp_path, "m_trunc_l2_k8", [1, 0, 1, 1], **SUBJECTS)
-    frame, _ = persample(read(tmp_path))
+    frame = categories(read(tmp_path))
     assert list(frame.columns) == CATEGORIES
     rows = frame.set_index(["model", "by", "group"])
     assert set(frame["by"]) == {"category", "subject", "grade"}
@@ -33,7 +33,8 @@ def test_each_group_has_its_n_score_and_delta(tmp_path: Path) -> None:
 def test_no_delta_where_the_two_were_not_run_alike(tmp_path: Path) -> None:
     sheet_files.answered(tmp_path, "m", [1, 1, 1, 0])
     sheet_files.answered(tmp_path, "m_trunc_l2_k8", [1, 0])
-    frame, changed = persample(read(tmp_path))
+    results = read(tmp_path)
+    frame, changed = categories(results), flips(results)[0]
     assert frame.loc[frame["model"] == "m_trunc_l2_k8", ["base score", "delta"]].isna().all(axis=None)
     assert changed.empty
 
@@ -45,7 +46,8 @@ def clear(tmp_path: Path) -> Results:
 
 
 def test_flips_are_those_that_the_test_counts(clear: Results) -> None:
-    frame = persample(clear)[1]
+    frame, count = flips(clear)
+    assert count == 30
     assert list(frame.columns) == FLIPS
     tested = comparisons.compare(clear).join(clear.scores[["model"]]).set_index("model")
     counted = frame.groupby(["model", "change"]).size().to_dict()
@@ -59,3 +61,13 @@ def test_categories_without_any_say_so(tmp_path: Path) -> None:
     sheet_files.answered(tmp_path, "m", [1, 0], category=None)
     table = details.categories(read(tmp_path))
     assert table.frame.empty and "no judged question" in table.remarks[0]
+
+
+def test_flips_are_counted_beyond_what_is_shown(clear: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And tables of answers are read only for what is shown."""
+    asked = []
+    read_answers = Results.answers
+    monkeypatch.setattr(Results, "answers", lambda self, *key: asked.append(key[0]) or read_answers(self, *key))
+    frame, count = flips(clear, 4)
+    assert len(frame) == 4 and count == 30
+    assert asked == ["redrel_tiny", "redrel_tiny_trunc_l1_k8"]

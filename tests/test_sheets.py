@@ -1,4 +1,4 @@
-"""Writers of a sheet: what each ending gives, and that a failing write loses nothing; written files are opened again."""
+"""Writers of a sheet: what each ending gives, and that a failing write loses nothing."""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ def test_text_that_looks_like_a_formula_stays_text(tmp_path: Path) -> None:
     bad = ["=HYPERLINK(\"http://x\")", "=1+1", "+1", "@x", "-1", "\x07=2", "torn \ud83d"]
     numbers = [np.int64(3), float("inf"), None, 1, 2.5, True, 0]
     frame = pd.DataFrame({"=model": bad, "question": bad, "n": numbers}, dtype=object)
-    table = Table("Flips", frame, "=caption", remarks=("=remark",), grey=frozenset({1}), bold=frozenset({(0, "question")}))
+    marks = {"grey": frozenset({1}), "bold": frozenset({(0, "question")})}
+    table = Table("Flips", frame, "=caption", remarks=("=remark",), **marks)
     build([table, Table("Empty", frame.iloc[:0], "=none", remarks=("=why",))]).save(tmp_path / "x.xlsx")
     book = openpyxl.load_workbook(tmp_path / "x.xlsx")
     cells = [cell for sheet in book for row in sheet.iter_rows() for cell in row if cell.value is not None]

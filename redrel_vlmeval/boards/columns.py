@@ -25,7 +25,8 @@ NOTES = {
     "image tokens": "image tokens of the prompt, mean over questions",
     "kept": "image tokens left after the last stage, mean over questions",
     "average tokens": "image tokens entering a decoder block, mean over blocks and questions",
-    "tokens per block": "all tokens entering blocks 1..N, mean over questions: '134 x 2, 78 x 6' is 134 in two, then 78 in six",
+    "tokens per block": "all tokens entering blocks 1..N, mean over questions: '134 x 2, 78 x 6' is 134 in two, "
+    "then 78 in six",
     "FLOPs ratio": "prefill FLOPs / those of the untouched model on the same prompts; below 1 is cheaper",
     "KV ratio": "KV cache bytes / those of the untouched model on the same prompts",
     "prefill GFLOPs": f"operations of the prefill in 1e9, mean over questions; {FLOPS}",
@@ -41,7 +42,7 @@ NOTES = {
     "questions/s": "questions over the sum of their wall times, vision tower and decoding included",
     "peak MB over weights": "highest memory of the accelerator during a question less that of the weights, in 1e6",
     "mode": "untouched; dropped: tokens really leave; masked: the published code's way",
-    "status": "worst state of the row's cells: ok, no rule (numbers as they stand, see Scores; none is the benchmark's), "
+    "status": "worst state of the row's cells: ok, no rule (its numbers as they stand: sheet Scores), "
     "partial (answers, no score), running (begun, not ended), failed",
     "note": "why a cell has no score, why a score has no delta, and what to know of the run or the printed number",
     "mean": "plain mean over the benchmarks with scores of 0 to 100, each by its first headline; only with all of them",
@@ -80,7 +81,8 @@ NOTES = {
     "judge": "who compared the answers", "judge_ran": "yes or no, and why, where the judged table shows it",
     "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
     "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",
-    "device": "where the decoder ran", "dtype": "of its weights", "kernel": "its attention", "beams": "1: greedy search",
+    "device": "where the decoder ran", "dtype": "of its weights", "kernel": "its attention",
+    "beams": "1: greedy search",
     "reason": "why a cell has no score, or how its headline was chosen",
     "arguments": "of the runner; keys and tokens left out", "run": "folder of the run", "path": "below the folder read",
 }  # fmt: skip

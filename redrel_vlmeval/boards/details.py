@@ -7,14 +7,15 @@ from itertools import groupby
 import pandas as pd
 
 from redrel_vlmeval import blind
+from redrel_vlmeval.boards import persample
 from redrel_vlmeval.boards.leaders import units
-from redrel_vlmeval.boards.persample import persample
-from redrel_vlmeval.boards.table import Table, capped
+from redrel_vlmeval.boards.table import Table, capped, left_out
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.results import Results
 
-# What a workbook shows of a long table: openpyxl writes about 50 000 cells a second.
-MOST = 5000
+# Rows that a workbook shows of a long table, and of one with a row per model and benchmark: openpyxl writes some
+# 30 000 fields a second.
+MOST, CELLS = 3000, 5000
 
 
 def grid(results: Results) -> Table:
@@ -42,10 +43,8 @@ def grid(results: Results) -> Table:
 
 def categories(results: Results) -> Table:
     """Score per category, subject and grade, with the number of questions in each."""
-    frame = persample(results)[0]
-    remarks = () if len(frame) else ("no rows: no judged question of this folder has a category, subject or grade",)
-    return capped("Categories", frame, MOST, "mean score per question of each category, subject and grade",
-                  "rows", remarks=remarks)  # fmt: skip
+    caption, why_none = "mean score per question of each group", "no rows: no judged question has a category"
+    return capped("Categories", persample.categories(results), MOST, caption, "rows", f"{why_none}, subject or grade")
 
 
 def efficiency(results: Results) -> Table:
@@ -62,18 +61,16 @@ def efficiency(results: Results) -> Table:
             frame["tokens per block"] = rows["tokens_per_block"]
     for name in ("mode", "device", "dtype", "kernel"):
         frame[name] = rows[name]
-    remarks = () if len(frame) else ("no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder",)
-    return capped("Efficiency", frame.reset_index(drop=True), MOST, "cost per question; memory and time as measured",
-                  "rows", remarks=remarks)  # fmt: skip
+    return capped("Efficiency", frame.reset_index(drop=True), CELLS, "cost per question; memory and time as measured",
+                  "cells", "no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder")  # fmt: skip
 
 
 def blind_rate(results: Results) -> Table:
     """Each score beside its image-dependent part, where l0_k0 was run (the paper's Fig. 7)."""
     frame = blind.dependent(results)
     frame = frame.rename(columns={name: name.replace("_", " ") for name in frame.columns})
-    remarks = tuple(blind.lines(results)) if len(frame) else (_not_blind(results),)
-    return capped("Blind", frame, MOST, "scores, and those on the questions that need the image",
-                  "rows", remarks=remarks)  # fmt: skip
+    return capped("Blind", frame, MOST, "scores, and those on the questions that need the image", "rows",
+                  _not_blind(results) if frame.empty else "", tuple(blind.lines(results)))  # fmt: skip
 
 
 def _not_blind(results: Results) -> str:
@@ -97,24 +94,28 @@ def blind_questions(results: Results) -> Table:
         told = told[told["index"].astype(str).isin(set(row["questions"]))]
         frames.append(told.assign(base=row["base"], benchmark=row["benchmark"]).reindex(columns=columns))
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-    remarks = () if len(frame) else ("no rows: see the table Blind",)
     return capped("Blind questions", frame, MOST, "questions answered right with no image token (the paper's Fig. 7)",
-                  "questions", remarks=remarks)  # fmt: skip
+                  "questions", "no rows: see the table Blind")  # fmt: skip
 
 
 def flips(results: Results) -> Table:
     """Every question whose verdict a variant changed, with both answers."""
-    frame = persample(results)[1]
-    remarks = () if len(frame) else ("no rows: no variant changed the verdict on a question of its base",)
-    return capped("Flips", frame, MOST, "questions whose verdict changed against the base", "flips", remarks=remarks)
+    frame, count = persample.flips(results, MOST)
+    caption = "questions whose verdict changed against the base"
+    if not count:
+        return Table("Flips", frame, caption, ("no rows: no variant changed the verdict on a question of its base",))
+    if count == len(frame):
+        return Table("Flips", frame, caption)
+    remarks = (left_out("Flips", len(frame), count, "flips"),)
+    return Table("Flips", frame, caption, remarks, full=lambda: persample.flips(results)[0])
 
 
 def provenance(results: Results) -> Table:
     """Where each number comes from."""
-    return capped("Provenance", results.provenance.reset_index(drop=True), MOST,
-                  "the run behind each model and benchmark; empty: not told by the run", "cells")  # fmt: skip
+    caption = "the run behind each model and benchmark; empty: not told by the run"
+    return capped("Provenance", results.provenance.reset_index(drop=True), CELLS, caption, "cells", "no rows")
 
 
 def scores(results: Results) -> Table:
     """Every metric of the hosts' score files."""
-    return capped("Scores", results.scores, MOST, "every metric of the host's score files", "metrics")
+    return capped("Scores", results.scores, MOST, "every metric of the host's score files", "metrics", "no rows")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -16,7 +16,7 @@ class Table:
 
     ``scores`` are the columns that are compared, of which the best is ``bold`` (row position, column). ``heat`` are
     spans of rows (first, last position), each a heat map of the ``heat_columns``, and the value where it turns.
-    ``left_out`` counts rows that are in the csv of a folder only; ``full`` is the frame with them.
+    ``full`` makes the frame with the rows that are left out here.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Table:
     bold: frozenset[tuple[int, str]] = frozenset()
     heat: tuple[tuple[int, int, float | None], ...] = ()
     heat_columns: tuple[str, ...] = ()
-    full: pd.DataFrame | None = None
+    full: Callable[[], pd.DataFrame] | None = None
     meanings: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -40,23 +40,36 @@ class Table:
     @property
     def file(self) -> str:
         """The name as a file's: ``table_1``."""
-        return self.name.lower().replace(" ", "_")
+        return file_name(self.name)
 
     @property
     def measured(self) -> pd.DataFrame:
         """All rows measured here: what a csv holds, so that no mean over a column takes in printed numbers."""
-        frame = self.frame if self.full is None else self.full
+        frame = self.frame if self.full is None else self.full()
         return frame[[position not in self.grey for position in range(len(frame))]] if self.grey else frame
 
 
-def capped(name: str, frame: pd.DataFrame, most: int, caption: str, what: str, **more: object) -> Table:
-    """A table of at most ``most`` rows, which says how many it leaves out and where they are."""
-    rest = len(frame) - most
-    table = Table(name, frame if rest <= 0 else frame.iloc[:most], caption, **more)  # type: ignore[arg-type]
-    if rest <= 0:
-        return table
-    line = f"{rest} of {len(frame)} {what} are left out here; '-o FOLDER/' writes all of them to {table.file}.csv"
-    return Table(name, frame.iloc[:most], caption, **(more | {"remarks": (*table.remarks, line), "full": frame}))  # type: ignore[arg-type]
+def capped(
+    name: str, frame: pd.DataFrame, most: int, caption: str, what: str, why_none: str, remarks: tuple[str, ...] = ()
+) -> Table:
+    """A table of at most ``most`` rows, which says how many ``what`` it leaves out and where they are, or why none."""
+    if frame.empty:
+        return Table(name, frame, caption, (why_none,))
+    if len(frame) <= most:
+        return Table(name, frame, caption, remarks)
+    told = (*remarks, left_out(name, most, len(frame), what))
+    return Table(name, frame.iloc[:most], caption, told, full=lambda: frame)
+
+
+def left_out(name: str, most: int, count: int, what: str) -> str:
+    """The line below a table that shows ``most`` of ``count``."""
+    rest = f"{count - most} of {count} {what} are left out here"
+    return f"{rest}; '-o FOLDER/' writes all of them to {file_name(name)}.csv"
+
+
+def file_name(name: str) -> str:
+    """The name of a table as a file's: ``table_1``."""
+    return name.lower().replace(" ", "_")
 
 
 def best(frame: pd.DataFrame, scores: tuple[str, ...], grey: frozenset[int]) -> frozenset[tuple[int, str]]:
