@@ -93,7 +93,8 @@ def _outcome(results: Results, rows: pd.DataFrame, row: pd.Series) -> statistics
 
 
 def _paired(ours: Any, theirs: Any) -> statistics.Comparison:
-    base = theirs.set_index("index").loc[ours["index"]]
+    same = ours["index"].equals(theirs["index"])
+    base = theirs if same else theirs.set_index("index").loc[ours["index"]]
     pictures = ours["picture"]
     # A question whose picture is not named stands for itself.
     named = [(True, p) if p is not None else (False, i) for i, p in enumerate(pictures.astype(object))]

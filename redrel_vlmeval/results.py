@@ -241,6 +241,7 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     """
     frame = results.scores
     frame = frame[(frame["benchmark"] == benchmark) & (frame["base"] == base) & (frame["status"] == "ok")]
+    frame = frame[~frame["model"].isin({cell.label for cell in results.cells if cell.replaced})]
     first = frame.loc[frame["headline"], "metric"].unique()[:1]
     # Rows of other splits carry the split in brackets; they are no categories.
     category = ~frame["headline"] & ~frame["metric"].str.endswith("]")

@@ -1,6 +1,6 @@
 """Single files of a host in, columns out: xlsx, tsv, csv and json as they were written; a damaged file is an error.
 
-``NA`` and ``None`` stay words, only empty fields are missing. Calamine reads an xlsx some thirty times faster than
+``NA`` and ``None`` stay words, only empty fields are missing. Calamine reads an xlsx over twenty times faster than
 openpyxl and lets other threads run meanwhile, which is what makes a folder of thousands of tables readable.
 """
 

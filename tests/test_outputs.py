@@ -7,8 +7,10 @@ from pathlib import Path
 import host_files as host
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from redrel_vlmeval import sheets, tables
+from redrel_vlmeval.cli import app
 from redrel_vlmeval.results import ResultsError, read
 from redrel_vlmeval.tables import empty_predictions, read_table
 
@@ -38,6 +40,8 @@ def test_all_runs_are_kept_when_asked_for(tmp_path: Path) -> None:
     assert set(scores["base"]) == {"m"} and rows.provenance["run"].tolist()[1:] == [name[3:-1] for name in old]
     assert rows.answers(old[1], "X")["hit"].tolist() == [1, 0, 0, 0]
     assert set(read(tmp_path).scores["model"]) == {"m"}
+    shown = [CliRunner().invoke(app, ["sheet", str(tmp_path), *more]).output for more in ([], ["--all-runs"])]
+    assert [old[1] in text for text in shown] == [False, True]
 
 
 @pytest.mark.parametrize(

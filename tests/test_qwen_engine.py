@@ -11,6 +11,7 @@ import torch
 from qwen_checkpoint import IMAGE_START, write_checkpoint
 from qwen_prompts import IMAGE_END, PER_IMAGE, QwenOracle, batch, between_tags, picture
 
+from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.models.qwen_core import QwenCore
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import Trace, TruncationError, truncated
@@ -198,8 +199,10 @@ def test_after_its_block_a_dropped_token_changes_nothing_and_a_kept_one_does(cor
 def test_measured_keys_equal_the_trace_in_every_block(core: QwenCore, pictures: Path) -> None:
     inputs = batch(pictures, [LAYOUT])
     total = inputs["input_ids"].shape[1]
-    with truncated(core.model, "l1_k30_l3_k10") as trace:
+    with truncated(core.model, "l1_k30_l3_k10") as trace, Meter(core.model) as meter:
         out = core.model.generate(**inputs, **GREEDY)
+    assert meter.decoder is not None
+    assert meter.kv_bytes == kv_bytes(trace.last.kv, meter.decoder.shape, 4) and (meter.total or 0) > 0
     held = [keys.shape[1] for keys, _ in out.past_key_values]
     drop = [0, 226, 226, 246, 246]
     assert trace.last.tokens == [total - gone for gone in drop]
