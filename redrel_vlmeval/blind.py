@@ -19,6 +19,8 @@ COLUMNS = ["base", "benchmark", "category", "n", "right", "blind_rate", "questio
 PARTS = [
     "model", "base", "benchmark", "category", "n", "score", "blind_rate", "rest_n", "rest_score", "blind_model",
 ]  # fmt: skip
+# Benchmarks that a line for a terminal names.
+SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,7 @@ def lines(results: Results) -> list[str]:
     told = []
     for model, rows in found.groupby("blind_model", sort=False):
         rates = [f"{row.blind_rate:.1f} % of {row.benchmark} ({row.right} of {row.n})" for row in rows.itertuples()]
+        rates[SHOWN:] = [f"{len(rates) - SHOWN} more in the sheet Blind"] if len(rates) > SHOWN else []
         told.append(f"right without any image, lucky guesses included: {', '.join(rates)} ({model})")
     return told
 
