@@ -73,17 +73,20 @@ def check(
 def sheet(
     outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
     output: Annotated[
-        list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")
+        list[str] | None,
+        typer.Option("-o", "--output", help="Also write .xlsx, .csv, .md, .tex, .json or FOLDER/; may be repeated."),
     ] = None,
     all_runs: Annotated[
         bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
     ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
-    from redrel_vlmeval import results, sheets
+    from redrel_vlmeval import blind, results, sheets
 
+    for path in output or []:
+        sheets.check(path)
     found = results.read(outputs, all_runs)
-    typer.echo(sheets.to_text(sheets.leaderboard(found)))
+    typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
     for path in output or []:
         typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:

@@ -6,6 +6,7 @@ Tests are of the questions' verdicts. A headline that is no mean of them (F1, MM
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -33,10 +34,12 @@ COLUMNS = list(MEANINGS)[1:]
 NO_TEST = "no test"
 
 
+@lru_cache(maxsize=1)
 def compare(results: Results) -> pd.DataFrame:
     """``COLUMNS`` for each headline row of ``results.scores``, under that row's index.
 
-    p is corrected over the variants of one base on one metric of one benchmark.
+    p is corrected over the variants of one base on one metric of one benchmark. Kept for the last results, so it is
+    not to be changed in place.
     """
     rows = results.scores[results.scores["headline"]]
     bases = set(rows.loc[rows["base"] != rows["model"], "base"])

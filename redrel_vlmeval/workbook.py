@@ -1,82 +1,229 @@
-"""Lays a leaderboard out as a spreadsheet: openpyxl only, numbers stay numbers, no text becomes a formula."""
+"""Lays tables out as a spreadsheet: openpyxl only, numbers stay numbers, no text becomes a formula."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import pandas as pd
 from openpyxl import Workbook
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE, Cell
-from openpyxl.styles import Alignment, Font, PatternFill
+from openpyxl.formatting.rule import ColorScaleRule
+from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
 from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.page import PageMargins
+from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
-from redrel_vlmeval import comparisons
-from redrel_vlmeval.results import Results
+from redrel_vlmeval.boards.columns import number_format, statistic
+from redrel_vlmeval.boards.table import Table
 
 HEAD = PatternFill("solid", fgColor="1F3864")
-STATE_FILLS = {"failed": "F8CBAD", "partial": "FFE699", "running": "DDEBF7"}
-RED = "9C0006"
-VERDICTS = {"worse than the baseline": RED, "better than the baseline": "006100"}
-BESIDE = tuple(f" {name}" for name in comparisons.MEANINGS)
+BAND = PatternFill("solid", fgColor="EDEDED")
+STATE_FILLS = {"failed": "F8CBAD", "no rule": "E2EFDA", "partial": "FFE699", "running": "DDEBF7"}
+RED, GREEN, GREY = "9C0006", "006100", "7F7F7F"
+VERDICTS = {"worse than the baseline": RED, "better than the baseline": GREEN, "worse": RED, "better": GREEN}
+# Low, middle and high of a heat map: told apart by every kind of colour vision.
+HEAT = ("F4A582", "FFFFFF", "92C5DE")
+# With more score columns than this, the verdict's sentence is folded; the colour of the delta tells it.
+SENTENCES = 2
+DETAILS = ("CI low", "CI high", "up", "down", "p")
+WRAPPED = {"verdict": 50, "note": 50, "question": 60, "options": 30, "prediction": 30, "base_prediction": 30,
+           "meaning": 110, "arguments": 50, "reason": 50, "best of": 30, "answer": 24, "backend": 32}  # fmt: skip
+WIDEST = 44
+# Points of one line of text, and how many lines a row may show.
+LINE, MOST_LINES = 15, 12
 
 
-def build(
-    board: pd.DataFrame, results: Results, notes: Mapping[str, str], number_format: Callable[[str], str]
-) -> Workbook:
-    """Sheets Leaderboard, Scores, Efficiency (both tidy) and Notes, not yet saved."""
+def build(tables: Sequence[Table]) -> Workbook:
+    """A sheet for each table and Notes, which says what each column of each sheet means; not yet saved."""
     book = Workbook()
-    sheet = book.active
-    if not isinstance(sheet, Worksheet):
-        raise TypeError(f"openpyxl made {type(sheet).__name__} as its first sheet, expected a worksheet")
-    sheet.title = "Leaderboard"
-    formats = {column: _excel_format(number_format(column)) for column in board.columns}
-    _fill(sheet, board, formats)
-    _mark_best(sheet, board)
-    sheet.freeze_panes = "B2"
-    tidy = {"value": "0.00", "delta": "+0.00;-0.00;0.00", "prefill_flops": "0.00E+00", "flops_ratio": "0.000"}
-    tidy |= {"kv_bytes": "#,##0", "kv_ratio": "0.000", "prefill_ms": "0.00", "decode_ms_per_token": "0.00"}
-    tidy |= dict.fromkeys(("image_tokens", "kept", "average_image_tokens"), "0.0")
-    _fill(book.create_sheet("Scores"), results.scores, tidy)
-    _fill(book.create_sheet("Efficiency"), results.efficiency, tidy)
-    rows = pd.DataFrame({"column": list(notes), "meaning": list(notes.values())})
-    _fill(book.create_sheet("Notes"), rows, {}, widest=120)
+    book.remove(book.worksheets[0])
+    for table in tables:
+        _fill(book.create_sheet(table.name), table)
+    rows = [(table.name, "", line) for table in tables for line in (f"{table.caption}.", *table.remarks)]
+    rows += [(table.name, name, text) for table in tables for name, text in table.notes.items()]
+    order = [table.name for table in tables]
+    rows.sort(key=lambda row: order.index(row[0]))
+    notes = pd.DataFrame(rows, columns=["sheet", "column", "meaning"])
+    _fill(book.create_sheet("Notes"), Table("Notes", notes, "what each sheet and column means"))
     return book
 
 
+def _fill(sheet: Worksheet, table: Table) -> None:
+    """Remarks of an empty table, or header, rows and marks; the header row stays in view, also in print."""
+    names = [str(column) for column in table.frame.columns]
+    if table.frame.empty:
+        _say(sheet, table)
+    else:
+        _head(sheet, names)
+        lengths = _rows(sheet, table, names)
+        widths = _widths(sheet, names, lengths)
+        _outline(sheet, names)
+        _heights(sheet, table, names, widths)
+        sheet.freeze_panes = "B2" if names[0] == "model" else "A2"
+        sheet.auto_filter.ref = f"A1:{get_column_letter(len(names))}{len(table.frame) + 1}"
+        _heat(sheet, table, names)
+        for number, line in enumerate(table.remarks):
+            cell = _put(sheet.cell(len(table.frame) + 3 + number, 1), line)
+            cell.font = _font(italic=True, color=GREY)
+        sheet.print_title_rows = "1:1"
+    sheet.page_setup.orientation, sheet.page_setup.paperSize = "landscape", "9"
+    sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
+    sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
+    sheet.page_margins = PageMargins(left=0.4, right=0.4, top=0.5, bottom=0.75)
+    if sheet.oddFooter and sheet.oddFooter.center:
+        sheet.oddFooter.center.text = "&A, page &P of &N"
+
+
+def _say(sheet: Worksheet, table: Table) -> None:
+    """What the table would hold and why it is empty: never a sheet that says nothing."""
+    _put(sheet.cell(1, 1), f"{table.name}: {table.caption}").font = _font(bold=True)
+    for number, line in enumerate(table.remarks or ("no rows",), start=2):
+        _put(sheet.cell(number, 1), line)
+    sheet.column_dimensions["A"].width = 110
+    sheet.freeze_panes = "A2"
+
+
+def _head(sheet: Worksheet, names: list[str]) -> None:
+    for number, name in enumerate(names, start=1):
+        cell = _put(sheet.cell(1, number), name)
+        cell.font, cell.fill = _font(bold=True, color="FFFFFF"), HEAD
+
+
+def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
+    """Writes the rows; returns the longest text of each column."""
+    formats = [_excel_format(number_format(name)) for name in names]
+    wrapped = [_kind(name) in WRAPPED for name in names]
+    longest = [0] * len(names)
+    numeric, deltas = [False] * len(names), _verdicts(table, names)
+    bold, grey = _font(bold=True), _font(italic=True, color=GREY)
+    top, plain = Alignment(vertical="top"), Alignment(vertical="top", horizontal="left", indent=1)
+    wrap = Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1)
+    for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
+        for number, value in enumerate(row):
+            cell = _put(sheet.cell(position + 2, number + 1), value)
+            if cell.value is None and position not in table.grey:
+                continue
+            if isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool):
+                cell.number_format, cell.alignment, numeric[number] = formats[number], top, True
+                length = 7
+            else:
+                length = max(map(len, str(cell.value or "").split("\n")))
+                _mark_text(cell, names[number])
+                # Text is set off from the number that ends at its left.
+                cell.alignment = top if number == 0 else wrap if wrapped[number] and length > 12 else plain
+            longest[number] = max(longest[number], length)
+            if (colour := deltas.get((position, number))) and isinstance(cell.value, float):
+                cell.font = _font(color=colour)
+            if (position, names[number]) in table.bold or (number == 0 and _is_base(names, row)):
+                cell.font = bold
+            if position in table.grey:
+                cell.font, cell.fill = grey, BAND
+    for number, right in enumerate(numeric, start=1):
+        side: dict[str, Any] = {"horizontal": "right"} if right else {"horizontal": "left", "indent": int(number > 1)}
+        sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
+    return longest
+
+
+def _font(**look: Any) -> Font:
+    """The font of every other cell, which openpyxl's bare Font is not."""
+    return Font(name="Calibri", size=11, **look)
+
+
+def _verdicts(table: Table, names: list[str]) -> dict[tuple[int, int], str]:
+    """Colours of the deltas (row position, column position) whose test says better or worse."""
+    found: dict[tuple[int, int], str] = {}
+    for name in names:
+        other = f"{name.removesuffix(' delta')} verdict"
+        if statistic(name) == "delta" and other in names:
+            for position, verdict in enumerate(table.frame[other]):
+                colour = VERDICTS.get(str(verdict).rpartition(": ")[2])
+                found |= {(position, names.index(name)): colour} if colour else {}
+    return found
+
+
+def _is_base(names: list[str], row: tuple) -> bool:
+    return names[0] == "model" and "base" in names and row[0] == row[names.index("base")]
+
+
+def _mark_text(cell: Cell, name: str) -> None:
+    if cell.value in STATE_FILLS:
+        cell.fill = PatternFill("solid", fgColor=STATE_FILLS[str(cell.value)])
+        cell.font = _font(color=RED) if cell.value == "failed" else _font()
+    elif _kind(name) == "verdict" and (end := str(cell.value).rpartition(": ")[2]) in VERDICTS:
+        cell.font = _font(color=VERDICTS[end])
+
+
+def _kind(name: str) -> str:
+    return statistic(name) or name
+
+
+def _widths(sheet: Worksheet, names: list[str], lengths: list[int]) -> list[int]:
+    """As wide as the longest text, up to a limit; a header takes as many lines as it needs."""
+    lines, widths = 1, []
+    for number, (name, length) in enumerate(zip(names, lengths, strict=True), start=1):
+        word = max(map(len, name.split(" ")))
+        most = WRAPPED.get(_kind(name), WIDEST)
+        width = min(max(length + 2, min(word, 18) + 3), most)
+        sheet.column_dimensions[get_column_letter(number)].width = width
+        widths.append(width)
+        lines = max(lines, _lines(name, width - 3))
+    sheet.row_dimensions[1].height = LINE * min(lines, 6) + 3
+    return widths
+
+
+def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]) -> None:
+    """Rows whose text is wrapped are as high as its lines: not every program works that out when it opens a file."""
+    for number, (name, width) in enumerate(zip(names, widths, strict=True), start=1):
+        if _kind(name) not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
+            continue
+        for position, value in enumerate(table.frame[name]):
+            if isinstance(value, str) and (lines := min(_lines(value, width - 1), MOST_LINES)) > 1:
+                row = sheet.row_dimensions[position + 2]
+                row.height = max(row.height or 0, LINE * lines)
+
+
+def _lines(text: str, width: int) -> int:
+    """Lines that a text takes; breaks between words waste about a tenth of each."""
+    return sum(max(1, ceil(1.1 * len(line) / max(width, 1))) for line in text.split("\n"))
+
+
+def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
+    """A colour scale of its own for each block, white at the untouched model's score; a line above each block."""
+    if not table.heat_columns:
+        return
+    first = get_column_letter(names.index(table.heat_columns[0]) + 1)
+    last = get_column_letter(names.index(table.heat_columns[-1]) + 1)
+    low, middle, high = HEAT
+    for begin, end, turn in table.heat:
+        values = pd.concat([table.frame.iloc[begin : end + 1][name] for name in table.heat_columns]).dropna()
+        spread = max((abs(float(value) - turn) for value in values), default=0.0) if turn is not None else 0.0
+        if turn is not None and spread:
+            rule = ColorScaleRule("num", turn - spread, low, "num", turn, middle, "num", turn + spread, high)
+        else:
+            rule = ColorScaleRule("min", None, low, "percentile", 50, middle, "max", None, high)
+        sheet.conditional_formatting.add(f"{first}{begin + 2}:{last}{end + 2}", rule)
+        if begin:
+            for number in range(1, len(names) + 1):
+                sheet.cell(begin + 2, number).border = Border(top=Side(style="medium", color="1F3864"))
+
+
+def _outline(sheet: Worksheet, names: list[str]) -> None:
+    """Details of each test are folded away, with many scores the sentence too; a plus sign unfolds them."""
+    many = sum(statistic(name) == "CI low" for name in names) > SENTENCES
+    for number, name in enumerate(names, start=1):
+        if statistic(name) in DETAILS or (many and statistic(name) == "verdict"):
+            dimension = sheet.column_dimensions[get_column_letter(number)]
+            dimension.outlineLevel, dimension.hidden = 1, True
+
+
 def _excel_format(form: str) -> str:
-    if form in ("d", "p"):
-        return {"d": "0", "p": '[<0.001]"< .001";0.000'}[form]
+    if form in ("d", "p", "g"):
+        return {"d": "0", "p": '[<0.001]"< .001";0.000', "g": "General"}[form]
     plain = "0." + "0" * int(form[-2])
     return f"+{plain};-{plain};{plain}" if form.startswith("+") else plain
-
-
-def _fill(sheet: Worksheet, frame: pd.DataFrame, formats: Mapping[str, str], widest: int = 60) -> None:
-    """Header, rows, widths, filter; the header row stays in view."""
-    columns = [str(column) for column in frame.columns]
-    for number, name in enumerate(columns, start=1):
-        cell = _put(sheet.cell(1, number), name)
-        cell.font, cell.fill = Font(bold=True, color="FFFFFF"), HEAD
-        cell.alignment = Alignment(wrap_text=True, vertical="center")
-    longest = [max(map(len, name.split(" "))) for name in columns]
-    for line, row in enumerate(frame.itertuples(index=False, name=None), start=2):
-        for number, (name, value) in enumerate(zip(columns, row, strict=True), start=1):
-            cell = _put(sheet.cell(line, number), value)
-            if isinstance(cell.value, (int, float)) and name in formats:
-                cell.number_format = formats[name]
-            elif cell.value in STATE_FILLS:
-                cell.fill = PatternFill("solid", fgColor=STATE_FILLS[str(cell.value)])
-                cell.font = Font(color=RED) if cell.value == "failed" else Font()
-            elif name.endswith(" verdict") and (end := str(cell.value).rpartition(": ")[2]) in VERDICTS:
-                cell.font = Font(color=VERDICTS[end])
-            shown = 8 if isinstance(cell.value, float) else len(str(cell.value or ""))
-            longest[number - 1] = max(longest[number - 1], shown)
-    for number, length in enumerate(longest, start=1):
-        most = 110 if columns[number - 1].endswith(" verdict") else widest
-        sheet.column_dimensions[get_column_letter(number)].width = min(length + 3, most)
-    sheet.freeze_panes = "A2"
-    sheet.auto_filter.ref = f"A1:{get_column_letter(max(len(columns), 1))}{len(frame) + 1}"
 
 
 def _put(cell: Any, value: Any) -> Cell:
@@ -85,23 +232,10 @@ def _put(cell: Any, value: Any) -> Cell:
     value = item() if callable(item) else value
     if value is None or value != value:
         return cell
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float)) and value not in (float("inf"), float("-inf")):
         cell.value = value
     else:
-        cell.value = ILLEGAL_CHARACTERS_RE.sub("", str(value))[:32767]
+        text = str(value).encode(errors="replace").decode()
+        cell.value = ILLEGAL_CHARACTERS_RE.sub("", text)[:32767]
         cell.data_type = "s"
     return cell
-
-
-def _mark_best(sheet: Worksheet, board: pd.DataFrame) -> None:
-    """Bold: bases, and the best score of each score column (all of them on a tie)."""
-    for line, (model, base) in enumerate(zip(board["model"], board["base"], strict=True), start=2):
-        sheet.cell(line, 1).font = Font(bold=model == base)
-    costs = list(board.columns).index("image tokens")
-    for number, name in enumerate(board.columns[:costs], start=1):
-        if number <= 6 or name.endswith(BESIDE):
-            continue
-        values = pd.to_numeric(board[name], errors="coerce")
-        for line, value in enumerate(values, start=2):
-            if len(values) > 1 and value == values.max():
-                sheet.cell(line, number).font = Font(bold=True)

@@ -29,7 +29,9 @@ registry hostrun
 sweep
 benchmarks tables outputs records provenance questions pairing results
 statistics comparisons flips grids
-workbook sheets
+published blind
+boards.columns boards.table boards.leaders boards.paper boards.persample boards.details boards.every
+texts markup jsonboard workbook sheets
 pages.render
 explain.*
 figures
@@ -45,7 +47,8 @@ __main__
 LIGHT = """
 names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
-comparisons flips grids workbook sheets pages.render figures report.page cli
+comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
+report.page cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}

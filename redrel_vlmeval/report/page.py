@@ -8,10 +8,10 @@ from typing import Any
 
 import redrel_vlmeval
 from redrel_vlmeval import comparisons
+from redrel_vlmeval.boards.columns import NOTES
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.sheets import NOTES
 from redrel_vlmeval.writing import WriteError, atomically
 
 HERE = Path(__file__).resolve().parent

@@ -1,0 +1,108 @@
+"""Scores by category, subject and grade, and every question whose verdict changed, from verdicts that are read already.
+
+A variant's questions are its base's, so tables of answers are read for bases only, and for variants where their own
+words are shown. Memory holds one base and one variant at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from redrel_vlmeval import flips as flipped
+from redrel_vlmeval.results import Results
+
+GROUPS = ("category", "subject", "grade")
+CATEGORIES = ["benchmark", "by", "group", "model", "base", "n", "score", "base score", "delta"]
+FLIPS = ["model", "base", "benchmark", *flipped.COLUMNS]
+
+
+def categories(results: Results) -> pd.DataFrame:
+    """``CATEGORIES``: one row per model x benchmark x group; the delta only to a base that was run alike."""
+    rows: list[tuple] = []
+    for base, benchmark, models, like in _families(results):
+        groups, theirs = None, verdicts(results, base, benchmark)
+        for model in models:
+            hits = verdicts(results, model, benchmark)
+            if hits is None:
+                continue
+            if theirs is None or (model != base and model not in like):
+                rows += _scores(model, base, benchmark, hits, None, _groups(results.answers(model, benchmark)))
+                continue
+            groups = _groups(results.answers(base, benchmark)) if groups is None else groups
+            rows += _scores(model, base, benchmark, hits, theirs, groups)
+    frame = pd.DataFrame(rows, columns=CATEGORIES)
+    return frame.sort_values(["benchmark", "by", "group"], kind="stable").reset_index(drop=True)
+
+
+def flips(results: Results, most: int | None = None) -> tuple[pd.DataFrame, int]:
+    """(``FLIPS`` of the first ``most`` questions whose score rose or fell, or of all; how many there are in all)."""
+    found: list[pd.DataFrame] = []
+    have = total = 0
+    for base, benchmark, models, like in _families(results):
+        theirs, before = None, verdicts(results, base, benchmark)
+        for model in models:
+            after = verdicts(results, model, benchmark)
+            if model == base or model not in like or before is None or after is None:
+                continue
+            moved = after.index[(after - before.reindex(after.index)).abs() > 1e-9]
+            total += len(moved)
+            if len(moved) and (most is None or have < most):
+                theirs = results.answers(base, benchmark) if theirs is None else theirs
+                ours = results.answers(model, benchmark)
+                rows = flipped.changes(ours[ours["index"].isin(set(moved))], theirs)
+                found.append(rows.assign(model=model, base=base, benchmark=benchmark))
+                have += len(rows)
+    frame = pd.concat(found, ignore_index=True)[FLIPS] if found else pd.DataFrame(columns=FLIPS)
+    return frame if most is None else frame.iloc[:most], total
+
+
+def verdicts(results: Results, model: str, benchmark: str) -> pd.Series | None:
+    """Scores by index of the judged questions that the headline is over; None without any, or if one stands twice."""
+    frame = results.judged.get((model, benchmark))
+    frame = None if frame is None else frame[frame["hit"].notna()]
+    if frame is None or frame.empty or frame["index"].duplicated().any():
+        return None
+    return pd.Series(frame["hit"].to_numpy(dtype=float), index=frame["index"].to_numpy(dtype=object))
+
+
+def _families(results: Results) -> Iterator[tuple[str, str, list[str], set[str]]]:
+    """(base, benchmark, models with a score, the base first, and those that have a delta: they were run alike)."""
+    rows = results.scores[results.scores["headline"] & (results.scores["status"] == "ok")]
+    for key, family in rows.groupby(["base", "benchmark"], sort=False):
+        base, benchmark = map(str, key)
+        models = sorted(family["model"].unique(), key=lambda name: name != base)
+        yield base, benchmark, models, set(family.loc[family["delta"].notna(), "model"])
+
+
+def _groups(answers: pd.DataFrame) -> dict[str, pd.Series]:
+    """For each way of grouping the group of each question, by index."""
+    once = answers.drop_duplicates("index").set_index("index")
+    return {by: once[by].dropna().astype(str) for by in GROUPS if by in once and once[by].notna().any()}
+
+
+def _scores(
+    model: str, base: str, benchmark: str, hits: pd.Series, theirs: pd.Series | None, groups: dict[str, pd.Series]
+) -> list[tuple]:
+    found = []
+    for by, names in groups.items():
+        own = _means(hits, names)
+        before = _means(theirs, names) if theirs is not None else {}
+        for group, (count, score) in own.items():
+            # The base may have been asked more; a group compares only with the very same number of questions.
+            old = before[group][1] if group in before and before[group][0] == count else None
+            delta = score - old if old is not None and model != base else None
+            found.append((benchmark, by, group, model, base, count, score, old, delta))
+    return found
+
+
+def _means(hits: pd.Series, names: pd.Series) -> dict[str, tuple[int, float]]:
+    """(n, mean score in points) of each group."""
+    groups, codes = np.unique(names.to_numpy(dtype=str), return_inverse=True)
+    values = hits.reindex(names.index).to_numpy()
+    asked = ~np.isnan(values)
+    counts = np.bincount(codes[asked], minlength=len(groups))
+    sums = np.bincount(codes[asked], weights=values[asked], minlength=len(groups))
+    return {str(g): (int(n), 100 * float(s) / n) for g, n, s in zip(groups, counts, sums, strict=True) if n}

@@ -1,0 +1,67 @@
+"""The leaderboard for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from redrel_vlmeval import comparisons
+from redrel_vlmeval.boards import columns
+from redrel_vlmeval.boards.columns import statistic
+from redrel_vlmeval.boards.leaders import NOT_RUN, STATES, two_words
+
+INTERVAL = "95 % CI"
+LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
+
+
+def to_text(frame: pd.DataFrame) -> str:
+    """The leaderboard for a terminal: no empty columns, and of the statistics those that decide.
+
+    Below it what all rows share, and every note.
+    """
+    short = shortened(frame).drop(columns=["note", "mean"], errors="ignore")
+    shown, below = _without_shared(short.dropna(axis=1, how="all"))
+    if any(statistic(name) == "p (Holm)" for name in shown.columns):
+        below.append(LEGEND)
+    below += [f"{row['model']}: {text}" for row in frame.to_dict("records") for text in _remarks(row)]
+    left = ("model", "base", "rule", "backend", "status")
+    align = ["left" if name in left or statistic(name) == "verdict" else "right" for name in shown.columns]
+    # A statistic stands right of its benchmark, whose name would only widen the table.
+    headers = [INTERVAL if name.endswith(INTERVAL) else statistic(name) or name for name in shown.columns]
+    headers = [name if name == INTERVAL else name.replace(" ", "\n") for name in headers]
+    table = tabulate(columns.cells(shown, 60), headers=headers, disable_numparse=True, colalign=align)
+    return "\n".join([table, *([""] if below else []), *below])
+
+
+def shortened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Delta, p (Holm) and a verdict of two words at most; the interval too of a single score; files have all of it."""
+    scores = [str(name).removesuffix(" verdict") for name in frame.columns if statistic(str(name)) == "verdict"]
+    short = frame.assign(**{f"{name} verdict": frame[f"{name} verdict"].map(two_words) for name in scores})
+    if len(scores) == 1:
+        low, high = (frame[f"{scores[0]} {end}"] for end in ("CI low", "CI high"))
+        spans = [None if x != x else f"{x:+.1f}..{y:+.1f}" for x, y in zip(low, high, strict=True)]
+        short.insert(list(frame.columns).index(f"{scores[0]} CI low"), f"{scores[0]} {INTERVAL}", spans)
+    long = [name for name in frame.columns if statistic(str(name)) in ("CI low", "CI high", "up", "down", "p")]
+    return short.drop(columns=long)
+
+
+def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Columns that say the same in each of several rows become lines below the table."""
+    same = [name for name in ("backend", "base", "image tokens", "status") if name in frame and len(frame) > 1]
+    same = [name for name in same if frame[name].nunique(dropna=name == "backend") == 1]
+    return frame.drop(columns=same), [f"{name}: {columns.text(name, frame[name].dropna().iloc[0])}" for name in same]
+
+
+def _remarks(row: dict[Any, Any]) -> list[str]:
+    """The row's note, and why a score is not tested where the note does not say so."""
+    verdicts = [(name, text) for name, text in row.items() if statistic(str(name)) == "verdict"]
+    untold = [
+        f"{str(name).removesuffix(' verdict')}: {text}"
+        for name, text in verdicts
+        if str(text).startswith(f"{comparisons.NO_TEST}: ") and text != NOT_RUN
+        and (why := text.removeprefix(f"{comparisons.NO_TEST}: ")) not in (*STATES, row["note"])
+        and why not in row["note"]
+    ]  # fmt: skip
+    return [*([row["note"]] if row["note"] else []), *untold]

@@ -1,0 +1,160 @@
+"""The workbook, opened again: numbers stay numbers, text stays text, marks stand where they belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import host_files as host
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+import sheet_files
+
+from redrel_vlmeval import sheets
+from redrel_vlmeval.boards.table import Table
+from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.workbook import build
+
+BASE = sheet_files.BASE
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    out = tmp_path_factory.mktemp("outputs")
+    sheet_files.mixed(out)
+    return read(out)
+
+
+@pytest.fixture
+def clear(tmp_path: Path) -> Results:
+    sheet_files.clear(tmp_path)
+    return read(tmp_path)
+
+
+def test_xlsx_colours_verdicts_and_keeps_p_a_number(clear: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
+    at = {cell.value: cell.column for cell in sheet[1]}
+    colours = [sheet.cell(line, at["X verdict"]).font.color for line in (3, 4, 5)]
+    assert [colour.rgb[-6:] for colour in colours[:2]] == ["9C0006", "006100"]
+    p = sheet.cell(3, at["X p"])
+    assert 0 < p.value < 1e-4 and p.number_format == '[<0.001]"< .001";0.000'
+    assert sheet.cell(3, at["X down"]).number_format == "0" and sheet.cell(3, at["X CI low"]).value < -50
+    assert not any(sheet.cell(line, at["X p"]).font.bold for line in (3, 4, 5)), "bold is for the best score"
+    assert [sheet.cell(line, at["X delta"]).font.color.rgb[-6:] for line in (3, 4)] == ["9C0006", "006100"]
+    verdict = sheet.cell(3, at["X verdict"])
+    assert verdict.alignment.wrap_text and sheet.row_dimensions[3].height > 15
+
+
+def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_path: Path) -> None:
+    book = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))
+    tables = ["Leaderboard", "Table 1", "Table 2", "Grid", "Categories", "Efficiency", "Blind", "Blind questions"]
+    assert book.sheetnames == [*tables, "Flips", "Provenance", "Scores", "Notes"]
+    sheet = book["Leaderboard"]
+    at = {cell.value: cell.column for cell in sheet[1]}
+    line = {sheet.cell(row, 1).value: row for row in range(2, 7)}
+    best, base = sheet.cell(line[f"{BASE}_trunc_l2_k16"], at["Shapes"]), sheet.cell(line[BASE], at["Shapes"])
+    assert (best.value, best.font.bold, best.number_format) == (100, True, "0.0")
+    assert (base.value, base.font.bold) == (75, False)
+    assert sheet.cell(best.row, at["Shapes delta"]).number_format.startswith("+0.0;-0.0")
+    failed = sheet.cell(line[f"{BASE}_trunc_l4_k16"], at["Shapes"])
+    assert (failed.value, failed.font.color.rgb[-6:], failed.fill.fgColor.rgb[-6:]) == ("failed", "9C0006", "F8CBAD")
+    assert sheet.freeze_panes == "B2" and sheet.auto_filter.ref.startswith("A1:")
+    assert sheet.column_dimensions["A"].width > len(f"{BASE}_trunc_l2_k16_random")
+    noted = {(row[0].value, row[1].value) for row in book["Notes"].iter_rows(min_row=2)}
+    for name in book.sheetnames[:-1]:
+        filled = book[name].auto_filter.ref is not None
+        wanted = {cell.value for cell in book[name][1]} if filled else set()
+        untold = {column for column in wanted if (name, column) not in noted}
+        assert not untold, name
+    assert book["Scores"].max_row == len(results.scores) + 1
+    assert book["Efficiency"].max_row == len(results.efficiency) + 1
+
+
+def test_text_of_a_result_never_becomes_a_formula(results: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))["Scores"]
+    cells = [cell for row in sheet.iter_rows() for cell in row if str(cell.value).startswith("=")]
+    assert [cell.value for cell in cells] == ["=1+1 | no <b>such</b> layer"], "without the control character"
+    assert cells[0].data_type == "s"
+
+
+def test_every_sheet_can_be_read_and_printed(results: Results, tmp_path: Path) -> None:
+    book = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))
+    for sheet in book:
+        assert sheet.freeze_panes in ("A2", "B2"), sheet.title
+        assert (sheet.page_setup.orientation, sheet.page_setup.fitToWidth) == ("landscape", 1), sheet.title
+        assert sheet.page_setup.fitToHeight == 0 and sheet.sheet_properties.pageSetUpPr.fitToPage, sheet.title
+        assert any(cell.value for cell in sheet[1]), "a sheet that says nothing"
+
+
+def test_empty_tables_say_why(tmp_path: Path) -> None:
+    sheet_files.answered(tmp_path, "m", [1, 0])
+    book = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))
+    for name, words in (
+        ("Table 2", "no model ran under another prompt"),
+        ("Grid", "no single-stage variant"),
+        ("Efficiency", "no efficiency records"),
+        ("Blind", "no run without any image"),
+        ("Flips", "no variant changed the verdict"),
+    ):
+        assert name in book[name]["A1"].value and words in book[name]["A2"].value
+        assert book[name].auto_filter.ref is None
+
+
+def test_the_heat_map_turns_at_the_base_and_covers_its_block_only(tmp_path: Path) -> None:
+    sheet_files.clear(tmp_path, "one")
+    sheet_files.clear(tmp_path, "two", "Y")
+    sheet_files.answered(tmp_path, "one_trunc_l2_k8_random", [1] * 30 + [0] * 10)
+    sheet = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))["Grid"]
+    head = [cell.value for cell in sheet[1]]
+    ranges = {str(found.sqref): found.rules[0].colorScale for found in sheet.conditional_formatting}
+    column = openpyxl.utils.get_column_letter(head.index("K=8") + 1)
+    assert set(ranges) == {f"{column}2:{column}5", f"{column}6:{column}8"}
+    for scale in ranges.values():
+        assert [bound.val for bound in scale.cfvo] == [12.5, 50, 87.5], "as far up as down, white at the base"
+    rules = [sheet.cell(line, head.index("rule") + 1).value for line in range(2, 9)]
+    assert rules == [*["attention"] * 3, "random", *["attention"] * 3]
+
+
+def test_details_of_a_test_are_folded_not_lost(clear: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
+    at = {cell.value: openpyxl.utils.get_column_letter(cell.column) for cell in sheet[1]}
+    folded = {name for name, letter in at.items() if sheet.column_dimensions[letter].hidden}
+    assert "X CI low" in folded and {"X delta", "X verdict", "X p (Holm)"}.isdisjoint(folded)
+    assert sheet[f"{at['X CI low']}3"].value < 0
+
+
+def test_text_that_looks_like_a_formula_stays_text(tmp_path: Path) -> None:
+    """Also in a header, and with characters that a workbook cannot hold."""
+    bad = ["=HYPERLINK(\"http://x\")", "=1+1", "+1", "@x", "-1", "\x07=2", "torn \ud83d"]
+    numbers = [np.int64(3), float("inf"), None, 1, 2.5, True, 0]
+    frame = pd.DataFrame({"=model": bad, "question": bad, "n": numbers}, dtype=object)
+    marks = {"grey": frozenset({1}), "bold": frozenset({(0, "question")})}
+    table = Table("Flips", frame, "=caption", remarks=("=remark",), **marks)
+    build([table, Table("Empty", frame.iloc[:0], "=none", remarks=("=why",))]).save(tmp_path / "x.xlsx")
+    book = openpyxl.load_workbook(tmp_path / "x.xlsx")
+    cells = [cell for sheet in book for row in sheet.iter_rows() for cell in row if cell.value is not None]
+    assert {cell.data_type for cell in cells} == {"s", "n", "b"}
+    assert [book["Flips"].cell(line, 1).value for line in range(2, 9)] == [*bad[:5], "=2", "torn ?"]
+    assert [book["Flips"].cell(line, 3).value for line in range(2, 9)] == [3, "inf", None, 1, 2.5, True, 0]
+    assert {"=model", "=remark", "=why", "=caption."} <= {cell.value for cell in cells}
+
+
+def test_a_long_table_says_how_many_rows_are_left_out_and_where_they_are(
+    clear: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redrel_vlmeval.boards.details.MOST", 4)
+    sheets.write(clear, f"{tmp_path / 'all'}/")
+    sheet = openpyxl.load_workbook(tmp_path / "all" / "tables.xlsx")["Flips"]
+    words = "26 of 30 flips are left out here; '-o FOLDER/' writes all of them to flips.csv"
+    assert [sheet.cell(line, 1).value for line in (6, 7)] == [None, words]
+    assert len(pd.read_csv(tmp_path / "all" / "flips.csv")) == 30
+
+
+def test_a_folder_without_any_score_is_a_workbook_all_the_same(tmp_path: Path) -> None:
+    host.status(tmp_path / BASE, BASE, X={"status": "infer"}, Y={"status": "done", "error_message": "out of memory"})
+    book = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))
+    head, row = ([cell.value for cell in book["Leaderboard"][line]] for line in (1, 2))
+    found = dict(zip(head, row, strict=True))
+    assert (found["X"], found["Y"], found["status"]) == ("running", "failed", "failed")
+    assert "out of memory" in found["note"] and "no single-stage variant" in book["Grid"]["A2"].value
