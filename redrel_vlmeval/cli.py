@@ -127,6 +127,32 @@ def bench(
     raise typer.Exit(benchtable.run(request))
 
 
+@app.command()
+def sweep(
+    model: Annotated[str, typer.Option(help="The base to truncate, such as llava_v1.5_7b or redrel_tiny.")],
+    data: Annotated[str, typer.Option(help="One benchmark of the host.")],
+    layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")],
+    keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")],
+    rules: Annotated[str, typer.Option(help="attention, random, uniform, lowest; several with commas.")] = "attention",
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
+    work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
+    memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print variants, FLOPs, saving; run nothing.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Name the best setting within 128 average image tokens, or 60% of the FLOPs.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Points that still count as not worse, for the cliff layer.")] = 2.0,
+    judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
+) -> None:
+    """The whole (L, K) grid of a base in one pass, scored by the host; cliff layers, Fig. 6. Exit code 1: a failure."""
+    from redrel_vlmeval.sweep import run
+
+    request = run.Request(
+        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin
+    )
+    raise typer.Exit(run.run(request))
+
+
 def main() -> None:
     """Entry point: an error made for people is one line on stderr and exit code 2; anything else is a traceback."""
     try:

@@ -32,6 +32,9 @@ statistics comparisons flips grids
 workbook sheets
 explain.*
 figures
+noninferiority cliffs gridfigures
+sweep.plan sweep.store sweep.distributed sweep.asking sweep.hostfiles sweep.evaluate
+sweep.preview sweep.outcome sweep.run
 report
 benchmodels bench benchtable
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
@@ -43,7 +46,7 @@ __main__
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
 names writing prompts registry attach hostrun benchmarks outputs records questions pairing results
-statistics comparisons flips grids workbook sheets figures report cli
+statistics comparisons flips grids workbook sheets figures noninferiority cliffs gridfigures report cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
