@@ -192,14 +192,10 @@ def _panels(count: int, width: float, height: float, down: bool = False) -> tupl
 def _finish(figure: Figure, title: str, handles: list[Line2D], note: str, stem: str | Path) -> list[Path]:
     """Heading, legend and note around the panels; both files appear whole or not at all."""
     figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.supxlabel(note, fontsize=7.5, color="#555555")
     if handles:
         columns = min(len(handles), max(int(figure.get_figwidth() / 1.2), 3))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-        figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # type: ignore[union-attr,call-arg]
-        figure.text(0.5, 0.012, note, ha="center", fontsize=7.5, color="#555555")
-    else:
-        figure.get_layout_engine().set(rect=(0, 0.09, 1, 0.91))  # type: ignore[union-attr,call-arg]
-        figure.text(0.5, 0.02, note, ha="center", fontsize=7.5, color="#555555")
     written = []
     for kind in ("png", "svg"):
         # Without a date the same numbers give the same file.
