@@ -26,7 +26,7 @@ models.llava_input models.llava_core
 models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
-sweep
+sweep.shared sweep.continuation sweep.memory sweep.decoding sweep.letters sweep.sweeper
 benchmarks outputs records questions pairing results
 statistics comparisons flips grids
 workbook sheets

@@ -202,8 +202,7 @@ class _Engine:
             with torch.no_grad():
                 rows = self._rows(prompt, stage, view, query.shape[2]).to(query.device)
                 attention = ranking.attention_rows(query, key, rows, scaling, mask, softcap)
-                fresh = rows.diff(dim=1, prepend=rows[:, :1] - 1) > 0  # shorter prompts repeat their last row
-                scores = (attention * fresh[..., None]).sum(1) / fresh.sum(1, keepdim=True)
+                scores = ranking.row_mean(attention, rows)
                 prompt.decide(stage, self._at_full_positions(prompt, view, scores.to(prompt.ids.device)))
 
         return observe
