@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from redrel_vlmeval.figures import COLORS, MARKERS, RULE_MARKERS
 from redrel_vlmeval.writing import atomically
 
-BASELINE = {"color": "#444444", "linestyle": (0, (6, 3)), "linewidth": 1.2}
+BASELINE: dict[str, Any] = {"color": "#444444", "linestyle": (0, (6, 3)), "linewidth": 1.2}
 WORDS = {"attention": "ranked by attention", "random": "random", "uniform": "uniform", "lowest": "lowest attention"}
 
 
@@ -42,25 +42,30 @@ def accuracy_over_layers(
     wide = 7.2 if len(rules) == 1 else 4.6 * len(rules)
     figure, axes = _panels(len(rules), wide, 4.6)
     for axis, rule in zip(axes, rules, strict=True):
-        rows = frame[frame["rule"] == rule]
+        rows = _of_rule(frame, rule)
         for place, keep in enumerate(keeps):
             _line(axis, rows[rows["K"] == keep].sort_values("L"), *_look(place))
         if published is not None and rule == "attention":
             _reference(axis, published, keeps)
         axis.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
-        axis.set_title(WORDS[rule] if len(rules) > 1 else f"n = {int(frame['n'].iloc[0])}", fontsize=10, loc="left")
+        axis.set_title(WORDS[rule], fontsize=10, loc="left")
         _layer_axis(axis, frame)
     axes[0].set_ylabel("accuracy (points)")
     handles = [
         Line2D([], [], color=_look(place)[0], marker=_look(place)[1], markersize=5, label=f"K = {keep}")
         for place, keep in enumerate(keeps)
     ]
-    handles.append(Line2D([], [], label="not truncated", **BASELINE))  # type: ignore[arg-type]
+    handles.append(Line2D([], [], label="not truncated", **BASELINE))
     if published is not None and not published.empty:
         hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], color="#444444", label="published", **hollow))  # type: ignore[arg-type]
     note = "bands: 95 % bootstrap interval of the difference to the baseline"
     return _finish(figure, title, handles, note, stem)
+
+
+def _of_rule(frame: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Rows of a rule; K = 0, where nothing is chosen, is run under one rule only and is the same under all."""
+    return frame[(frame["rule"] == rule) | (frame["K"] == 0)].drop_duplicates(["L", "K"])
 
 
 def _look(place: int) -> tuple[str, str]:
@@ -70,7 +75,8 @@ def _look(place: int) -> tuple[str, str]:
 def _line(axis: Axes, rows: pd.DataFrame, color: str, marker: str) -> None:
     shown = {"marker": marker, "markersize": 4.5} if len(rows) <= 20 else {"marker": marker, "markersize": 3}
     axis.plot(rows["L"], rows["value"], color=color, linewidth=1.6, **shown)  # type: ignore[arg-type]
-    low, high = rows["baseline"] + rows["delta low"], rows["baseline"] + rows["delta high"]
+    low, high = (rows["baseline"] + rows[name] for name in ("delta low", "delta high"))
+    low, high = low.clip(0, 100), high.clip(0, 100)
     axis.fill_between(rows["L"].astype(float), low.astype(float), high.astype(float), color=color, alpha=0.13, lw=0)
 
 
@@ -83,7 +89,8 @@ def _reference(axis: Axes, published: pd.DataFrame, keeps: Sequence[int]) -> Non
 
 def _layer_axis(axis: Axes, frame: pd.DataFrame) -> None:
     axis.set_xlabel("decoder block L after which image tokens are dropped")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    layers = sorted({int(layer) for layer in frame["L"]})
+    axis.set_xticks(layers[:: ceil(len(layers) / 12)])
     axis.set_xlim(frame["L"].min() - 0.4, frame["L"].max() + 0.4)
     axis.grid(True, color="#e8e8e8", linewidth=0.8)
     axis.set_axisbelow(True)
@@ -105,20 +112,20 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
     reach = max(float(frame["delta"].abs().max()), 1.0)
     scale = TwoSlopeNorm(0.0, -reach, reach)
     for axis, rule in zip(axes, rules, strict=True):
-        rows = frame[frame["rule"] == rule]
+        rows = _of_rule(frame, rule)
         table = rows.pivot(index="K", columns="L", values="delta").reindex(index=keeps, columns=layers)
         picture = axis.imshow(table, cmap=colormaps["RdBu"], norm=scale, origin="lower", aspect="auto")
-        for row in rows.itertuples():
-            _cell(axis, layers.index(row.L), keeps.index(row.K), float(row.delta), reach, len(layers) <= 16)
+        for row in rows.to_dict("records"):
+            _cell(axis, layers.index(row["L"]), keeps.index(row["K"]), float(row["delta"]), reach, len(layers) <= 16)
         for number in rows.index[rows["p not worse"] < 0.05]:
             place = layers.index(rows.loc[number, "L"]), keeps.index(rows.loc[number, "K"])
             axis.plot(place[0] + 0.36, place[1] + 0.32, marker="o", color="black", markersize=2.6)
         axis.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
         axis.set_yticks(range(len(keeps)), [str(keep) for keep in keeps], fontsize=8)
         axis.set_ylabel("image tokens kept, K")
-        axis.set_title(WORDS[rule] if len(rules) > 1 else "", fontsize=10, loc="left")
+        axis.set_title(WORDS[rule], fontsize=10, loc="left")
         axis.spines[:].set_visible(False)
-        figure.colorbar(picture, ax=axis, label="points to baseline", pad=0.02, aspect=12)
+    figure.colorbar(picture, ax=axes, label="points to baseline", pad=0.02, aspect=12 * len(axes))
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
     note = f"dot: not worse than the baseline by {margin:g} points or more (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
@@ -140,8 +147,8 @@ def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, t
     figure, axes = _panels(1, 7.2, 4.6)
     axis = axes[0]
     keeps = sorted(frame["K"].unique())
-    for place, keep in enumerate(keeps):
-        color, marker = _look(place)
+    for number, keep in enumerate(keeps):
+        color, marker = _look(number)
         for rule in frame["rule"].unique():
             rows = frame[(frame["K"] == keep) & (frame["rule"] == rule)]
             look = marker if rule == "attention" else RULE_MARKERS.get(rule, "d")
@@ -171,7 +178,7 @@ def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, t
         for rule in frame["rule"].unique()
         if rule != "attention"
     ]
-    handles.append(Line2D([], [], label="not truncated", **BASELINE))  # type: ignore[arg-type]
+    handles.append(Line2D([], [], label="not truncated", **BASELINE))
     note = "steps: settings that no other beats in both; the best of many is flattered by chance (see --budget)"
     return _finish(figure, title, handles, note, stem)
 
@@ -192,10 +199,16 @@ def _panels(count: int, width: float, height: float, down: bool = False) -> tupl
 def _finish(figure: Figure, title: str, handles: list[Line2D], note: str, stem: str | Path) -> list[Path]:
     """Heading, legend and note around the panels; both files appear whole or not at all."""
     figure.suptitle(title, fontsize=12, fontweight="bold")
-    figure.supxlabel(note, fontsize=7.5, color="#555555")
     if handles:
-        columns = min(len(handles), max(int(figure.get_figwidth() / 1.2), 3))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        most = max(int(figure.get_figwidth() / 1.2), 3)
+        columns = ceil(len(handles) / ceil(len(handles) / most))
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9,
+            title=note, title_fontsize=7.5,
+        )  # fmt: skip
+        legend.get_title().set_color("#555555")
+    else:
+        figure.supxlabel(note, fontsize=7.5, color="#555555")
     written = []
     for kind in ("png", "svg"):
         # Without a date the same numbers give the same file.
@@ -227,8 +240,8 @@ def margin_figure(frame: pd.DataFrame, margins: pd.DataFrame, stem: str | Path, 
     for place, keep in enumerate(keeps):
         color, marker = _look(place)
         for axis, table, name in ((left, frame, "value"), (right, margins, "margin")):
-            # K = 0 is run under one rule only, and is the same under all.
-            rows = table[(table["K"] == keep) & ((table["rule"] == rule) | (table["K"] == 0))].sort_values("L")
+            rows = _of_rule(table, rule)
+            rows = rows[rows["K"] == keep].sort_values("L")
             axis.plot(rows["L"], rows[name], color=color, marker=marker, markersize=4.5, linewidth=1.6)
     left.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
     right.axhline(float(margins["baseline"].iloc[0]), zorder=1, **BASELINE)
@@ -242,5 +255,5 @@ def margin_figure(frame: pd.DataFrame, margins: pd.DataFrame, stem: str | Path, 
         Line2D([], [], color=_look(place)[0], marker=_look(place)[1], markersize=5, label=f"K = {keep}")
         for place, keep in enumerate(keeps)
     ]
-    handles.append(Line2D([], [], label="not truncated", **BASELINE))  # type: ignore[arg-type]
+    handles.append(Line2D([], [], label="not truncated", **BASELINE))
     return _finish(figure, title, handles, "means over the same questions; first token of the answer", stem)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf, isnan, nan
 
 import numpy as np
@@ -52,7 +53,7 @@ class Paired:
     binary: bool
 
     @classmethod
-    def of(cls, base: Sequence[float], variants: np.ndarray, pictures: Sequence[object] | None = None) -> Paired:
+    def of(cls, base: Sequence[float] | np.ndarray, variants: np.ndarray, pictures: Sequence[object] | None = None) -> Paired:
         """From scores per question; ``variants`` is variants x questions.
 
         Raises:
@@ -99,8 +100,14 @@ class Paired:
 
     def draws(self) -> np.ndarray:
         """Seeded bootstrap weights of the pictures, draws x pictures; the same for all variants: they are paired."""
-        units = len(self.size)
-        return np.random.default_rng(SEED).multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(float)
+        return _draws(len(self.size))
+
+
+@lru_cache(maxsize=1)
+def _draws(units: int) -> np.ndarray:
+    drawn = np.random.default_rng(SEED).multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(float)
+    drawn.flags.writeable = False  # all callers share it
+    return drawn
 
 
 def p_not_worse(z: float) -> float:

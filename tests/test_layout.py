@@ -33,7 +33,7 @@ workbook sheets
 explain.*
 figures
 noninferiority cliffs gridfigures
-sweep.plan sweep.store sweep.distributed sweep.asking sweep.hostfiles sweep.evaluate
+sweep.plan sweep.store sweep.distributed sweep.asking sweep.work sweep.hostfiles sweep.evaluate
 sweep.preview sweep.outcome sweep.run
 report
 benchmodels bench benchtable

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redrel_vlmeval.efficiency import now
-from redrel_vlmeval.sweep.plan import PlanError
+from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.sweep.distributed import alone
+from redrel_vlmeval.sweep.plan import Plan, PlanError
 from redrel_vlmeval.sweep.store import Entry
 
 # What a picture that is none raises in the host, in Pillow and here; no fault of the model or the disk is among them.
@@ -38,41 +40,78 @@ class Task:
     missing: tuple[str, ...]
 
 
-class HostQuestions:
-    """A benchmark of the host, cut to its first ``limit`` questions.
-
-    Raises:
-        PlanError: the host does not know it, it is empty, or its questions are no single turns about pictures or text.
-    """
+class HostSource:
+    """A benchmark of the host, cut to its first ``limit`` questions, and a model of the host to be asked."""
 
     def __init__(self, data: str, limit: int | None) -> None:
-        self.name = data
-        self.dataset = importlib.import_module("vlmeval.dataset").build_dataset(data)
+        self.data, self.limit = data, limit
+        self.indices: list[Any] = []
+
+    def read(self) -> None:
+        """Import the host and load the questions.
+
+        Raises:
+            HostMissing: there is none.
+            PlanError: it does not know the benchmark, or cannot ask it in single turns about pictures or text.
+        """
+        attach()
+        self.dataset = importlib.import_module("vlmeval.dataset").build_dataset(self.data)
         if self.dataset is None:
-            raise PlanError(f"--data {data}: the host has no such benchmark, and no {data}.tsv lies in LMUData")
+            raise PlanError(f"--data {self.data}: the host has no such benchmark, and no {self.data}.tsv is in LMUData")
         kind = f"{getattr(self.dataset, 'MODALITY', 'IMAGE')} {getattr(self.dataset, 'TYPE', '')}".strip()
         if kind.startswith("VIDEO") or kind.endswith(" MT"):
-            raise PlanError(f"--data {data}: {kind}; a sweep asks single questions about pictures or text")
-        self.table = self.dataset.data.iloc[:limit]
-        if not len(self.table):
-            raise PlanError(f"--data {data}: the benchmark has no questions")
+            raise PlanError(f"--data {self.data}: {kind}; a sweep asks single questions about pictures or text")
+        self.table = self.dataset.data.iloc[: self.limit]
         self.indices = list(self.table["index"])
+        if not self.indices:
+            raise PlanError(f"--data {self.data}: the benchmark has no questions")
         if len({str(index) for index in self.indices}) < len(self.indices):
-            raise PlanError(f"--data {data}: several questions have the same index, so answers cannot be told apart")
+            raise PlanError(f"--data {self.data}: several questions have one index, so answers cannot be told apart")
+
+    def load(self, plan: Plan) -> dict[str, Any]:
+        """Build the model and say what every record of it says.
+
+        Raises:
+            TruncationError: it cannot be truncated. PlanError: unknown to the host, or not so deep.
+        """
+        from redrel_vlmeval.models.variant import TruncatedVLM, find_torch_model
+        from redrel_vlmeval.truncation.decoders import find_decoder
+
+        with alone():
+            self.model = host_model(plan.base)
+        decoder = find_decoder(find_torch_model(self.model, plan.base))
+        plan.check_depth(len(decoder.blocks))
+        self.model.set_dump_image(self.dataset.dump_image)
+        weights = next(decoder.text.parameters())
+        return TruncatedVLM(self.model, plan.specs[0].setting).recorder.facts | {
+            "dtype": str(weights.dtype).removeprefix("torch."),
+            "device": weights.device.type,
+            "kernel": decoder.kernel,
+        }
 
     def digest(self, position: int) -> str:
         """Short hash of everything the benchmark says about a question, picture and options included."""
         row = self.table.iloc[position]
         return hashlib.sha256("\x1f".join(f"{key}={row[key]}" for key in row.index).encode()).hexdigest()[:16]
 
-    def message(self, model: Any, position: int) -> Any:
+    def message(self, position: int) -> Any:
         """The message of a question, built as ``vlmeval.inference.infer_data`` builds it."""
         line = self.table.iloc[position]
         if getattr(self.dataset, "force_use_dataset_prompt", False):
             return self.dataset.build_prompt(line)
-        if model.use_custom_prompt(self.name):
-            return model.build_prompt(line, dataset=self.name)
+        if self.model.use_custom_prompt(self.data):
+            return self.model.build_prompt(line, dataset=self.data)
         return self.dataset.build_prompt(line)
+
+    def sweeper(self, specs: Sequence[VariantSpec], memory: int | None) -> Answers:
+        """What answers for these settings.
+
+        Raises:
+            TruncationError: a setting or a model that cannot be swept.
+        """
+        from redrel_vlmeval.sweep.sweeper import Sweeper
+
+        return Sweeper(self.model, specs, memory)
 
 
 def missing(entry: Entry | None, question: str, settings: Iterable[str]) -> tuple[str, ...]:

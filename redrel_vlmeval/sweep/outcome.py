@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import string
 from math import inf
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval import cliffs, gridfigures, records, results
+from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.outputs import TABLES, Cell, read_table
 from redrel_vlmeval.writing import atomically
 
@@ -37,7 +39,7 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
     inside = margins(found, grid)
     if not inside.empty:
         written += [_csv(inside, folder / "margins.csv")]
-        written += gridfigures.margin_figure(frame, inside, folder / "margins", f"{base} on {benchmark}")
+        written += gridfigures.margin_figure(frame, inside, folder / "margins", _title(base, benchmark, frame))
     for path in written:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return int(bool(failed))
@@ -45,7 +47,7 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
 
 def draw(frame: pd.DataFrame, folder: Path, base: str, benchmark: str, margin: float) -> list[Path]:
     """Fig. 6, heat map and frontier of :func:`cliffs.curves`, each as PNG and SVG, and their numbers as csv."""
-    title = f"{base} on {benchmark}"
+    title = _title(base, benchmark, frame)
     written = [_csv(frame, folder / "curves.csv")]
     written += gridfigures.accuracy_over_layers(frame, folder / "fig6", title, published_points(base, benchmark))
     written += gridfigures.heat_map(frame, folder / "heatmap", title, margin)
@@ -56,13 +58,32 @@ def draw(frame: pd.DataFrame, folder: Path, base: str, benchmark: str, margin: f
     return written
 
 
+def _title(base: str, benchmark: str, frame: pd.DataFrame) -> str:
+    return f"{base} on {benchmark} (n = {int(frame['n'].iloc[0])})"
+
+
 def published_points(base: str, benchmark: str) -> pd.DataFrame | None:
     """Columns L, K, value of the reference numbers for single-stage variants of this base; None without any."""
     try:
-        from redrel_vlmeval.published import published
-    except ImportError:
+        published = importlib.import_module("redrel_vlmeval.published")
+    except ModuleNotFoundError:
         return None
-    return published(base, benchmark)
+    titles = {facts.title for facts in published.MODELS if base in facts.names}
+    rows = published.published()
+    rows = rows[rows["model"].isin(titles) & (rows["benchmark"] == benchmark) & (rows["metric"] == "accuracy")]
+    found = [(spec.stages[0], row.value) for row in rows.itertuples() if (spec := _grid_spec(str(row.setting)))]
+    points = [{"L": stage.layer, "K": stage.keep, "value": value} for stage, value in found]
+    return pd.DataFrame(points, columns=["L", "K", "value"]) if points else None
+
+
+def _grid_spec(setting: str) -> VariantSpec | None:
+    """The spec of ``l5_k128``; None for 'best', schedules and other methods' words."""
+    try:
+        spec = parse(setting)
+    except KeyError:
+        return None
+    plain = len(spec.stages) == 1 and spec.stages[0].keep is not None and spec.setting == str(spec.stages[0])
+    return spec if plain else None
 
 
 def _csv(frame: pd.DataFrame, path: Path) -> Path:
@@ -77,8 +98,10 @@ def _print_cliffs(layers: pd.DataFrame, margin: float, console: Console) -> None
         soft_wrap=True,
         highlight=False,
     )
-    lines = [[row.rule, row.K, _layer(row.cliff), f"{_layer(row.low)} to {_layer(row.high)}", row.layers, row.n]
-             for row in layers.itertuples()]  # fmt: skip
+    lines = []
+    for row in layers.to_dict("records"):
+        span = f"{_layer(row['low'])} to {_layer(row['high'])}"
+        lines.append([row["rule"], row["K"], _layer(row["cliff"]), span, row["layers"], row["n"]])
     heads = ["rule", "K", "cliff layer", "95 % interval", "layers tested", "n"]
     print(tabulate(lines, headers=heads, disable_numparse=True))
 

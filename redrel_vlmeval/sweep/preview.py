@@ -9,6 +9,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.registry import BLOCKS
+from redrel_vlmeval.sweep.asking import HostSource
 from redrel_vlmeval.sweep.plan import KNOWN, Plan, Prompt, cost
 from redrel_vlmeval.truncation.adapter import BlockShape
 
@@ -59,20 +60,18 @@ def _known(plan: Plan) -> tuple[Prompt, int, BlockShape, str]:
 def _asked(plan: Plan) -> tuple[Prompt, int, BlockShape, str]:
     """From the model itself: its first question with a picture is asked once, untouched."""
     from redrel_vlmeval.models.variant import find_torch_model
-    from redrel_vlmeval.sweep.asking import HostQuestions, attach, host_model
     from redrel_vlmeval.truncation.decoders import find_decoder
 
-    attach()
-    questions = HostQuestions(plan.data, plan.limit)
-    model = host_model(plan.base)
-    model.set_dump_image(questions.dataset.dump_image)
-    torch_model = find_torch_model(model, plan.base)
+    source = HostSource(plan.data, plan.limit)
+    source.read()
+    source.load(plan)
+    torch_model = find_torch_model(source.model, plan.base)
     decoder = find_decoder(torch_model)
-    messages = (questions.message(model, position) for position in range(len(questions.indices)))
+    messages = (source.message(position) for position in range(len(source.indices)))
     message = next((said for said in messages if any(item["type"] == "image" for item in said)), None)
     if message is None:
         return Prompt(0, 0, TEXT["after"]), len(decoder.blocks), decoder.shape, "no question has a picture"
-    prompt = _measure(model, torch_model, decoder, message, plan.data)
+    prompt = _measure(source.model, torch_model, decoder, message, plan.data)
     return prompt, len(decoder.blocks), decoder.shape, "the first question with a picture"
 
 
