@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -86,6 +86,7 @@ class Sweep:
         self.group.collect(None)
         if first:
             self.store.merge([str(index) for index in self.source.indices])
+            self.store.write_head((self.store.head() or {}) | {"questions": len(self.source.indices)})
             self._report()
         return first
 
@@ -100,6 +101,12 @@ class Sweep:
     def _tasks(self) -> list[Task]:
         """What is to be asked, after saying what is there already."""
         self.store.repair()
+        count, before = len(self.source.indices), int((self.store.head() or {}).get("questions", 0))
+        if count < before:
+            raise StoreError(
+                f"{self.store.folder}: its runs are over {before} questions; runs over {count} could not be compared "
+                "with them. Give the same --limit or a higher one, or another --work-dir"
+            )
         known, wanted = self.store.read(), list(self.plan.settings)
         digests = [self.source.digest(position) for position in range(len(self.source.indices))]
         tasks = []
@@ -119,8 +126,8 @@ class Sweep:
         parts = [f"{reused} answers to {len(same)} questions are there and reused"]
         parts += [f"{changed} questions have changed since and are asked again"] * bool(changed)
         parts += [f"{self.store.damaged} damaged lines are asked again"] * bool(self.store.damaged)
-        parts += [f"new settings: {', '.join(sorted(wanted - here))}"] * bool(wanted - here)
-        parts += [f"kept, not asked for now: {', '.join(sorted(here - wanted))}"] * bool(here - wanted)
+        parts += [f"new settings: {listed(wanted - here)}"] * bool(wanted - here)
+        parts += [f"kept, not asked for now: {listed(here - wanted)}"] * bool(here - wanted)
         parts += [f"still to be asked: {len(tasks)} questions, {sum(len(task.missing) for task in tasks)} answers"]
         self.console.print("; ".join(parts), soft_wrap=True, highlight=False)
 
@@ -171,6 +178,11 @@ class Sweep:
             self.console.print(f"failed for every variant: question {index}: {reason}", style="red", soft_wrap=True)
         if len(self.failed) > 10:
             self.console.print(f"and {len(self.failed) - 10} more failed questions", style="red")
+
+
+def listed(settings: Collection[str], most: int = 6) -> str:
+    """The settings by name, or how many there are."""
+    return ", ".join(sorted(settings)) if len(settings) <= most else f"{len(settings)} settings"
 
 
 class Speed(ProgressColumn):
