@@ -53,7 +53,9 @@ class Paired:
     binary: bool
 
     @classmethod
-    def of(cls, base: Sequence[float] | np.ndarray, variants: np.ndarray, pictures: Sequence[object] | None = None) -> Paired:
+    def of(
+        cls, base: Sequence[float] | np.ndarray, variants: np.ndarray, pictures: Sequence[object] | None = None
+    ) -> Paired:
         """From scores per question; ``variants`` is variants x questions.
 
         Raises:

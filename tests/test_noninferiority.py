@@ -23,7 +23,10 @@ def test_tangos_own_example():
     assert z == pytest.approx(1.709, abs=5e-4) and p_not_worse(z) == pytest.approx(0.0437, abs=2e-4)
 
 
-@pytest.mark.parametrize("up, down, n, margin", [(4, 9, 60, 0.05), (0, 0, 300, 0.02), (12, 3, 80, 0.1), (0, 7, 50, 0.2)])
+TABLES = [(4, 9, 60, 0.05), (0, 0, 300, 0.02), (12, 3, 80, 0.1), (0, 7, 50, 0.2)]
+
+
+@pytest.mark.parametrize("up, down, n, margin", TABLES)
 def test_the_score_statistic_is_the_one_of_the_restricted_likelihood(up, down, n, margin):
     """The share of downs under H0 maximises the likelihood along share(up) = share(down) - margin, found by a grid."""
     shares = np.linspace(margin, (1 + margin) / 2, 200_001)[:-1]
@@ -70,7 +73,7 @@ def test_graded_scores_are_tested_as_a_paired_z_test():
 
 def grid(rates: list[float], n: int = 400) -> Paired:
     """Variants that get this share of the questions wrong which the base gets right, none of the others."""
-    return Paired.of(np.ones(n), np.array([[number >= rate * n for number in range(n)] for rate in rates]).astype(float))
+    return Paired.of(np.ones(n), np.array([np.arange(n) >= rate * n for rate in rates]).astype(float))
 
 
 def test_the_cliff_is_where_all_deeper_layers_pass():
@@ -81,7 +84,8 @@ def test_the_cliff_is_where_all_deeper_layers_pass():
 
 
 def test_the_interval_is_as_wide_as_the_layers_are_alike():
-    sure, unsure = cliff(grid([0.6, 0.3, 0.0]), [1, 2, 3], 2.0), cliff(grid([0.02, 0.012, 0.01, 0.008]), [1, 2, 3, 4], 2.5)
+    sure = cliff(grid([0.6, 0.3, 0.0]), [1, 2, 3], 2.0)
+    unsure = cliff(grid([0.02, 0.012, 0.01, 0.008]), [1, 2, 3, 4], 2.5)
     assert (sure.low, sure.high) == (3, 3)
     assert unsure.low <= unsure.layer <= unsure.high and unsure.low < unsure.high
 

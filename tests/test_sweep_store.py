@@ -63,7 +63,8 @@ def test_a_damaged_line_is_counted_and_the_others_stand(tmp_path):
 
 
 def test_settings_come_together_and_a_changed_question_starts_anew(tmp_path):
-    fill(tmp_path, [entry(0, "", "l2_k8"), entry(0, "l1_k0"), entry(1, "", question="old"), entry(1, "", question="new")])
+    fill(tmp_path, [entry(0, "", "l2_k8"), entry(0, "l1_k0")])
+    fill(tmp_path, [entry(1, "", question="old"), entry(1, "", question="new")])
     found = Store(tmp_path).read()
     assert list(found["0"].answers) == ["", "l1_k0", "l2_k8"]
     assert found["1"].question == "new"

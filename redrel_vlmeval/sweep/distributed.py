@@ -6,11 +6,13 @@ Only control messages pass between processes (gloo, also beside GPUs); answers g
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 # What torchrun sets; a child process with a torch.distributed of its own must not see it.
@@ -67,14 +69,42 @@ def joined() -> Iterator[Group]:
     import torch
     import torch.distributed as dist
 
-    rank = int(os.environ.get("RANK") or 0)
+    from torch.distributed.rendezvous import rendezvous
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=PATIENCE)
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    own = dist.PrefixStore(meeting(store, rank, size), store)
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield Group(rank, size)
     finally:
         dist.destroy_process_group()
+
+
+def meeting(store: Any, rank: int, size: int) -> str:
+    """A word that these processes agree on and no earlier start of them has used.
+
+    Restarted workers can be given the store of those that died, with their addresses in it, and would wait for them
+    for ever; the number of restarts in the environment is that of one node only. So rank 0 answers every rank's own
+    token until each has said that it heard, which the dead never do.
+    """
+    if rank:
+        token = secrets.token_hex(8)
+        store.set(f"sweep/hello/{rank}", token)
+        word = str(store.get(f"sweep/welcome/{token}").decode())
+        store.set(f"sweep/heard/{word}/{rank}", "1")
+        return word
+    word = secrets.token_hex(8)
+    waiting = set(range(1, size))
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"sweep/hello/{other}"]):
+                store.set(f"sweep/welcome/{store.get(f'sweep/hello/{other}').decode()}", word)
+            if store.check([f"sweep/heard/{word}/{other}"]):
+                waiting.discard(other)
+        time.sleep(0.02)
+    return word
 
 
 @contextmanager
