@@ -114,7 +114,7 @@ class Continuation:
         return runs
 
     def _block(self, block: int, hidden: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-        """One block over tokens in one row, [1, n, width], that stand at ``places``; None: the newest of each answer."""
+        """One block over tokens in one row, [1, n, width], standing at ``places``; None: the newest of each answer."""
         shared, decoder = self.shared, self.decoder
         given = shared.arguments[block]
         if places is None:
