@@ -7,6 +7,8 @@ import pandas as pd
 from redrel_vlmeval.outputs import Cell, ResultsError, read_table
 
 COLUMNS = ["model", "benchmark", "index", "prediction", "answer", "hit", "category", "split"]
+# The host's word for an answer that it did not get.
+NO_ANSWER = "Failed to obtain answer"
 VERDICTS = ("hit", "score", "eval_score")
 # Columns by which hosts name a question's picture; the picture itself is not in their tables.
 PICTURES = ("image_path", "image_id", "img_id", "image_name")
@@ -26,11 +28,15 @@ def verdicts(table: pd.DataFrame | None, split: str | None) -> pd.DataFrame | No
 
 
 def remark(table: pd.DataFrame | None) -> str:
-    """How many answers are empty, which the host judges like any other; the host writes an empty one as 'nan'."""
+    """How many answers are empty, which the host judges like any other, or failed; an empty one it writes as 'nan'."""
     if table is None or "prediction" not in table:
         return ""
-    empty = int((table["prediction"].isna() | (table["prediction"].astype(str) == "nan")).sum())
-    return f"{empty} of {len(table)} answers are empty, scored as the host judged them" if empty else ""
+    given = table["prediction"].astype(str)
+    empty = int((table["prediction"].isna() | (given == "nan")).sum())
+    failed = int(given.str.contains(NO_ANSWER, regex=False).sum())
+    said = [f"{empty} of {len(table)} answers are empty, scored as the host judged them"] * bool(empty)
+    said += [f"{failed} of {len(table)} questions could not be asked and count as wrong"] * bool(failed)
+    return "; ".join(said)
 
 
 def answers(cell: Cell) -> pd.DataFrame | None:

@@ -32,7 +32,7 @@ def lmu(tmp_path_factory):
     folder = tmp_path_factory.mktemp("LMUData")
     table = benchmark.make("RedRelShapes").iloc[[0, 1, 240, 241, 440, 640]].copy()
     assert table["index"].iloc[2] == BAD
-    table.loc[table["index"] == BAD, "image"] = "bm90IGEgcGljdHVyZQ=="
+    table.loc[table["index"] == BAD, "image"] = "bm90IGEgcGljdHVy" * 20
     table.to_csv(folder / f"{DATA}.tsv", sep="\t", index=False)
     before = os.environ.get("LMUData")
     os.environ |= {"LMUData": str(folder), "REDREL_DEVICE": "cpu"}
@@ -86,6 +86,7 @@ def test_the_host_has_scored_every_name_and_counts_the_failure(swept):
     read = results.read(swept.work)
     rows = read.scores[read.scores["headline"]]
     assert set(rows["model"]) == set(swept.plan.settings.values()) and set(rows["status"]) == {"ok"}
+    assert set(rows["reason"]) == {f"1 of {N} questions could not be asked and count as wrong"}
     variants = rows[rows["model"] != "redrel_tiny"]
     assert variants["delta"].notna().all(), variants["note"].tolist()
     for model in swept.plan.settings.values():
@@ -140,9 +141,9 @@ def test_again_it_asks_and_scores_only_what_failed(swept, monkeypatch, capsys):
 def test_ordinary_runs_are_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(hostfiles, "is_flat", lambda: True)
     target = hostfiles.Target(tmp_path, "X", "exact_matching", tmp_path)
-    for model, lines in {"swept": '{"version": 1, "index": 1, "source": "sweep"}', "mine": '{"version": 1, "index": 1}'}.items():
+    for model, source in {"swept": ', "source": "sweep"', "mine": ""}.items():
         (tmp_path / model).mkdir()
-        (tmp_path / model / f"{model}_X_redrel.jsonl").write_text(lines + "\n")
+        (tmp_path / model / f"{model}_X_redrel.jsonl").write_text(f'{{"version": 1, "index": 1{source}}}\n')
         (tmp_path / model / f"{model}_X.xlsx").touch()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "bare_X.tsv").touch()

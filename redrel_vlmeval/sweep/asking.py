@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -146,7 +147,9 @@ def _answer(
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise
-        return Entry(task.index, task.question, error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        # Pillow names the stream by its address, which would make the same failure look different each time.
+        reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+        return Entry(task.index, task.question, error=f"{type(error).__name__}: {reason}"[:300])
     text_only = not any(item.get("type") == "image" for item in said if isinstance(item, dict))
     time = now()
     answers = {
