@@ -33,7 +33,7 @@ workbook sheets
 explain.*
 figures
 report
-benchmodels bench benchtable
+benchmodels bench benchtable sweepbench
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
 cli
