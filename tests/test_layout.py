@@ -36,7 +36,7 @@ noninferiority cliffs gridfigures
 sweep.plan sweep.store sweep.distributed sweep.asking sweep.work sweep.hostfiles sweep.evaluate
 sweep.preview sweep.outcome sweep.run
 report
-benchmodels bench benchtable
+benchmodels bench benchtable sweepbench
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
 cli
