@@ -65,6 +65,9 @@ def run(request: Request) -> int:
         with sweep.held():
             if not sweep.go(memory):
                 return 0
+            if len(sweep.failed) == len(sweep.entries):
+                console.print("every question failed: nothing to score", style="red")
+                return 1
             hand_over(sweep, target)
             found = results.read(work_dir)
             code = outcome.show(found, plan.base, plan.data, store.folder, console, request.margin, budget)
