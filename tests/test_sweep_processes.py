@@ -45,7 +45,8 @@ def test_every_question_has_every_setting_or_a_reason(whole):
             continue
         texts = {setting: answer["text"] for setting, answer in entry["answers"].items()}
         assert texts == {setting: f"{position} {setting}" for setting in settings} and entry["error"] is None
-        assert {tuple(answer["record"]) for answer in entry["answers"].values()} == {("n",)}  # no times of its own
+        records = [json.loads(answer["record"]) for answer in entry["answers"].values()]
+        assert {tuple(record) for record in records} == {("n",)}  # no times of its own
 
 
 def test_what_failed_is_reported_and_asked_again(tmp_path, capsys):

@@ -15,7 +15,7 @@ from redrel_vlmeval.efficiency import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
 from redrel_vlmeval.sweep.plan import Plan, PlanError
-from redrel_vlmeval.sweep.store import Entry
+from redrel_vlmeval.sweep.store import Entry, compact
 
 # What a picture that is none raises in the host, in Pillow and here; no fault of the model or the disk is among them.
 UNREADABLE = (ValueError, SyntaxError, AssertionError, EOFError, OSError, KeyError)
@@ -155,7 +155,8 @@ def _answer(
     answers = {
         setting: {
             "text": str(answer.text),
-            "record": {name: value for name, value in answer.record.items() if name not in LEFT_OUT},
+            # As text: a grid of 155 settings has 300,000 records on ScienceQA, of hundreds of numbers each.
+            "record": compact({name: value for name, value in answer.record.items() if name not in LEFT_OUT}),
             "time": time,
         }
         for setting, answer in found.items()

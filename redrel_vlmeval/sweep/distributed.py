@@ -68,7 +68,6 @@ def joined() -> Iterator[Group]:
         return
     import torch
     import torch.distributed as dist
-
     from torch.distributed.rendezvous import rendezvous
 
     if torch.cuda.is_available():

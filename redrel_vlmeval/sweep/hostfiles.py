@@ -69,7 +69,7 @@ def _ordinary(folder: Path, stem: str) -> bool:
 
 def write(
     target: Target,
-    runs: Mapping[str, tuple[Mapping[Any, str], Sequence[Mapping[str, Any]]]],
+    runs: Iterable[tuple[str, Mapping[Any, str], Sequence[Mapping[str, Any]]]],
     limit: int | None,
     seen: Callable[[int, int], None],
 ) -> int:
@@ -85,7 +85,7 @@ def write(
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     eval_id = time.strftime("T%Y%m%d-%H%M%S")
     changed: dict[str, dict[str, str]] = {}
-    for model, (answers, records) in runs.items():
+    for model, answers, records in runs:
         lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
         digest = hashlib.sha256(repr(sorted(answers.items(), key=str)).encode() + lines).hexdigest()[:16]
         digest += f" {target.judge}"

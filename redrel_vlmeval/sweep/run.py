@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,8 +111,9 @@ def hand_over(sweep: Sweep, target: hostfiles.Target) -> None:
     """
     head = sweep.store.head() or {}
     facts = {name: head.get(name) for name in ("backend", "weights", "revision", "versions")}
-    runs = {model: run_of(sweep, setting, facts) for setting, model in sweep.plan.settings.items()}
-    with bar(sweep.console, "scored by the host", len(runs)) as advance:
+    settings = sweep.plan.settings
+    runs = ((model, *run_of(sweep, setting, facts)) for setting, model in settings.items())  # one at a time in memory
+    with bar(sweep.console, "scored by the host", len(settings)) as advance:
         last = 0
 
         def seen(done: int, _all: int) -> None:
@@ -120,7 +122,7 @@ def hand_over(sweep: Sweep, target: hostfiles.Target) -> None:
             last = done
 
         hostfiles.write(target, runs, sweep.plan.limit, seen)
-        seen(len(runs), len(runs))
+        seen(len(settings), len(settings))
 
 
 def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[Any, str], list[dict[str, Any]]]:
@@ -142,5 +144,5 @@ def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[A
             "setting": setting,
         }
         own = {"source": hostfiles.SOURCE, "time": answer["time"]}
-        records.append(head | answer["record"] | dict(facts) | own)
+        records.append(head | json.loads(answer["record"]) | dict(facts) | own)
     return answers, records

@@ -28,7 +28,7 @@ class StoreError(RuntimeError):
 
 @dataclass
 class Entry:
-    """What is known of one question: ``answers`` by setting (text and efficiency record), or why it failed."""
+    """What is known of one question: ``answers`` by setting (text, time, record as JSON text), or why it failed."""
 
     index: str
     question: str
@@ -44,6 +44,11 @@ def pack(value: Mapping[str, Any]) -> bytes:
     """One line with its checksum."""
     text = json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
     return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
+
+
+def compact(value: Mapping[str, Any]) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
 
 def unpack(line: bytes) -> dict[str, Any] | None:

@@ -194,8 +194,17 @@ class Speed(ProgressColumn):
 
 @contextlib.contextmanager
 def bar(console: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar with speed and time left; yields what moves it on by one."""
+    """A progress bar with speed and time left, a line each tenth where output is a file; yields what moves it on."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=console.quiet) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda by=1: progress.advance(task, by)
+
+        def advance(by: int = 1) -> None:
+            state = progress.tasks[task]
+            before = int(10 * state.completed / max(total, 1))
+            progress.advance(task, by)
+            if not console.is_terminal and before < int(10 * state.completed / max(total, 1)) < 10:
+                speed = f", {state.speed:.2f}/s, {state.time_remaining:.0f} s left" if state.speed else ""
+                console.print(f"{what} {state.completed:.0f}/{total}{speed}", highlight=False)
+
+        yield advance
