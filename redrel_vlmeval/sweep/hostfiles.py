@@ -97,9 +97,9 @@ def write(
         _hand_over(target, model, run, answers, lines)
     if not changed:
         return 0
+    # Before the scoring: killed in the middle, the next start scores only what has no score yet.
+    replace_file(path, json.dumps(before | changed, indent=1).encode())
     _evaluate(target, list(changed), eval_id, limit, seen)
-    done = {model: entry for model, entry in changed.items() if _is_scored(target, model, entry["run"])}
-    replace_file(path, json.dumps(before | done, indent=1).encode())
     return len(changed)
 
 
@@ -144,7 +144,8 @@ def _evaluate(
 ) -> None:
     """The host's runner in a process of its own, output in ``runner.log``; ``seen(done, all)`` is called as it goes."""
     arguments = ["--model", *models, "--data", target.data, "--judge", target.judge, "--keep-failed"]
-    request = {"eval_id": eval_id, "limit": limit, "args": [*arguments, "--work-dir", str(target.work_dir)]}
+    arguments += ["--work-dir", str(target.work_dir)]
+    request = {"parent": os.getpid(), "eval_id": eval_id, "limit": limit, "args": arguments}
     log = target.folder / "runner.log"
     run = "" if is_flat() else eval_id
     with alone(), open(log, "wb") as output:
