@@ -11,7 +11,7 @@ import torch
 from redrel_vlmeval.sweep.continuation import Tail
 from redrel_vlmeval.truncation.adapter import BlockShape
 
-ACTIVATIONS = 2**26  # bytes that one call of a block may take even where the prompt itself takes less
+ACTIVATIONS = 2**24  # bytes that one call of a block may take even where the prompt itself takes less
 FALLBACK = 2**31  # where the system does not say what is free
 
 
