@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.efficiency import computed
+from redrel_vlmeval.models.holders import find_torch_model, unrecorded
 from redrel_vlmeval.models.recorder import versions
-from redrel_vlmeval.models.variant import TruncatedVLM, find_torch_model, unrecorded
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
 from redrel_vlmeval.sweep.continuation import Continuation, Tail
@@ -78,7 +78,7 @@ class Sweeper:
         self._sizes: Sizes | None = None
 
     def _check_specs(self) -> None:
-        if isinstance(self.host, TruncatedVLM):
+        if isinstance(getattr(self.host, "spec", None), VariantSpec):
             raise TruncationError(f"{self.host.spec}: a sweep starts from the untouched base, not from a variant")
         bases = sorted({spec.base for spec in self.specs})
         if len(bases) != 1:
