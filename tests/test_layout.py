@@ -21,7 +21,7 @@ truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
 efficiency
 prompts
-models.checkpoint models.pictures models.question models.recorder
+models.checkpoint models.pictures models.question models.recorder models.holders
 models.llava_input models.llava_core
 models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant

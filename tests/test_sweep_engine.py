@@ -79,3 +79,17 @@ def test_other_ways_to_stop_are_kept_by_asking_one_by_one(llava: TinyModel) -> N
     assert set(sweeper.batches) == {1}
     lengths = {len(answer.text.split()) for answer in sweeper.answer(inputs).values()}
     assert len(lengths) > 1
+
+
+def test_prompts_that_begin_or_end_with_the_picture(llava: TinyModel) -> None:
+    """No prefix but the first token, or nothing behind the cut: the last position's own state is what answers."""
+    specs = grid(range(BLOCKS), (0, 1, 7), ("attention", "uniform"))
+    compare(llava.model, llava.prompt("I"), specs)
+    compare(llava.model, llava.prompt("tttI"), specs)
+
+
+def test_more_answers_than_keys_to_share(llava: TinyModel) -> None:
+    """Long answers of many settings: those that share the prompt's keys attend in groups."""
+    specs = grid((4,), range(16), ("attention", "uniform", "random"))
+    assert len(specs) > 30
+    compare(llava.model, llava.prompt("tI"), specs, max_new_tokens=40)

@@ -200,6 +200,13 @@ def test_other_decoding_is_refused_and_leaves_the_model_as_it_was(llava: TinyMod
     assert state(llava.model) == before
 
 
+def test_a_truncated_model_is_not_swept(llava: TinyModel) -> None:
+    sweep = Sweeper(Host(llava.model), SOME)
+    with truncated(llava.model, "l1_k1"), pytest.raises(TruncationError, match="sweep: this model is truncated alr"):
+        sweep.answer(llava.prompt("tItt"))
+    assert sweep.answer(llava.prompt("tItt")).keys() == {"", *(spec.setting for spec in SOME)}
+
+
 def test_padded_prompts_are_refused(llava: TinyModel) -> None:
     inputs = llava.prompt("tItt")
     inputs["attention_mask"][0, 0] = 0

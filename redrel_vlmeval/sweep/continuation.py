@@ -56,7 +56,7 @@ class Continuation:
         self.segments: list[list[Segment]] = [[] for _ in range(self.blocks)]
         self.own: list[Any] = [None] * self.blocks  # of answers whose setting cuts after the block
         self._runs: list[tuple[int, int, int]] = []  # (first row, rows, tokens each) of the call at hand
-        self._masks: dict[tuple[int, ...], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
     # -- the prompt ---------------------------------------------------------------------------------------------------
 
@@ -180,6 +180,8 @@ class Continuation:
         if self.made == self.room:
             raise OutOfRoom
         self._answering = True
+        self._masks.clear()  # they grow from step to step
+        self.decoder.forget_call()
         hidden = self.decoder.embed(ids[None])
         for block in range(self.blocks):
             hidden = self._block(block, hidden, None)
@@ -234,7 +236,7 @@ class Continuation:
         """Additive [1, 1, count, S + count * held]: all of the prompt, and the ``held`` own keys of each query."""
         if count == 1:
             return None
-        key = (count, held, like.device.index or 0, 1)
+        key = (count, like.device.index or 0)
         if key not in self._masks:
             other = torch.full((count, count), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
             other = other.fill_diagonal_(0).repeat_interleave(held, 1)

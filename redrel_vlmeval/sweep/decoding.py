@@ -68,7 +68,7 @@ class Request:
 
 @dataclass
 class Decoded:
-    """New tokens of every answer, up to its end; ``complete`` where it came to one. ``first``: logits of the first."""
+    """New tokens of every answer, up to its end; ``complete`` where it came to one. ``first``: [n, vocabulary]."""
 
     tokens: list[list[int]]
     complete: list[bool]
@@ -113,9 +113,10 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
             ended = True
         except OutOfRoom:
             new, ended = torch.stack(said, 1).tolist(), False
-    tokens = [_until(row, request.ends) for row in new]
-    done = [ended or bool(row) and row[-1] in request.ends for row in tokens]
-    return Decoded(tokens, done, first[0][:, -1].float())
+    ends = request.ends
+    tokens = [_until(row, ends) for row in new]
+    done = [ended or row[-1] in ends for row in tokens]
+    return Decoded(tokens, done, first[0][:, -1].float().cpu())
 
 
 def _is_input(value: Any) -> bool:

@@ -11,20 +11,22 @@ import torch
 from redrel_vlmeval.sweep.continuation import Tail
 from redrel_vlmeval.truncation.adapter import BlockShape
 
-ACTIVATIONS = 2**26  # bytes that one call of a block may take even where the prompt itself takes less
+ACTIVATIONS = 2**24  # bytes that one call of a block may take even where the prompt itself takes less
 FALLBACK = 2**31  # where the system does not say what is free
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes a sweep may use unless told: four fifths of a GPU's free memory, a quarter of the computer's."""
+    """Bytes a sweep may use unless told: a power of two, at most 4/5 of a GPU's free memory, 1/4 of the computer's."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.8)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return FALLBACK
-    free = next((line for line in lines if line.startswith("MemAvailable")), None)
-    return FALLBACK if free is None else int(free.split()[1]) * 1024 // 4
+        share = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+    else:
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return FALLBACK
+        free = next((line for line in lines if line.startswith("MemAvailable")), None)
+        share = FALLBACK if free is None else int(free.split()[1]) * 1024 // 4
+    return 1 << max(share.bit_length() - 1, 0)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.efficiency import computed
+from redrel_vlmeval.models.holders import find_torch_model, unrecorded
 from redrel_vlmeval.models.recorder import versions
-from redrel_vlmeval.models.variant import TruncatedVLM, find_torch_model, unrecorded
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
 from redrel_vlmeval.sweep.continuation import Continuation, Tail
@@ -21,6 +21,7 @@ from redrel_vlmeval.sweep.memory import Sizes, default_budget
 from redrel_vlmeval.sweep.shared import Recorder, Shared
 from redrel_vlmeval.truncation import PromptTrace, TruncationError
 from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
+from redrel_vlmeval.truncation.engine import claimed
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting
 
@@ -52,8 +53,9 @@ class Sweeper:
     Args:
         host_model: a model of the host, built, not itself a variant.
         specs: one-stage settings of one base: no prompt, no beams, not official.
-        memory: bytes for what is held beside the weights and the untouched prefill's own working memory; if not even
-            one setting fits, they go one at a time.
+        memory: bytes for all that is held beside the weights and the untouched answer's own working memory; where not
+            even one setting fits, they go one at a time. Half precision rounds otherwise in batches of another size, so
+            the default, a share of what is free now, is a power of two.
 
     Raises:
         TruncationError: a setting or a model that cannot be swept; says why.
@@ -66,7 +68,8 @@ class Sweeper:
         self.decoder = find_decoder(self.torch_model)
         for spec in self.specs:
             check_setting(spec, self.decoder)
-        self.memory = memory
+        device = next(self.torch_model.parameters()).device
+        self.memory = default_budget(device) if memory is None else memory
         own = getattr(host_model, "recorder", None)
         self.facts = own.facts if own is not None else self._facts()
         self.batches: list[int] = []  # settings that ran together, batch by batch, for the latest question
@@ -75,7 +78,7 @@ class Sweeper:
         self._sizes: Sizes | None = None
 
     def _check_specs(self) -> None:
-        if isinstance(self.host, TruncatedVLM):
+        if isinstance(getattr(self.host, "spec", None), VariantSpec):
             raise TruncationError(f"{self.host.spec}: a sweep starts from the untouched base, not from a variant")
         bases = sorted({spec.base for spec in self.specs})
         if len(bases) != 1:
@@ -108,6 +111,7 @@ class Sweeper:
         """
         question = Question(self)
         with ExitStack() as stack:
+            stack.enter_context(claimed(self.decoder, "sweep"))
             stack.enter_context(unrecorded(self.host))
             with replaced_generate(self.torch_model, question.listen):
                 text = self.host.generate(message=copy.deepcopy(message), dataset=dataset)
@@ -174,7 +178,7 @@ class Question:
 
     def _note_base(self, output: Any, shared: Shared) -> None:
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        self.found[""] = Found(sequences[0, shared.length :].tolist(), shared.logits)
+        self.found[""] = Found(sequences[0, shared.length :].tolist(), shared.logits.cpu())
 
         def dressed(tokens: list[int]) -> Any:
             """These tokens in the form that the host's class was given the untouched answer in."""
@@ -195,8 +199,7 @@ class Question:
         if not wanted:
             return
         sizes = self.sweeper.sizes(len(shared.logits))
-        budget = self.sweeper.memory
-        budget = default_budget(shared.ids.device) if budget is None else budget - shared.bytes
+        budget = self.sweeper.memory - shared.bytes
         room = max(ROOM, 2 * len(self.found[""].tokens))
         left = sorted(wanted, key=lambda tail: (len(tail.index), tail.layer))
         while left:
