@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
@@ -211,11 +211,12 @@ def _finish(figure: Figure, title: str, handles: list[Line2D], note: str, stem: 
         figure.supxlabel(note, fontsize=7.5, color="#555555")
     written = []
     for kind in ("png", "svg"):
-        # Without a date the same numbers give the same file.
+        # Without a date, and with names of parts that follow from a fixed word, the same numbers give the same file.
         meta = {"Date": None} if kind == "svg" else None
 
         def save(stream: IO[bytes], kind: str = kind, meta: dict[str, None] | None = meta) -> None:
-            figure.savefig(stream, dpi=150, format=kind, metadata=meta)
+            with rc_context({"svg.hashsalt": "redrel"}):
+                figure.savefig(stream, dpi=150, format=kind, metadata=meta)
 
         written.append(atomically(f"{stem}.{kind}", save))
     return written

@@ -207,6 +207,12 @@ def points(axis) -> list[dict]:
     ]
 
 
+def test_the_same_numbers_give_the_same_files(grid, tmp_path):
+    frame = cliffs.curves(grid, 2.0)
+    first, second = ([path.read_bytes() for path in gridfigures.heat_map(frame, tmp_path / n, "t", 2.0)] for n in "ab")
+    assert first == second and len(first) == 2
+
+
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         gridfigures.heat_map(pd.DataFrame(columns=cliffs.CURVES), tmp_path / "x", "t", 2.0)

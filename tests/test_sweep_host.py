@@ -138,6 +138,22 @@ def test_again_it_asks_and_scores_only_what_failed(swept, monkeypatch, capsys):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_killed_while_the_host_scores_only_the_rest_is_scored(swept, monkeypatch):
+    model = "redrel_tiny_trunc_l5_k8"
+    path, left = folder_of(swept, model) / "status.json", []
+    before = path.read_text()
+    path.write_text(before.replace('"done"', '"eval"'))
+    monkeypatch.setattr(hostfiles, "_evaluate", lambda _target, models, *_args: left.extend(models))
+    files = {found: found.read_bytes() for found in path.parent.iterdir() if found.is_file()}
+    try:
+        run(Request("redrel_tiny", DATA, *GRID, work_dir=swept.work))
+    finally:
+        for found, content in files.items():
+            found.write_bytes(content)
+        path.write_text(before)
+    assert left == [model]
+
+
 def test_ordinary_runs_are_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(hostfiles, "is_flat", lambda: True)
     target = hostfiles.Target(tmp_path, "X", "exact_matching", tmp_path)

@@ -22,8 +22,9 @@ MARGINS = ["rule", "L", "K", "margin", "baseline", "n"]
 def show(found: results.Results, base: str, benchmark: str, folder: Path, console: Console, margin: float,
          budget: cliffs.Budget | None) -> int:  # fmt: skip
     """Print and write everything about one base on one benchmark; 1 if a cell of it failed or there is no grid."""
-    failed = [(model, reason) for model, data, reason in found.failed if data == benchmark]
-    for model, reason in failed:
+    rows = found.scores[(found.scores["base"] == base) & (found.scores["benchmark"] == benchmark)]
+    failed = rows.loc[rows["status"] == "failed", ["model", "reason"]].drop_duplicates()
+    for model, reason in failed.itertuples(index=False, name=None):
         console.print(f"failed: {model}: {reason}", style="red", soft_wrap=True, highlight=False)
     grid = next((one for one in cliffs.grids_of(found) if (one.base, one.benchmark) == (base, benchmark)), None)
     if grid is None:
@@ -42,7 +43,7 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
         written += gridfigures.margin_figure(frame, inside, folder / "margins", _title(base, benchmark, frame))
     for path in written:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
-    return int(bool(failed))
+    return int(len(failed) > 0)
 
 
 def draw(frame: pd.DataFrame, folder: Path, base: str, benchmark: str, margin: float) -> list[Path]:
