@@ -17,6 +17,7 @@ TESTS = [
     "tests/test_efficiency.py",
     "tests/test_likelihood.py",
     "tests/test_tiny.py",
+    "tests/test_sweep_engine.py",
     *sorted(str(path.relative_to(HERE)) for path in HERE.glob("tests/test_qwen_*.py")),
 ]
 

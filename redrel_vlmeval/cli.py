@@ -136,6 +136,7 @@ def demo(
 
 @app.command()
 def bench(
+    what: Annotated[str, typer.Argument(help="prefill, or sweep: a grid of settings in one pass.")] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
@@ -148,15 +149,49 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each arm; medians are printed.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Measurements of each arm; medians are printed. 5; 2 for a sweep.")
+    ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,
 ) -> None:
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
+    if what not in ("prefill", "sweep"):
+        raise typer.BadParameter(f"{what!r}: choose prefill or sweep")
     from redrel_vlmeval import benchtable
 
     request = benchtable.Request(family, size, model, code, device, dtype, rounds, settings, check)
-    raise typer.Exit(benchtable.run(request))
+    if what == "prefill":
+        raise typer.Exit(benchtable.run(request))
+    from redrel_vlmeval import sweepbench
+
+    raise typer.Exit(sweepbench.run(request))
+
+
+@app.command()
+def sweep(
+    model: Annotated[str, typer.Option(help="The base to truncate, such as llava_v1.5_7b or redrel_tiny.")],
+    data: Annotated[str, typer.Option(help="One benchmark of the host.")],
+    layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")],
+    keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")],
+    rules: Annotated[str, typer.Option(help="attention, random, uniform, lowest; several with commas.")] = "attention",
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
+    work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
+    memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print variants, FLOPs, saving; run nothing.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Name the best setting within 128 average image tokens, or 60% of the FLOPs.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="Points that still count as not worse, for the cliff layer.")] = 2.0,
+    judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
+) -> None:
+    """The whole (L, K) grid of a base in one pass, scored by the host; cliff layers, Fig. 6. Exit code 1: a failure."""
+    from redrel_vlmeval.sweep import run
+
+    request = run.Request(
+        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin
+    )
+    raise typer.Exit(run.run(request))
 
 
 def main() -> None:

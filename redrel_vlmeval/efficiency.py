@@ -141,13 +141,19 @@ def costs(
     whole, decoder = meter.prompt, meter.decoder
     if whole is None or decoder is None:
         return found
-    own = trace or whole
+    return found | computed(decoder, whole, trace or whole, spec, len(meter.seconds))
+
+
+def computed(
+    decoder: Decoder, whole: PromptTrace, own: PromptTrace, spec: VariantSpec, new_tokens: int
+) -> dict[str, Any]:
+    """The part of a record that needs no clock; ``whole``: the untouched prompt, ``own``: the variant's."""
     size = next(decoder.text.parameters()).element_size()
     ranks = spec.rule in ("attention", "lowest") and own.mode != "untouched"
     ranked = [stage.layer for stage in spec.stages if stage.layer in own.kept] if ranks else []
     steps = new_tokens - 1
     end, end_whole = [n + steps for n in own.tokens], [n + steps for n in whole.tokens]
-    return found | {
+    return {
         "mode": own.mode,
         "image_tokens": whole.images[0],
         "prompt_tokens": whole.tokens[0],

@@ -18,6 +18,8 @@ ANSWERS = [
 ]  # fmt: skip
 COLUMNS = ["model", "benchmark", *ANSWERS]
 VERDICTS = ("hit", "score", "eval_score", "verifier_match")
+# The host's word for an answer that it did not get.
+NO_ANSWER = "Failed to obtain answer"
 # Columns by which hosts name a question's picture; the picture itself is not in their tables.
 PICTURES = ("image_path", "image_id", "img_id", "image_name")
 # ScienceQA's own words for its subjects, and the abbreviations under which its results are published.
@@ -63,8 +65,10 @@ def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
     return frame
 
 
-def empty_answers(cell: Cell, table: Columns | None) -> str:
-    """How many answers are empty, which the host judges like any other; the judged table holds the word 'nan' for them.
+def remark(cell: Cell, table: Columns | None) -> str:
+    """How many answers are empty, which the host judges like any other, and how many questions could not be asked.
+
+    The judged table holds the word 'nan' for an empty answer.
 
     Raises:
         ResultsError: the predictions, which the judged table was made from, cannot be read.
@@ -74,8 +78,10 @@ def empty_answers(cell: Cell, table: Columns | None) -> str:
     given = table.get("prediction", [])
     judged = sum(value is None or value == "nan" for value in given)
     beside = empty_predictions(cell.predictions) if cell.predictions and cell.per_sample else 0
-    count = max(judged, beside)
-    return f"{count} of {len(given)} answers are empty, scored as the host judged them" if count else ""
+    empty, failed = max(judged, beside), sum(NO_ANSWER in str(value) for value in given)
+    said = [f"{empty} of {len(given)} answers are empty, scored as the host judged them"] * bool(empty)
+    said += [f"{failed} of {len(given)} questions could not be asked and count as wrong"] * bool(failed)
+    return "; ".join(said)
 
 
 def answers(cell: Cell) -> pd.DataFrame:

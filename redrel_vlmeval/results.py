@@ -152,7 +152,7 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
     table, measured, verdicts = None, None, None
     try:
         table = questions.table_of(cell)
-        empty = questions.empty_answers(cell, table)
+        empty = questions.remark(cell, table)
         measured = records.summary(cell)
         if status in ("ok", NO_RULE):
             metrics, status, reason = _metrics(cell, status, reason)

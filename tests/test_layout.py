@@ -21,12 +21,12 @@ truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
 efficiency
 prompts
-models.checkpoint models.pictures models.question models.recorder
+models.checkpoint models.pictures models.question models.recorder models.holders
 models.llava_input models.llava_core
 models.qwen_compat models.qwen_kernel models.qwen_weights models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.decoding models.likelihood models.variant
 registry hostrun
-sweep
+sweep.shared sweep.continuation sweep.memory sweep.decoding sweep.letters sweep.sweeper
 benchmarks tables outputs records provenance questions pairing results
 statistics comparisons flips grids
 published blind
@@ -35,8 +35,11 @@ texts markup jsonboard workbook sheets
 pages.render
 explain.*
 figures
+noninferiority cliffs gridfigures
+sweep.plan sweep.store sweep.distributed sweep.asking sweep.work sweep.hostfiles sweep.evaluate
+sweep.preview sweep.outcome sweep.run
 report.places report.board report.curves report.changes report.pictures report.page
-benchmodels bench benchtable
+benchmodels bench benchtable sweepbench
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
 cli
@@ -48,7 +51,7 @@ LIGHT = """
 names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
 comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
-report.page cli
+noninferiority cliffs gridfigures report.page cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval import prompts
 from redrel_vlmeval.models.decoding import answer_room, beams
+from redrel_vlmeval.models.holders import find_torch_model, unrecorded
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
+from redrel_vlmeval.truncation.decoders import replaced_generate
 
 
 class TruncatedVLM(BaseModel):
@@ -215,35 +215,3 @@ class Asked:
 
 def _texts(message: Any) -> list[str]:
     return [item["value"] for item in message if item["type"] == "text"]
-
-
-@contextmanager
-def unrecorded(base: Any) -> Iterator[None]:
-    """Within the context ``base`` writes no records of its own: the variant around it does."""
-    own = getattr(base, "recorder", None)
-    if own is None:
-        yield
-        return
-    base.recorder = None
-    try:
-        yield
-    finally:
-        base.recorder = own
-
-
-def find_torch_model(holder: Any, variant: str) -> nn.Module:
-    """The one torch model with a known decoder among the attributes of a host model.
-
-    Raises:
-        TruncationError: there is none (an API model, an unknown decoder); the reason of each candidate is given.
-    """
-    reasons = []
-    for name, value in vars(holder).items():
-        if isinstance(value, nn.Module):
-            try:
-                find_decoder(value)
-                return value
-            except TruncationError as error:
-                reasons.append(f"{name}: {error}")
-    what = "; ".join(reasons) or "it holds no torch model (is it an API?)"
-    raise TruncationError(f"{variant}: {type(holder).__name__} cannot be truncated: {what}")

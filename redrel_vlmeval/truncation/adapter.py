@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,31 @@ from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, causal, hide
 
 Observer = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one block's attention kernel is given in one call, and the kernel.
+
+    query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
+    model's own returns: ([b, q, h, d], weights or None).
+    """
+
+    block: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    scaling: float
+    softcap: float | None
+    kernel: Callable[..., Any]
+
+    def own(self) -> Any:
+        """What the model would have computed."""
+        return self.kernel(self.query, self.key, self.value, self.mask)
+
+
+Attend = Callable[[Attention], Any]
 
 
 @dataclass(frozen=True)
@@ -53,9 +78,10 @@ class Decoder(ABC):
     root: nn.Module
     text: nn.Module
     blocks: list[nn.Module]
-    _memo: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict, kw_only=True)
+    _memo: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict, kw_only=True)
 
     layout: ClassVar[str]  # the module tree it is recognised by, for messages
+    rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
 
     @property
     @abstractmethod
@@ -141,11 +167,52 @@ class Decoder(ABC):
         return kwargs | {"attention_mask": hide(mask, allowed)}
 
     @abstractmethod
-    def probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
+    def attending(
+        self, blocks: Sequence[int], attend: Attend, kernel: str | None = None
+    ) -> AbstractContextManager[None]:
+        """Within the context these blocks attend by ``attend(attention)``, with the model's own kernel or another."""
+
+    @contextmanager
+    def probe(self, block: int, observer: Observer) -> Iterator[None]:
         """Within the context ``observer(query, key, mask, scaling, softcap)`` sees the block attend.
 
         query, key: [b, h, q, d] and [b, h_kv, k, d], rotated; the very tensors that the model's kernel is given.
         """
+
+        def attend(seen: Attention) -> Any:
+            observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap)
+            return seen.own()
+
+        with self.attending([block], attend):
+            yield
+
+    # -- parts of the model by themselves, for continuing a prompt from the middle ------------------------------------
+
+    @abstractmethod
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [b, n] -> what enters block 1, [b, n, width]."""
+
+    @abstractmethod
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What leaves the last block, [b, 1, width] -> logits [b, 1, vocabulary]."""
+
+    @contextmanager
+    def noting(self) -> Iterator[list[torch.Tensor]]:
+        """Within the context, the position ids that a forward call computes its rotary tables from are collected."""
+        yield []
+
+    @abstractmethod
+    def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+        """A block's arguments for the prompt's tokens at ``index`` (long [n]), in one row and without mask and cache.
+
+        ``kwargs`` are those of the prefill. :meth:`forget_prompt` afterwards.
+        """
+
+    @abstractmethod
+    def beyond(
+        self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
+    ) -> dict[str, Any]:
+        """The same for ``count`` tokens, each ``ahead`` places (0 for the next) behind a prompt of ``length``."""
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
@@ -172,7 +239,9 @@ class Decoder(ABC):
 
     def _once(self, source: Any, view: View, make: Callable[[], Any]) -> Any:
         """Blocks share their arguments: each is shortened once per view, its source kept alive as ids are reused."""
-        key = (id(source), id(view))
+        return self._known((id(source), id(view)), (source, view), make)
+
+    def _known(self, key: tuple[int, ...], alive: Any, make: Callable[[], Any]) -> Any:
         if key not in self._memo:
-            self._memo[key] = (make(), (source, view))
+            self._memo[key] = (make(), alive)
         return self._memo[key][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -35,12 +35,19 @@ def find_decoder(model: nn.Module) -> Decoder:
 
 
 @contextmanager
-def replaced_generate(model: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within the context ``model.generate`` is ``make(what it was)``; afterwards exactly what it was. Contexts nest."""
-    own = {"generate": model.__dict__["generate"]} if "generate" in model.__dict__ else {}
-    model.generate = make(model.generate)
+def replaced(module: nn.Module, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Within the context method ``name`` is ``make(what it was)``; afterwards exactly what it was. Contexts nest."""
+    own = {name: module.__dict__[name]} if name in module.__dict__ else {}
+    setattr(module, name, make(getattr(module, name)))
     try:
         yield
     finally:
-        del model.generate
-        model.__dict__.update(own)
+        delattr(module, name)
+        module.__dict__.update(own)
+
+
+def replaced_generate(
+    model: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> AbstractContextManager[None]:
+    """Within the context ``model.generate`` is ``make(what it was)``."""
+    return replaced(model, "generate", make)

@@ -45,14 +45,26 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
     spec = parse(spec) if isinstance(spec, str) else spec
     decoder = find_decoder(model)
     check_setting(spec, decoder)
-    with ExitStack() as undo:
-        if decoder.text in _active:
-            raise TruncationError(f"{spec}: this model is truncated already; leave the other truncated() first")
-        _active.add(decoder.text)
-        undo.callback(_active.discard, decoder.text)
+    with claimed(decoder, str(spec)), ExitStack() as undo:
         engine = _Engine(decoder, spec)
         engine.attach(undo)
         yield engine.trace
+
+
+@contextmanager
+def claimed(decoder: Decoder, what: str) -> Iterator[None]:
+    """Within the context the model is changed for ``what`` alone.
+
+    Raises:
+        TruncationError: it is changed already.
+    """
+    if decoder.text in _active:
+        raise TruncationError(f"{what}: this model is truncated already; leave the other truncated() first")
+    _active.add(decoder.text)
+    try:
+        yield
+    finally:
+        _active.discard(decoder.text)
 
 
 class _Engine:
@@ -208,8 +220,7 @@ class _Engine:
             with torch.no_grad():
                 rows = self._rows(prompt, stage, view, query.shape[2]).to(query.device)
                 attention = ranking.attention_rows(query, key, rows, scaling, mask, softcap)
-                fresh = rows.diff(dim=1, prepend=rows[:, :1] - 1) > 0  # shorter prompts repeat their last row
-                scores = (attention * fresh[..., None]).sum(1) / fresh.sum(1, keepdim=True)
+                scores = ranking.row_mean(attention, rows)
                 prompt.decide(stage, self._at_full_positions(prompt, view, scores.to(prompt.ids.device)))
 
         return observe

@@ -8,15 +8,15 @@ length (logn), come from the length of a cache.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from redrel_vlmeval.truncation.adapter import BlockShape, Decoder, Observer
+from redrel_vlmeval.truncation.adapter import Attend, Attention, BlockShape, Decoder
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
@@ -28,6 +28,7 @@ class FusedDecoder(Decoder):
     image_start: int
     _logn: dict[nn.Module, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
+    rotary: ClassVar[str] = "rotary_pos_emb"
     layout: ClassVar[str] = "wte, ln_f, visual and h[*].attn.c_attn (the remote code of Qwen-VL and Qwen-VL-Chat)"
 
     @staticmethod
@@ -153,23 +154,66 @@ class FusedDecoder(Decoder):
             attention.logn_tensor = whole
 
     @contextmanager
-    def probe(self, block: int, observer: Observer) -> Iterator[None]:
-        attention = self.blocks[block].attn
-        own = {"_attn": attention.__dict__["_attn"]} if "_attn" in attention.__dict__ else {}
-        attend = attention._attn
-
-        def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-            observer(query, key, mask, value.shape[-1] ** -0.5, None)
-            return attend(query, key, value, *args, **kwargs)
-
-        watched.kernel = getattr(attend, "kernel", "eager")  # type: ignore[attr-defined]
-        attention._attn = watched
-        try:
+    def attending(self, blocks: Sequence[int], attend: Attend, kernel: str | None = None) -> Iterator[None]:
+        with ExitStack() as undo:
+            for block in blocks:
+                attention = self.blocks[block].attn
+                own = {"_attn": attention.__dict__["_attn"]} if "_attn" in attention.__dict__ else {}
+                undo.callback(attention.__dict__.update, own)
+                undo.callback(attention.__dict__.pop, "_attn", None)
+                attention._attn = _shown(attention._attn, block, attend)
             yield
-        finally:
-            del attention._attn
-            attention.__dict__.update(own)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.text.wte(ids)  # type: ignore[operator,no-any-return]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.root.lm_head(self.text.ln_f(hidden))  # type: ignore[operator,no-any-return]
+
+    def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+        return self._alone(block, kwargs, [table.index_select(1, index) for table in kwargs["rotary_pos_emb"]], index)
+
+    def beyond(
+        self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
+    ) -> dict[str, Any]:
+        like = kwargs["rotary_pos_emb"][0]
+
+        def make() -> tuple[list[torch.Tensor], torch.Tensor]:
+            tables = self._rotary(length + ahead + 1, like)
+            index = torch.full((count,), length + ahead, device=like.device)
+            return [table[:, -1:].expand(-1, count, -1, -1) for table in tables], index
+
+        return self._alone(block, kwargs, *self._known((id(like), ahead, count), like, make))
+
+    def _alone(
+        self, block: int, kwargs: Mapping[str, Any], rotary: list[torch.Tensor], index: torch.Tensor
+    ) -> dict[str, Any]:
+        """A block's arguments with these rotary tables; its queries are scaled as those at ``index`` are."""
+        attention = self.blocks[block].attn
+        if attention.use_logn_attn:
+            whole = self._logn.setdefault(attention, attention.logn_tensor)
+            attention.logn_tensor = whole.to(rotary[0].device).index_select(1, index)
+        return dict(kwargs) | {
+            "rotary_pos_emb": rotary, "attention_mask": None, "layer_past": None, "use_cache": False,
+        }  # fmt: skip
+
+
+def _shown(own: Any, block: int, attend: Attend) -> Any:
+    """A block's ``_attn`` that shows ``attend`` what it is given."""
+
+    def shown(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        causal, mask, *rest = [*args, None, None][: max(2, len(args))]
+        causal, mask = kwargs.pop("registered_causal_mask", causal), kwargs.pop("attention_mask", mask)
+
+        def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
+            if mask is None and shown.kernel == "eager":  # type: ignore[attr-defined]
+                mask = query.new_zeros(1, 1, 1, 1)  # the code's own adds it unasked
+            return own(query, key, value, causal, mask, *rest, **kwargs)
+
+        return attend(Attention(block, query, key, value, mask, value.shape[-1] ** -0.5, None, kernel))
+
+    shown.kernel = getattr(own, "kernel", "eager")  # type: ignore[attr-defined]
+    return shown
 
 
 def _is_cache(part: Any) -> bool:

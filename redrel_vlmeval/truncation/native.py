@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from redrel_vlmeval.truncation.adapter import BlockShape, Decoder, Observer
+from redrel_vlmeval.truncation.adapter import Attend, Attention, BlockShape, Decoder
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
-_observers: WeakKeyDictionary[nn.Module, tuple[str, Observer]] = WeakKeyDictionary()
+_attending: WeakKeyDictionary[nn.Module, tuple[str, int, Attend]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -27,6 +27,7 @@ class NativeDecoder(Decoder):
 
     image_token: int
 
+    rotary: ClassVar[str] = "position_embeddings"
     layout: ClassVar[str] = (
         "embed_tokens, norm and layers[*].self_attn (transformers-native decoders laid out like LLaMA: LLaVA, "
         "LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
@@ -55,8 +56,8 @@ class NativeDecoder(Decoder):
     @property
     def kernel(self) -> str:
         attention = self.blocks[0].self_attn
-        if attention in _observers:
-            return _observers[attention][0]
+        if attention in _attending:
+            return _attending[attention][0]
         return str(attention.config._attn_implementation)
 
     @property
@@ -134,24 +135,73 @@ class NativeDecoder(Decoder):
         return short
 
     @contextmanager
-    def probe(self, block: int, observer: Observer) -> Iterator[None]:
-        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees block ``block`` (0-based) attend.
+    def attending(self, blocks: Sequence[int], attend: Attend, kernel: str | None = None) -> Iterator[None]:
+        """Within the context these blocks attend by ``attend``.
 
-        The block's attention is given a copy of its config that names our function in transformers' attention
-        registry; it calls the model's own kernel and shows the observer the very tensors that the kernel was given.
+        A block's attention is given a copy of its config that names our function in transformers' attention registry;
+        it shows ``attend`` the very tensors that the model's kernel would have been given.
         """
-        attention = self.blocks[block].self_attn
         _register_probe()
-        config = attention.config
-        changed = copy.copy(config)
-        changed._attn_implementation_internal = PROBE
-        _observers[attention] = (str(config._attn_implementation), observer)
-        attention.config = changed
-        try:
+        with ExitStack() as undo:
+            for block in blocks:
+                attention = self.blocks[block].self_attn
+                config = attention.config
+                changed = copy.copy(config)
+                changed._attn_implementation_internal = PROBE
+                undo.callback(_attending.pop, attention, None)
+                undo.callback(setattr, attention, "config", config)
+                _attending[attention] = (kernel or str(config._attn_implementation), block, attend)
+                attention.config = changed
             yield
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.text.embed_tokens(ids)  # type: ignore[operator,no-any-return]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.root.get_output_embeddings()(self.text.norm(hidden))  # type: ignore[operator,no-any-return]
+
+    @contextmanager
+    def noting(self) -> Iterator[list[torch.Tensor]]:
+        noted: list[torch.Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            noted.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+        handle = self._rotary_module().register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield noted
         finally:
-            attention.config = config
-            del _observers[attention]
+            handle.remove()
+
+    def _rotary_module(self) -> nn.Module:
+        rotary = getattr(self.text, "rotary_emb", None)
+        if not isinstance(rotary, nn.Module):
+            raise TruncationError(f"{type(self.text).__name__}: has no rotary_emb, so its answers cannot be continued")
+        return rotary
+
+    def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+        rotary = kwargs["position_embeddings"]
+        return self._alone(kwargs, tuple(table.index_select(-2, index.to(table.device)) for table in rotary))
+
+    def beyond(
+        self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
+    ) -> dict[str, Any]:
+        like = kwargs["position_embeddings"][0]
+
+        def make() -> tuple[torch.Tensor, ...]:
+            # pictures may count for fewer positions than tokens; what follows comes behind the largest
+            after = (noted[0].amax() + 1 + ahead).expand(*noted[0].shape[:-1], 1).to(like.device)
+            tables: Sequence[torch.Tensor] = self._rotary_module()(like, position_ids=after)
+            return tuple(table.expand(*table.shape[:-2], count, table.shape[-1]) for table in tables)
+
+        return self._alone(kwargs, self._known((id(like), ahead, count), like, make))
+
+    @staticmethod
+    def _alone(kwargs: Mapping[str, Any], rotary: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """A block's arguments with these rotary tables, and nothing that belongs to the call they came from."""
+        emptied = ("attention_mask", "position_ids", "cache_position", "past_key_values", "past_key_value")
+        found = dict(kwargs) | {name: None for name in emptied if name in kwargs}
+        return found | {"use_cache": False, "position_embeddings": rotary}
 
 
 def _register_probe() -> None:
@@ -164,17 +214,21 @@ def _register_probe() -> None:
 def _probe_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> Any:
-    """The model's own kernel, after the observer has seen its inputs."""
+    """In place of the model's own kernel: what ``attending`` was given."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name, observer = _observers[module]
-    scaling = kwargs.get("scaling")
-    observer(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"))
+    name, block, attend = _attending[module]
     if name == "eager":
         kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
     else:
         kernel = ALL_ATTENTION_FUNCTIONS[name]
-    return kernel(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
+        return kernel(module, query, key, value, mask, **kwargs)
+
+    return attend(Attention(block, query, key, value, attention_mask, scaling, kwargs.get("softcap"), own))
 
 
 def image_token(model: nn.Module) -> int:

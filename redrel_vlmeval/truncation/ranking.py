@@ -49,6 +49,12 @@ def attention_rows(
     return scores.softmax(-1).mean(1)
 
 
+def row_mean(attention: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Attention [b, r, k] of ``rows`` (long [b, r]) -> its mean over them, [b, k]; a repeated row counts once."""
+    fresh = rows.diff(dim=1, prepend=rows[:, :1] - 1) > 0  # shorter prompts repeat their last row
+    return (attention * fresh[..., None]).sum(1) / fresh.sum(1, keepdim=True)
+
+
 def best(scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, lowest: bool = False) -> torch.Tensor:
     """The ``counts[i]`` candidates of each row that score highest (eq. 10), or lowest; ties go to the lower index.
 

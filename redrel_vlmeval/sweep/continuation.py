@@ -1,0 +1,244 @@
+"""Many settings of one question at once, from the block where each of them cuts to the logits, and token by token.
+
+Tokens of all settings go through a block side by side in one row, so that its weights are read once; only attention
+tells them apart. Keys and values before the first image token are those of the untouched prefill, never recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from redrel_vlmeval.sweep.shared import Shared
+from redrel_vlmeval.truncation.adapter import Attention, Decoder
+
+
+class OutOfRoom(Exception):
+    """The answers have become longer than was planned for."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The tokens of one setting that are computed anew: after block ``layer``, at ``index`` of the prompt (rising)."""
+
+    layer: int
+    index: tuple[int, ...]
+
+
+@dataclass
+class Segment:
+    """Keys and values of answers that hold equally many in a block: [n, h_kv, room, d], the first ``filled`` in use."""
+
+    rows: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    filled: int
+
+
+class Continuation:
+    """Tails of one prompt, run together.
+
+    Args:
+        tails: sorted by number of tokens, then by layer, so that equal ones stand together.
+        room: the most tokens that an answer may have but one.
+        at_once: the most tokens that go through a block in one call, if a tail has no more.
+    """
+
+    def __init__(self, decoder: Decoder, shared: Shared, tails: Sequence[Tail], room: int, at_once: int) -> None:
+        self.decoder, self.shared, self.tails, self.room, self.at_once = decoder, shared, tails, room, at_once
+        self.blocks = len(decoder.blocks)
+        self.device = shared.ids.device
+        self.made = 0  # tokens of each answer that have been through all blocks
+        self._answering = False
+        self.segments: list[list[Segment]] = [[] for _ in range(self.blocks)]
+        self.own: list[Any] = [None] * self.blocks  # of answers whose setting cuts after the block
+        self._runs: list[tuple[int, int, int]] = []  # (first row, rows, tokens each) of the call at hand
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    # -- the prompt ---------------------------------------------------------------------------------------------------
+
+    def prefill(self) -> torch.Tensor:
+        """Logits of each setting's first token, [n, 1, vocabulary]; to be called while blocks attend by ``attend``."""
+        shared, start = self.shared, self.shared.prefix
+        index = [torch.tensor(tail.index, dtype=torch.long, device=self.device) for tail in self.tails]
+        hidden: list[Any] = [None] * len(self.tails)
+        for block in range(min(tail.layer for tail in self.tails), self.blocks):
+            for row, tail in enumerate(self.tails):
+                if tail.layer == block:
+                    entering = shared.hidden[block]
+                    hidden[row] = entering.index_select(1, (index[row] - start).to(entering.device))
+            active = [row for row, tail in enumerate(self.tails) if tail.layer <= block]
+            for chunk in self._chunks(active):
+                places = torch.cat([index[row] for row in chunk])
+                self._runs = self._equal(chunk)
+                if len(places):
+                    out = self._block(block, torch.cat([hidden[row] for row in chunk], 1), places)
+                    for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
+                        hidden[row] = part
+                else:
+                    self._keep(block, *self._runs[0], None, None)
+        return self.decoder.head(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
+
+    def _last(self, row: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden state of the prompt's last position: a dropped token carries the one it left with."""
+        tail = self.tails[row]
+        if tail.index and tail.index[-1] == self.shared.length - 1:
+            return hidden[:, -1:]
+        return self.shared.hidden[tail.layer][:, -1:]
+
+    def _chunks(self, rows: list[int]) -> list[list[int]]:
+        """Rows in order, cut where more than ``at_once`` tokens would come together; those without tokens apart."""
+        chunks: list[list[int]] = []
+        held = 0
+        for row in rows:
+            count = len(self.tails[row].index)
+            if not chunks or held + count > self.at_once or not held:
+                chunks.append([])
+                held = 0
+            chunks[-1].append(row)
+            held += count
+        return chunks
+
+    def _equal(self, rows: list[int]) -> list[tuple[int, int, int]]:
+        """Runs of neighbouring rows with equally many tokens."""
+        runs: list[tuple[int, int, int]] = []
+        for row in rows:
+            count = len(self.tails[row].index)
+            if runs and runs[-1][2] == count and runs[-1][0] + runs[-1][1] == row:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1, count)
+            else:
+                runs.append((row, 1, count))
+        return runs
+
+    def _block(self, block: int, hidden: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """One block over tokens in one row, [1, n, width], standing at ``places``; None: the newest of each answer."""
+        shared, decoder = self.shared, self.decoder
+        given = shared.arguments[block]
+        if places is None:
+            kwargs = decoder.beyond(block, given, shared.noted, shared.length, self.made, hidden.shape[1])
+        else:
+            kwargs = decoder.at(block, given, places)
+        output = decoder.blocks[block](hidden.to(shared.keys[block].device), **kwargs)
+        return output if isinstance(output, torch.Tensor) else output[0]
+
+    # -- attention ----------------------------------------------------------------------------------------------------
+
+    def attend(self, seen: Attention) -> Any:
+        """In place of a block's attention: every setting's tokens by themselves."""
+        if self._answering:
+            return self._attend_newest(seen), None
+        outputs, start = [], 0
+        for row, rows, count in self._runs:
+            query, key, value = (
+                t[0, :, start : start + rows * count].unflatten(1, (rows, count)).transpose(0, 1)
+                for t in (seen.query, seen.key, seen.value)
+            )
+            start += rows * count
+            segment = self._keep(seen.block, row, rows, count, key, value)
+            keys, values = segment.keys[:, :, : segment.filled], segment.values[:, :, : segment.filled]
+            out = seen.kernel(query, keys, values, self._causal(count, query))[0]
+            outputs.append(out.flatten(0, 1))
+        return torch.cat(outputs)[None], None
+
+    def _keep(self, block: int, row: int, rows: int, count: int, key: Any, value: Any) -> Segment:
+        """A new segment: the shared keys before the first image token, the settings' own, and room for the answer's."""
+        prefix = self.shared.prefix
+        made = []
+        for shared, own in ((self.shared.keys[block], key), (self.shared.values[block], value)):
+            held = shared.new_empty(rows, shared.shape[1], prefix + count + self.room, shared.shape[3])
+            held[:, :, :prefix] = shared[:, :, :prefix]
+            if own is not None:
+                held[:, :, prefix : prefix + count] = own
+            made.append(held)
+        which = torch.arange(row, row + rows, device=made[0].device)
+        segment = Segment(which, made[0], made[1], prefix + count)
+        self.segments[block].append(segment)
+        return segment
+
+    def _causal(self, count: int, like: torch.Tensor) -> torch.Tensor | None:
+        """The mask of ``count`` tokens behind the prefix, additive [1, 1, count, prefix + count]."""
+        if count == 1:
+            return None
+        key = (count, like.device.index or 0)
+        if key not in self._masks:
+            lowest = torch.full((count, count), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+            mask = torch.nn.functional.pad(lowest.triu(1), (self.shared.prefix, 0))
+            self._masks[key] = mask[None, None]
+        return self._masks[key]
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Every answer's newest token (long [n]) -> logits of the next, [n, 1, vocabulary]; called as ``prefill`` is.
+
+        Raises:
+            OutOfRoom: the answers are longer than the room made for them.
+        """
+        if self.made == self.room:
+            raise OutOfRoom
+        self._answering = True
+        self._masks.clear()  # they grow from step to step
+        self.decoder.forget_call()
+        hidden = self.decoder.embed(ids[None])
+        for block in range(self.blocks):
+            hidden = self._block(block, hidden, None)
+        self.made += 1
+        return self.decoder.head(hidden.transpose(0, 1))
+
+    def _attend_newest(self, seen: Attention) -> torch.Tensor:
+        """One new token of every answer, [1, n, h, d]: to its setting's keys, and to those of its answer so far."""
+        query, key, value = (t[0].transpose(0, 1)[:, :, None] for t in (seen.query, seen.key, seen.value))
+        out = query.new_empty(1, len(query), query.shape[1], seen.value.shape[-1])
+        for segment in self.segments[seen.block]:
+            end = segment.filled + self.made
+            segment.keys[:, :, end : end + 1] = key[segment.rows]
+            segment.values[:, :, end : end + 1] = value[segment.rows]
+            held = (segment.keys[:, :, : end + 1], segment.values[:, :, : end + 1])
+            out[0, segment.rows] = seen.kernel(query[segment.rows], *held, None)[0][:, 0]
+        own = self._own(seen.block, key, value)
+        if own is not None:
+            # a query's own keys are hidden from the others in its call: not more of them than keys that all share
+            for rows in own.rows.split(max(1, self.shared.length // (self.made + 1))):
+                out[0, rows] = self._attend_whole(seen, query[rows], own, torch.searchsorted(own.rows, rows))
+        return out
+
+    def _own(self, block: int, key: torch.Tensor, value: torch.Tensor) -> Segment | None:
+        """What the answers whose setting cuts after ``block`` hold of their own there, the newest token included."""
+        if self.own[block] is None:
+            rows = [row for row, tail in enumerate(self.tails) if tail.layer > block]
+            if not rows:
+                return None
+            shape = (len(rows), key.shape[1], self.room)
+            keys, values = key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])
+            self.own[block] = Segment(torch.tensor(rows, device=key.device), keys, values, 0)
+        segment: Segment = self.own[block]
+        segment.keys[:, :, self.made : self.made + 1] = key[segment.rows]
+        segment.values[:, :, self.made : self.made + 1] = value[segment.rows]
+        return segment
+
+    def _attend_whole(self, seen: Attention, query: torch.Tensor, own: Segment, which: torch.Tensor) -> torch.Tensor:
+        """Answers that share every key of the prompt, as queries of one row: [n, h, d].
+
+        The prompt's keys stand there once; behind them every answer's own, which a mask keeps from the others.
+        """
+        shared, count, held = self.shared, len(query), self.made + 1
+        joined = []
+        for whole, tensor in ((shared.keys[seen.block], own.keys), (shared.values[seen.block], own.values)):
+            mine = tensor[which, :, :held].transpose(0, 1).flatten(1, 2)
+            joined.append(torch.cat([whole[0], mine], 1)[None])
+        mask = self._apart(count, held, query)
+        return seen.kernel(query[:, :, 0].transpose(0, 1)[None], *joined, mask)[0][0]  # type: ignore[no-any-return]
+
+    def _apart(self, count: int, held: int, like: torch.Tensor) -> torch.Tensor | None:
+        """Additive [1, 1, count, S + count * held]: all of the prompt, and the ``held`` own keys of each query."""
+        if count == 1:
+            return None
+        key = (count, like.device.index or 0)
+        if key not in self._masks:
+            other = torch.full((count, count), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+            other = other.fill_diagonal_(0).repeat_interleave(held, 1)
+            self._masks[key] = torch.nn.functional.pad(other, (self.shared.length, 0))[None, None]
+        return self._masks[key]

@@ -1,0 +1,132 @@
+"""Greedy decoding of many settings at once by the model's own ``generate``, which only ever sees logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.sweep.continuation import Continuation, OutOfRoom
+from redrel_vlmeval.truncation import TruncationError
+from redrel_vlmeval.truncation.decoders import replaced
+
+POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")
+# what may hold something between calls, or end answers in ways that the tokens do not show
+ONE_BY_ONE = ("logits_processor", "stopping_criteria", "stop_strings", "max_time")
+PLAIN = {"use_cache": False, "return_dict_in_generate": False}
+
+
+@dataclass
+class Request:
+    """One call of ``model.generate`` as the host made it."""
+
+    model: nn.Module
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Request:
+        return cls(model, dict(zip(POSITIONAL, args, strict=False)) | kwargs)
+
+    def config(self) -> Any:
+        """The generation config in force."""
+        config = copy.deepcopy(self.kwargs.get("generation_config") or self.model.generation_config)
+        config.update(**{k: v for k, v in self.kwargs.items() if k != "generation_config"})
+        return config
+
+    def check_greedy(self) -> None:
+        """Refuse what is not greedy decoding of one answer.
+
+        Raises:
+            TruncationError: names the mode.
+        """
+        mode = self.config().get_generation_mode().value
+        if mode != "greedy_search":
+            raise TruncationError(
+                f"a sweep decodes greedily, but the model is asked for {mode}; run its variants one by one"
+            )
+
+    @property
+    def one_by_one(self) -> bool:
+        config = self.config()
+        return any(self.kwargs.get(name) is not None or getattr(config, name, None) for name in ONE_BY_ONE)
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        given = self.config().eos_token_id
+        given = own if given is None else given
+        given = given.tolist() if isinstance(given, torch.Tensor) else given
+        return set() if given is None else set(given) if isinstance(given, (list, tuple)) else {given}
+
+
+@dataclass
+class Decoded:
+    """New tokens of every answer, up to its end; ``complete`` where it came to one. ``first``: [n, vocabulary]."""
+
+    tokens: list[list[int]]
+    complete: list[bool]
+    first: torch.Tensor
+
+
+def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, continuation: Continuation) -> Decoded:
+    """All answers of ``continuation``, decoded by ``generate`` with the host's own keywords."""
+    count, length = len(continuation.tails), ids.shape[1]
+    said: list[torch.Tensor] = []
+    first: list[torch.Tensor] = []
+
+    def logits_only(original: Callable[..., Any]) -> Callable[..., Any]:
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        @wraps(original)
+        def forward(*_args: Any, input_ids: torch.Tensor, **_kwargs: Any) -> Any:
+            if not first:
+                first.append(continuation.prefill())
+                return CausalLMOutputWithPast(logits=first[0])  # type: ignore[arg-type]
+            said.append(input_ids[:, -1])
+            return CausalLMOutputWithPast(logits=continuation.step(said[-1]))  # type: ignore[arg-type]
+
+        return forward
+
+    def ids_only(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def prepare(input_ids: torch.Tensor, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+            return {"input_ids": input_ids}
+
+        return prepare
+
+    names = {"inputs", "input_ids", "attention_mask", "streamer"}
+    rest = {name: value for name, value in request.kwargs.items() if name not in names and not _is_input(value)}
+    prompt = ids.expand(count, -1)
+    with ExitStack() as stack:
+        stack.enter_context(replaced(request.model, "forward", logits_only))
+        stack.enter_context(replaced(request.model, "prepare_inputs_for_generation", ids_only))
+        try:
+            given = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+            new = generate(**given, **(rest | PLAIN))[:, length:].tolist()
+            ended = True
+        except OutOfRoom:
+            new, ended = torch.stack(said, 1).tolist(), False
+    ends = request.ends
+    tokens = [_until(row, ends) for row in new]
+    done = [ended or row[-1] in ends for row in tokens]
+    return Decoded(tokens, done, first[0][:, -1].float().cpu())
+
+
+def _is_input(value: Any) -> bool:
+    """True for pixels and whatever else a model, not ``generate``, is given."""
+    return isinstance(value, torch.Tensor) or (
+        isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], torch.Tensor)
+    )
+
+
+def _until(tokens: list[int], ends: set[int]) -> list[int]:
+    """A row of a batch cut behind its first end; what follows is padding."""
+    stop = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: stop + 1]

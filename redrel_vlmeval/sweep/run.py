@@ -1,0 +1,148 @@
+"""``redrel sweep``: every (L, K) of a grid on every question, resumed where it stopped, scored by the host, drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from redrel_vlmeval import results
+from redrel_vlmeval.cliffs import Budget
+from redrel_vlmeval.sweep import hostfiles, outcome, preview
+from redrel_vlmeval.sweep.asking import HostSource
+from redrel_vlmeval.sweep.distributed import alone, joined
+from redrel_vlmeval.sweep.plan import Plan, PlanError, read_plan
+from redrel_vlmeval.sweep.store import Store, StoreError
+from redrel_vlmeval.sweep.work import Sweep, bar
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of ``redrel sweep``."""
+
+    model: str
+    data: str
+    layers: str
+    keep: str
+    rules: str = "attention"
+    limit: int | None = None
+    work_dir: Path = Path("outputs")
+    memory: str | None = None
+    dry_run: bool = False
+    budget: str | None = None
+    judge: str = "exact_matching"
+    margin: float = 2.0
+
+
+def run(request: Request) -> int:
+    """The whole sweep; the exit code: 1 where a question or a cell failed.
+
+    Raises:
+        PlanError: arguments that mean nothing. StoreError: a folder with other answers, or a full disk.
+        Busy: another sweep is in this folder. HostMissing, TruncationError, CheckpointError: as for a single variant.
+    """
+    plan = read_plan(request.model, request.data, request.layers, request.keep, request.rules, request.limit)
+    memory = read_memory(request.memory)
+    budget = Budget.read(request.budget) if request.budget is not None else None
+    if not 0 < request.margin < 100:
+        raise PlanError(f"--margin {request.margin}: points above 0 and below 100")
+    console = Console()
+    if request.dry_run:
+        with alone():
+            preview.show(plan, console)
+        return 0
+    work_dir = request.work_dir.absolute()
+    store = Store(work_dir / "sweep" / f"{plan.base}_{plan.data}")
+    target = hostfiles.Target(work_dir, plan.data, request.judge, store.folder)
+    with joined() as group:
+        console.quiet = group.rank > 0
+        sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, group, console)
+        group.on_first(lambda: check_free(plan, target))
+        with sweep.held():
+            if not sweep.go(memory):
+                return 0
+            if len(sweep.failed) == len(sweep.entries):
+                console.print("every question failed: nothing to score", style="red")
+                return 1
+            hand_over(sweep, target)
+            found = results.read(work_dir)
+            code = outcome.show(found, plan.base, plan.data, store.folder, console, request.margin, budget)
+    return max(code, int(bool(sweep.failed)))
+
+
+def read_memory(text: str | None) -> int | None:
+    """``8G``, ``500M`` or a number of bytes -> bytes.
+
+    Raises:
+        PlanError: anything else, or nothing at all.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")) if match else 0
+    if size < 1:
+        raise PlanError(f"--memory {text}: give a size such as 8G or 500M, for what is held beside the weights")
+    return size
+
+
+def check_free(plan: Plan, target: hostfiles.Target) -> None:
+    """Refuse to replace what someone's ordinary runs have measured.
+
+    Raises:
+        StoreError: names the runs.
+    """
+    if there := hostfiles.occupied(target, plan.settings.values()):
+        raise StoreError(
+            f"{target.work_dir} holds ordinary runs on {plan.data} that a sweep would replace "
+            f"({', '.join(there[:3])}{', ...' * (len(there) > 3)}): give another --work-dir"
+        )
+
+
+def hand_over(sweep: Sweep, target: hostfiles.Target) -> None:
+    """Give the host every setting's answers and records, and let it score them.
+
+    Raises:
+        EvaluationError, StoreError: as :func:`hostfiles.write`.
+    """
+    head = sweep.store.head() or {}
+    facts = {name: head.get(name) for name in ("backend", "weights", "revision", "versions")}
+    settings = sweep.plan.settings
+    runs = ((model, *run_of(sweep, setting, facts)) for setting, model in settings.items())  # one at a time in memory
+    with bar(sweep.console, "scored by the host", len(settings)) as advance:
+        last = 0
+
+        def seen(done: int, _all: int) -> None:
+            nonlocal last
+            advance(done - last)
+            last = done
+
+        hostfiles.write(target, runs, sweep.plan.limit, seen)
+        seen(len(settings), len(settings))
+
+
+def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[Any, str], list[dict[str, Any]]]:
+    """Answers by the host's own index, and efficiency records, of one setting."""
+    plan, answers, records = sweep.plan, {}, []
+    for original in sweep.source.indices:
+        entry = sweep.entries[str(original)]
+        if entry.index in sweep.failed:
+            answers[original] = hostfiles.FAILED
+            continue
+        answer = entry.answers[setting]
+        answers[original] = answer["text"]
+        head = {
+            "version": 1,
+            "index": original.item() if hasattr(original, "item") else original,
+            "model": plan.settings[setting],
+            "dataset": plan.data,
+            "base": plan.base,
+            "setting": setting,
+        }
+        own = {"source": hostfiles.SOURCE, "time": answer["time"]}
+        records.append(head | json.loads(answer["record"]) | dict(facts) | own)
+    return answers, records

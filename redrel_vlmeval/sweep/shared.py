@@ -1,0 +1,218 @@
+"""What all settings share of one question: recorded from the host's own untouched prefill, as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.names import Stage, VariantSpec
+from redrel_vlmeval.truncation import TruncationError, ranking
+from redrel_vlmeval.truncation.adapter import Attention, Call, Decoder
+from redrel_vlmeval.truncation.prompt import Prompt
+
+OF_THE_CALL = ("attention_mask", "past_key_values", "past_key_value", "layer_past")  # arguments not worth their memory
+
+
+@dataclass
+class Shared:
+    """One prompt after its untouched prefill; S tokens, the first image token at position P.
+
+    Attributes:
+        ids: long [1, S]. prompts: setting -> its decisions, for every setting.
+        hidden: layer L -> what enters block L + 1 (numbered from 1) from position P on, [1, S - P, width].
+        keys, values: block (numbered from 0) -> [1, h_kv, S, d]; P only where no setting attends to the rest.
+        arguments: the blocks' other arguments. noted: see :meth:`Decoder.noting`.
+        logits: of the first new token, [vocabulary].
+    """
+
+    ids: torch.Tensor
+    prefix: int
+    prompts: dict[str, Prompt]
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
+    noted: list[torch.Tensor] = field(default_factory=list)
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def cut(self) -> dict[str, Prompt]:
+        """The settings that drop a token of this prompt."""
+        return {setting: prompt for setting, prompt in self.prompts.items() if prompt.stages}
+
+    @property
+    def bytes(self) -> int:
+        """Of the recorded tensors."""
+        held = [*self.hidden.values(), *self.keys.values(), *self.values.values()]
+        return sum(t.numel() * t.element_size() for t in held)
+
+
+class Recorder:
+    """Listens to the first forward call of a model; ``shared`` is filled when it is over.
+
+    Raises:
+        TruncationError: from within the forward call, where this prompt or this model cannot be swept.
+    """
+
+    def __init__(self, decoder: Decoder, specs: Sequence[VariantSpec]) -> None:
+        self.decoder, self.specs = decoder, specs
+        self.shared: Shared | None = None
+        self.done = False
+        self._undo = ExitStack()
+        self._entered: torch.Tensor | None = None  # the last token before block 1, unless it is of an image
+        self._left: torch.Tensor | None = None  # and after the last block
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        root = self.decoder.root
+        handles = [
+            root.register_forward_pre_hook(self._enter, with_kwargs=True),
+            root.register_forward_hook(self._leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._undo.close()
+
+    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.done:
+            return
+        call = self.decoder.read_call(args, kwargs)
+        self.shared = shared = Shared(*self._prompt(call))
+        if shared.cut:
+            self._attach(shared)
+
+    def _prompt(self, call: Call) -> tuple[torch.Tensor, int, dict[str, Prompt]]:
+        """Ids, position of the first image token, and every setting's state, all on the CPU."""
+        if call.input_ids is None or call.past or call.input_ids.shape[0] != 1:
+            raise TruncationError("a sweep takes one prompt at a time, given as input_ids, without a cache before it")
+        if call.attention_mask is not None and not bool(call.attention_mask.all()):
+            raise TruncationError("a sweep takes one prompt without padding; its attention_mask hides tokens")
+        ids = call.input_ids
+        image = self.decoder.image_mask(ids).cpu()
+        prefix = int(image[0].int().argmax()) if bool(image.any()) else ids.shape[1]
+        blocks = len(self.decoder.blocks)
+        prompts = {spec.setting: Prompt(spec, ids.cpu(), None, image, blocks) for spec in self.specs}
+        return ids, prefix, prompts
+
+    def _attach(self, shared: Shared) -> None:
+        blocks, cut = self.decoder.blocks, list(shared.cut.values())
+        layers = {prompt.stages[0].layer for prompt in cut}
+        ranked: dict[int, dict[str, list[Prompt]]] = {}  # layer -> row -> who ranks by it
+        for prompt in cut:
+            stage = prompt.stages[0]
+            if prompt.spec.rule in ("attention", "lowest") and stage.layer > 0:
+                ranked.setdefault(stage.layer, {}).setdefault(prompt.spec.row, []).append(prompt)
+            else:
+                prompt.decide(stage, None)
+        whole = max(layers)  # blocks from here on attend to the rest of the prompt for no setting
+
+        def attend(seen: Attention) -> Any:
+            held = shared.length if seen.block < whole else shared.prefix
+            for kept, given in ((shared.keys, seen.key), (shared.values, seen.value)):
+                if given.shape[2] != shared.length:
+                    raise TruncationError(f"block {seen.block + 1}: {given.shape[2]} keys for {shared.length} tokens")
+                part = given.detach()[:, :, :held]
+                kept[seen.block] = part if held == shared.length else part.clone()
+            self._rank(shared, seen, ranked.get(seen.block + 1, {}))
+            return seen.own()
+
+        shared.noted = self._undo.enter_context(self.decoder.noting())
+        self._undo.enter_context(self.decoder.attending(range(len(blocks)), attend))
+        if not bool(cut[0].image[0, -1]):
+            self._undo.callback(blocks[0].register_forward_pre_hook(self._first, with_kwargs=True).remove)
+        for number, block in enumerate(blocks):
+            note = self._before(shared, number, number in layers)
+            self._undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+        self._undo.callback(blocks[-1].register_forward_hook(self._last).remove)
+
+    @staticmethod
+    def _before(shared: Shared, block: int, keep: bool) -> Any:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if hidden.shape[1] != shared.length or len(args) > 1:
+                raise TruncationError(
+                    f"{shared.length} input_ids became {hidden.shape[1]} positions inside the model, or its blocks "
+                    "take unnamed arguments; this model cannot be swept"
+                )
+            if keep:
+                shared.hidden[block] = hidden.detach()[:, shared.prefix :]
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            shared.arguments[block] = rest | {name: None for name in OF_THE_CALL if name in rest}
+
+        return before
+
+    @staticmethod
+    def _rank(shared: Shared, seen: Attention, ranked: dict[str, list[Prompt]]) -> None:
+        """Each setting's choice at the end of a block, by the attention of the rows that it ranks by."""
+        for prompts in ranked.values():
+            stage: Stage = prompts[0].stages[0]
+            rows = prompts[0].query_rows(stage, shared.length, None).to(seen.query.device)
+            with torch.no_grad():
+                attention = ranking.attention_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap)
+                scores = ranking.row_mean(attention, rows).cpu()
+            for prompt in prompts:
+                prompt.decide(prompt.stages[0], scores)
+
+    def _first(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self._entered = hidden.detach()[:, -1:].clone()
+
+    def _last(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        self._left = hidden.detach()[:, -1:].clone()
+
+    def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        if self.done or self.shared is None:
+            return
+        self.done = True
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        self.shared.logits = logits.detach()[0, -1].float()
+        self._undo.close()
+        if self.shared.cut:
+            missing = set(range(len(self.decoder.blocks))) - self.shared.keys.keys()
+            if missing:
+                raise TruncationError(
+                    f"block {min(missing) + 1} did not attend through transformers' attention interface, so its keys "
+                    "are not known; this model cannot be swept"
+                )
+
+    def check_parts(self) -> None:
+        """Whether embedding, rotary tables and head by themselves give what the model gave.
+
+        Raises:
+            TruncationError: the model does more than the adapter knows (scaled embeddings, several rotary tables, ...).
+        """
+        shared, decoder = self.shared, self.decoder
+        if shared is None or self._left is None or not shared.cut:
+            return
+        logits = decoder.head(self._left)[0, -1].float()
+        wrong = [] if torch.allclose(logits, shared.logits, rtol=1e-2, atol=1e-2) else ["the output layer"]
+        entered = decoder.embed(shared.ids[:, -1:])
+        if self._entered is not None and not torch.allclose(entered, self._entered, rtol=1e-2, atol=1e-4):
+            wrong.append("the embedding")
+        last, place = shared.length - 1, torch.tensor([shared.length - 1], device=shared.ids.device)
+        less = [positions[..., :-1] for positions in shared.noted]  # what stands behind these is the last token
+        for block, kwargs in shared.arguments.items():
+            given = decoder.at(block, kwargs, place)[decoder.rotary]
+            made = decoder.beyond(block, kwargs, less, last, 0, 1)[decoder.rotary]
+            if not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(given, made, strict=True)):
+                wrong.append(f"the rotary tables of block {block + 1}")
+                break
+        decoder.forget_prompt()
+        if wrong:
+            raise TruncationError(
+                f"{type(decoder.root).__name__}: {', '.join(wrong)} cannot be run apart from the model's forward call; "
+                "run the variants one by one"
+            )

@@ -1,0 +1,210 @@
+"""The work of a sweep in one process: what is missing is asked, written down at once, merged when all are done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from redrel_vlmeval import locking
+from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.sweep.asking import Answers, Task, answer_all, missing
+from redrel_vlmeval.sweep.distributed import Group
+from redrel_vlmeval.sweep.plan import Plan
+from redrel_vlmeval.sweep.store import Entry, Store, StoreError, Writer
+
+# Facts that answers must agree in to stand in one table; a version of vlmeval does not change a model's answer.
+SAME = ("base", "data", "backend", "weights", "revision", "dtype", "device", "kernel", "torch", "transformers")
+
+
+class Source(Protocol):
+    """Where questions and answers come from: the host and its model, see :class:`asking.HostSource`."""
+
+    indices: list[Any]
+
+    def read(self) -> None:
+        """Load the questions."""
+
+    def digest(self, position: int) -> str: ...
+
+    def load(self, plan: Plan) -> dict[str, Any]:
+        """Load the model; what every record of it says, and ``versions``."""
+
+    def message(self, position: int) -> Any: ...
+
+    def sweeper(self, specs: Sequence[VariantSpec], memory: int | None) -> Answers: ...
+
+
+class Sweep:
+    """One process's part in a sweep of ``plan`` in ``folder``; rank 0 ends with all entries.
+
+    ``entries`` and ``failed`` (reason by index) hold what is known of the plan's questions after :meth:`go`.
+    """
+
+    def __init__(self, plan: Plan, source: Source, store: Store, group: Group, console: Console) -> None:
+        self.plan, self.source, self.store, self.group, self.console = plan, source, store, group, console
+        self.entries: dict[str, Entry] = {}
+        self.failed: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the context no other sweep can enter the folder, which is made if need be.
+
+        Raises:
+            Busy: another one is in it. PermissionError: it cannot be written to.
+        """
+        with contextlib.ExitStack() as stack:
+
+            def enter() -> None:
+                self._make_folder()
+                stack.enter_context(locking.only_one(self.store.folder))
+
+            self.group.on_first(enter)
+            yield
+
+    def go(self, memory: int | None = None) -> bool:
+        """Answer what is missing; True on rank 0, where all entries are then merged and known.
+
+        Raises:
+            StoreError: a full disk, or a folder with answers of another model.
+        """
+        first = self.group.rank == 0
+        # As the host does: rank 0 writes the benchmark's files, then the others find them.
+        self.group.on_first(self.source.read)
+        if not first:
+            self.source.read()
+        tasks = self.group.on_first(self._tasks)
+        if tasks:
+            facts = self.source.load(self.plan)
+            self.group.on_first(lambda: self._check_same(facts))
+            self._answer(tasks[self.group.rank :: self.group.size], memory)
+        self.group.collect(None)
+        if first:
+            self.store.merge([str(index) for index in self.source.indices])
+            self.store.write_head((self.store.head() or {}) | {"questions": len(self.source.indices)})
+            self._report()
+        return first
+
+    def _make_folder(self) -> None:
+        try:
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            (self.store.folder / ".writable").touch()
+            (self.store.folder / ".writable").unlink()
+        except OSError as error:
+            raise PermissionError(f"{self.store.folder}: cannot be written to ({error.strerror})") from error
+
+    def _tasks(self) -> list[Task]:
+        """What is to be asked, after saying what is there already."""
+        self.store.repair()
+        count, before = len(self.source.indices), int((self.store.head() or {}).get("questions", 0))
+        if count < before:
+            raise StoreError(
+                f"{self.store.folder}: its runs are over {before} questions; runs over {count} could not be compared "
+                "with them. Give the same --limit or a higher one, or another --work-dir"
+            )
+        known, wanted = self.store.read(), list(self.plan.settings)
+        digests = [self.source.digest(position) for position in range(len(self.source.indices))]
+        tasks = []
+        for position, (index, digest) in enumerate(zip(map(str, self.source.indices), digests, strict=True)):
+            if left := missing(known.get(index), digest, wanted):
+                tasks.append(Task(position, index, digest, left))
+        if known:
+            self._say_reusable(known, dict(zip(map(str, self.source.indices), digests, strict=True)), tasks)
+        return tasks
+
+    def _say_reusable(self, known: Mapping[str, Entry], digests: Mapping[str, str], tasks: Sequence[Task]) -> None:
+        wanted = set(self.plan.settings)
+        here = {setting for entry in known.values() for setting in entry.answers}
+        changed = sum(index in digests and entry.question != digests[index] for index, entry in known.items())
+        same = [entry for index, entry in known.items() if entry.question == digests.get(index)]
+        reused = sum(len(wanted & entry.answers.keys()) for entry in same)
+        parts = [f"{reused} answers to {len(same)} questions are there and reused"]
+        parts += [f"{changed} questions have changed since and are asked again"] * bool(changed)
+        parts += [f"{self.store.damaged} damaged lines are asked again"] * bool(self.store.damaged)
+        parts += [f"new settings: {listed(wanted - here)}"] * bool(wanted - here)
+        parts += [f"kept, not asked for now: {listed(here - wanted)}"] * bool(here - wanted)
+        parts += [f"still to be asked: {len(tasks)} questions, {sum(len(task.missing) for task in tasks)} answers"]
+        self.console.print("; ".join(parts), soft_wrap=True, highlight=False)
+
+    def _check_same(self, facts: dict[str, Any]) -> None:
+        """Answers of two models, or of two releases, do not go into one table."""
+        head = {"version": 1, "base": self.plan.base, "data": self.plan.data, **facts}
+        old = self.store.head()
+        if old is not None:
+            flat, was = head | facts["versions"], old | dict(old.get("versions") or {})
+            names = [name for name in SAME if flat.get(name) != was.get(name)]
+            if differ := [f"{name} is {flat.get(name)}, was {was.get(name)}" for name in names]:
+                raise StoreError(
+                    f"{self.store.folder}: none of its answers can be reused: {'; '.join(differ)}. "
+                    "Delete the folder or give another --work-dir"
+                )
+            return
+        self.store.write_head(head)
+
+    def _answer(self, tasks: Sequence[Task], memory: int | None) -> None:
+        @cache
+        def sweeper(settings: tuple[str, ...]) -> Answers:
+            return self.source.sweeper([spec for spec in self.plan.specs if spec.setting in settings], memory)
+
+        writer = Writer(self.store.folder, self.group.rank)
+        with contextlib.closing(writer), bar(self.console, "questions", len(tasks)) as advance:
+
+            def keep(entry: Entry) -> None:
+                writer.append(entry)
+                advance()
+
+            answer_all(tasks, lambda task: self.source.message(task.position), sweeper, self.plan.data, keep)
+
+    def _report(self) -> None:
+        """Which questions failed, and how many have no picture."""
+        wanted = list(self.plan.settings)
+        entries = self.store.read()
+        self.entries = asked = {str(index): entries[str(index)] for index in self.source.indices}
+        self.failed = {
+            index: str(entry.error)
+            for index, entry in asked.items()
+            if any(setting not in entry.answers for setting in wanted)
+        }
+        text = sum(entry.text_only for entry in asked.values())
+        words = f"{len(asked)} questions x {len(wanted) - 1} variants and the base"
+        words += f"; {text} without a picture, where all answers are the same" if text else ""
+        self.console.print(words, soft_wrap=True, highlight=False)
+        for index, reason in list(self.failed.items())[:10]:
+            self.console.print(f"failed for every variant: question {index}: {reason}", style="red", soft_wrap=True)
+        if len(self.failed) > 10:
+            self.console.print(f"and {len(self.failed) - 10} more failed questions", style="red")
+
+
+def listed(settings: Collection[str], most: int = 6) -> str:
+    """The settings by name, or how many there are."""
+    return ", ".join(sorted(settings)) if len(settings) <= most else f"{len(settings)} settings"
+
+
+class Speed(ProgressColumn):
+    """Questions per second."""
+
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.speed:.2f}/s" if task.speed else "")
+
+
+@contextlib.contextmanager
+def bar(console: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar with speed and time left, a line each tenth where output is a file; yields what moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console.quiet) as progress:
+        task = progress.add_task(what, total=total)
+
+        def advance(by: int = 1) -> None:
+            state = progress.tasks[task]
+            before = int(10 * state.completed / max(total, 1))
+            progress.advance(task, by)
+            if not console.is_terminal and before < int(10 * state.completed / max(total, 1)) < 10:
+                speed = f", {state.speed:.2f}/s, {state.time_remaining:.0f} s left" if state.speed else ""
+                console.print(f"{what} {state.completed:.0f}/{total}{speed}", highlight=False)
+
+        yield advance

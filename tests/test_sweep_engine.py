@@ -1,0 +1,95 @@
+"""The sweep against the engine, over families, kernels and ways to end: every answer is that of the setting alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from qwen_checkpoint import write_checkpoint
+from qwen_prompts import batch
+from sweepbox import compare, grid
+from tiny_models import BLOCKS, FAMILIES, TinyModel, build
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from redrel_vlmeval.benchmodels import set_kernel
+from redrel_vlmeval.models.qwen_core import QwenCore
+
+SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_every_family_equals_the_engine(name: str) -> None:
+    tiny = build(name)
+    compare(tiny.model, tiny.prompt("ttItttt"), SMALL_GRID)
+    compare(tiny.model, tiny.prompt("tItItt", seed=1), SMALL_GRID)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_the_whole_grid_of_a_llava(llava: TinyModel, kernel: str) -> None:
+    set_kernel(llava.model, kernel)
+    compare(llava.model, llava.prompt("tttItttt"), grid(range(BLOCKS), (0, 1, 5, 15, 16, 40)), max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("qwen")
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("seq_length", [2048, 128], ids=["as trained", "beyond the trained length"])
+def test_qwens_own_code_equals_the_engine(folder: Path, tmp_path: Path, attn: str, seq_length: int) -> None:
+    core = QwenCore(str(write_checkpoint(tmp_path / "vl", blocks=5, seq_length=seq_length)), device="cpu", attn=attn)
+    specs = grid(range(5), (0, 16, 300), ("attention",)) + grid((0, 2), (255,), ("random", "uniform"))
+    options = {"pad_token_id": core.tokenizer.eod_id, "eos_token_id": core.tokenizer.eod_id, "min_new_tokens": 5}
+    compare(core.model, batch(folder, ["tItttt"]), specs, **options)
+    compare(core.model, batch(folder, ["IttItt"], seed=1), specs[1::4], **options)
+    alpha = core.model.transformer.rotary_emb._ntk_alpha_cached
+    assert (alpha > 1) == (seq_length == 128)
+
+
+def test_answers_that_end_at_different_times(llava: TinyModel) -> None:
+    inputs, specs = llava.prompt("tttItttt"), grid(range(BLOCKS), (0, 2, 9))
+    lengths: set[int] = set()
+    for end in (10, 40, 70):
+        ends = list(range(end, end + 15))
+        sweeper = compare(llava.model, inputs, specs, eos_token_id=ends, max_new_tokens=12)
+        lengths |= {len(answer.text.split()) for answer in sweeper.answer(inputs).values()}
+    assert {1, 2, 12} < lengths
+
+
+def test_processors_of_the_hosts_own_call_hold(llava: TinyModel) -> None:
+    inputs, specs = llava.prompt("tttItttt"), grid((1, 3), (0, 5))
+    for options in ({"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"bad_words_ids": [[5], [6, 7]]}):
+        compare(llava.model, inputs, specs, max_new_tokens=12, **options)
+
+
+class AfterThree(StoppingCriteria):
+    """Ends an answer that holds a token below 30 behind its third; not visible in the tokens."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return (input_ids[:, -1] < 30) & torch.full((len(input_ids),), input_ids.shape[1] > 27)
+
+
+def test_other_ways_to_stop_are_kept_by_asking_one_by_one(llava: TinyModel) -> None:
+    inputs, specs = llava.prompt("tttItttt"), grid(range(1, BLOCKS), (0, 5))
+    criteria = StoppingCriteriaList([AfterThree()])
+    sweeper = compare(llava.model, inputs, specs, max_new_tokens=12, stopping_criteria=criteria)
+    assert set(sweeper.batches) == {1}
+    lengths = {len(answer.text.split()) for answer in sweeper.answer(inputs).values()}
+    assert len(lengths) > 1
+
+
+def test_prompts_that_begin_or_end_with_the_picture(llava: TinyModel) -> None:
+    """No prefix but the first token, or nothing behind the cut: the last position's own state is what answers."""
+    specs = grid(range(BLOCKS), (0, 1, 7), ("attention", "uniform"))
+    compare(llava.model, llava.prompt("I"), specs)
+    compare(llava.model, llava.prompt("tttI"), specs)
+
+
+def test_more_answers_than_keys_to_share(llava: TinyModel) -> None:
+    """Long answers of many settings: those that share the prompt's keys attend in groups."""
+    specs = grid((4,), range(16), ("attention", "uniform", "random"))
+    assert len(specs) > 30
+    compare(llava.model, llava.prompt("tI"), specs, max_new_tokens=40)
