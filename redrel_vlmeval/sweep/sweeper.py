@@ -25,7 +25,7 @@ from redrel_vlmeval.truncation.engine import claimed
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting
 
-ROOM = 8  # tokens of an answer that memory is first set aside for, at least
+ROOM = 4  # tokens of an answer that memory is first set aside for, at least
 
 
 @dataclass(frozen=True)
