@@ -63,7 +63,8 @@ def compare(
     question = Question(sweeper)
     with replaced_generate(model, question.listen):
         text = host.generate(inputs)
-    answers = question.answers(inputs, None, text)
+    assert question.shared is not None
+    answers = question.answers(question.shared, inputs, None, text)
     assert state(model) == before
     assert answers[""].text == untouched
     settled = {"output_logits": True, "return_dict_in_generate": True}

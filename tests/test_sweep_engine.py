@@ -9,12 +9,14 @@ import pytest
 import torch
 from qwen_checkpoint import write_checkpoint
 from qwen_prompts import batch
-from sweepbox import compare, grid
+from sweepbox import Host, compare, grid
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from redrel_vlmeval.benchmodels import set_kernel
 from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.sweep import Sweeper
+from redrel_vlmeval.truncation import truncated
 
 SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
 
@@ -93,3 +95,19 @@ def test_more_answers_than_keys_to_share(llava: TinyModel) -> None:
     specs = grid((4,), range(16), ("attention", "uniform", "random"))
     assert len(specs) > 30
     compare(llava.model, llava.prompt("tI"), specs, max_new_tokens=40)
+
+
+def test_bfloat16_keeps_the_same_tokens_and_rounds_alike() -> None:
+    """Batches round otherwise than single prompts: a near tie may fall either way, but not by more than rounding."""
+    tiny = build("llava", dtype=torch.bfloat16)
+    inputs, specs = tiny.prompt("tttItttt"), grid(range(1, BLOCKS), (0, 5), ("attention",))
+    answers = Sweeper(Host(tiny.model), specs).answer(inputs)
+    settled = {"output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 1, "do_sample": False}
+    for spec in specs:
+        with torch.inference_mode(), truncated(tiny.model, spec) as trace:
+            logits = tiny.model.generate(**inputs, **settled).logits[0][0].float()
+        record = answers[spec.setting].record
+        assert record["kept"] == {str(layer): kept for layer, kept in trace.last.kept.items()}
+        first = int(answers[""].text.split()[0])
+        others = torch.cat([logits[:first], logits[first + 1 :]])
+        assert record["margin"] == pytest.approx(float(logits[first] - others.max()), abs=0.05 * float(logits.std()))

@@ -30,12 +30,26 @@ class Tail:
 
 @dataclass
 class Segment:
-    """Keys and values of answers that hold equally many in a block: [n, h_kv, room, d], the first ``filled`` in use."""
+    """Keys and values, [n, h_kv, filled and room, d], of neighbouring answers that hold equally many in a block."""
+
+    first: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    filled: int
+
+    @property
+    def rows(self) -> slice:
+        """Which of the answers."""
+        return slice(self.first, self.first + len(self.keys))
+
+
+@dataclass
+class Own:
+    """Keys and values, [n, h_kv, room, d], of the answers ``rows`` (long [n]), without their prompt's."""
 
     rows: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
-    filled: int
 
 
 class Continuation:
@@ -62,25 +76,31 @@ class Continuation:
 
     def prefill(self) -> torch.Tensor:
         """Logits of each setting's first token, [n, 1, vocabulary]; to be called while blocks attend by ``attend``."""
-        shared, start = self.shared, self.shared.prefix
         index = [torch.tensor(tail.index, dtype=torch.long, device=self.device) for tail in self.tails]
-        hidden: list[Any] = [None] * len(self.tails)
+        hidden = self._room_for_hidden()
         for block in range(min(tail.layer for tail in self.tails), self.blocks):
             for row, tail in enumerate(self.tails):
                 if tail.layer == block:
-                    entering = shared.hidden[block]
-                    hidden[row] = entering.index_select(1, (index[row] - start).to(entering.device))
+                    entering = self.shared.hidden[block]
+                    place = (index[row] - self.shared.prefix).to(entering.device)
+                    hidden[row].copy_(entering.index_select(1, place))
             active = [row for row, tail in enumerate(self.tails) if tail.layer <= block]
+            self.segments[block] = [self._segment(block, *run) for run in self._equal(active)]
             for chunk in self._chunks(active):
-                places = torch.cat([index[row] for row in chunk])
                 self._runs = self._equal(chunk)
-                if len(places):
-                    out = self._block(block, torch.cat([hidden[row] for row in chunk], 1), places)
-                    for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
-                        hidden[row] = part
-                else:
-                    self._keep(block, *self._runs[0], None, None)
+                together = torch.cat([hidden[row] for row in chunk], 1)
+                out = self._block(block, together, torch.cat([index[row] for row in chunk]))
+                for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
+                    hidden[row].copy_(part)
         return self.decoder.head(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
+
+    def _room_for_hidden(self) -> list[torch.Tensor]:
+        """The hidden states of every tail, [1, tokens, width]; written in place, so that memory is asked for once."""
+        like = next(iter(self.shared.hidden.values()))
+        held = []
+        for _, rows, count in self._equal(range(len(self.tails))):
+            held += like.new_empty(rows, count, like.shape[2]).split(1)
+        return held
 
     def _last(self, row: int, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden state of the prompt's last position: a dropped token carries the one it left with."""
@@ -89,20 +109,22 @@ class Continuation:
             return hidden[:, -1:]
         return self.shared.hidden[tail.layer][:, -1:]
 
-    def _chunks(self, rows: list[int]) -> list[list[int]]:
-        """Rows in order, cut where more than ``at_once`` tokens would come together; those without tokens apart."""
+    def _chunks(self, rows: Sequence[int]) -> list[list[int]]:
+        """Rows that have tokens, in order, cut where more than ``at_once`` tokens would come together."""
         chunks: list[list[int]] = []
         held = 0
         for row in rows:
             count = len(self.tails[row].index)
-            if not chunks or held + count > self.at_once or not held:
+            if not count:
+                continue
+            if not chunks or held + count > self.at_once:
                 chunks.append([])
                 held = 0
             chunks[-1].append(row)
             held += count
         return chunks
 
-    def _equal(self, rows: list[int]) -> list[tuple[int, int, int]]:
+    def _equal(self, rows: Sequence[int]) -> list[tuple[int, int, int]]:
         """Runs of neighbouring rows with equally many tokens."""
         runs: list[tuple[int, int, int]] = []
         for row in rows:
@@ -137,26 +159,23 @@ class Continuation:
                 for t in (seen.query, seen.key, seen.value)
             )
             start += rows * count
-            segment = self._keep(seen.block, row, rows, count, key, value)
-            keys, values = segment.keys[:, :, : segment.filled], segment.values[:, :, : segment.filled]
+            (segment,) = (s for s in self.segments[seen.block] if s.rows.start <= row < s.rows.stop)
+            which = slice(row - segment.first, row - segment.first + rows)
+            keys, values = segment.keys[which, :, : segment.filled], segment.values[which, :, : segment.filled]
+            keys[:, :, -count:], values[:, :, -count:] = key, value
             out = seen.kernel(query, keys, values, self._causal(count, query))[0]
             outputs.append(out.flatten(0, 1))
         return torch.cat(outputs)[None], None
 
-    def _keep(self, block: int, row: int, rows: int, count: int, key: Any, value: Any) -> Segment:
-        """A new segment: the shared keys before the first image token, the settings' own, and room for the answer's."""
+    def _segment(self, block: int, row: int, rows: int, count: int) -> Segment:
+        """A new segment: the shared keys before the first image token, and room for the settings' and the answers'."""
         prefix = self.shared.prefix
         made = []
-        for shared, own in ((self.shared.keys[block], key), (self.shared.values[block], value)):
+        for shared in (self.shared.keys[block], self.shared.values[block]):
             held = shared.new_empty(rows, shared.shape[1], prefix + count + self.room, shared.shape[3])
             held[:, :, :prefix] = shared[:, :, :prefix]
-            if own is not None:
-                held[:, :, prefix : prefix + count] = own
             made.append(held)
-        which = torch.arange(row, row + rows, device=made[0].device)
-        segment = Segment(which, made[0], made[1], prefix + count)
-        self.segments[block].append(segment)
-        return segment
+        return Segment(row, made[0], made[1], prefix + count)
 
     def _causal(self, count: int, like: torch.Tensor) -> torch.Tensor | None:
         """The mask of ``count`` tokens behind the prefix, additive [1, 1, count, prefix + count]."""
@@ -201,11 +220,13 @@ class Continuation:
         own = self._own(seen.block, key, value)
         if own is not None:
             # a query's own keys are hidden from the others in its call: not more of them than keys that all share
-            for rows in own.rows.split(max(1, self.shared.length // (self.made + 1))):
-                out[0, rows] = self._attend_whole(seen, query[rows], own, torch.searchsorted(own.rows, rows))
+            every = torch.arange(len(own.rows), device=own.rows.device)
+            for which in every.split(max(1, self.shared.length // (self.made + 1))):
+                rows = own.rows[which]
+                out[0, rows] = self._attend_whole(seen, query[rows], own, which)
         return out
 
-    def _own(self, block: int, key: torch.Tensor, value: torch.Tensor) -> Segment | None:
+    def _own(self, block: int, key: torch.Tensor, value: torch.Tensor) -> Own | None:
         """What the answers whose setting cuts after ``block`` hold of their own there, the newest token included."""
         if self.own[block] is None:
             rows = [row for row, tail in enumerate(self.tails) if tail.layer > block]
@@ -213,13 +234,13 @@ class Continuation:
                 return None
             shape = (len(rows), key.shape[1], self.room)
             keys, values = key.new_empty(*shape, key.shape[3]), value.new_empty(*shape, value.shape[3])
-            self.own[block] = Segment(torch.tensor(rows, device=key.device), keys, values, 0)
-        segment: Segment = self.own[block]
-        segment.keys[:, :, self.made : self.made + 1] = key[segment.rows]
-        segment.values[:, :, self.made : self.made + 1] = value[segment.rows]
-        return segment
+            self.own[block] = Own(torch.tensor(rows, device=key.device), keys, values)
+        own: Own = self.own[block]
+        own.keys[:, :, self.made : self.made + 1] = key[own.rows]
+        own.values[:, :, self.made : self.made + 1] = value[own.rows]
+        return own
 
-    def _attend_whole(self, seen: Attention, query: torch.Tensor, own: Segment, which: torch.Tensor) -> torch.Tensor:
+    def _attend_whole(self, seen: Attention, query: torch.Tensor, own: Own, which: torch.Tensor) -> torch.Tensor:
         """Answers that share every key of the prompt, as queries of one row: [n, h, d].
 
         The prompt's keys stand there once; behind them every answer's own, which a mask keeps from the others.

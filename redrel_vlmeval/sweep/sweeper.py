@@ -25,7 +25,7 @@ from redrel_vlmeval.truncation.engine import claimed
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting
 
-ROOM = 8  # tokens of an answer that memory is first set aside for, at least
+ROOM = 4  # tokens of an answer that memory is first set aside for, at least
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Sweeper:
                     f"{type(self.host).__name__} answered without a call of model.generate; it cannot be swept"
                 )
             self.batches = question.batches
-            return question.answers(message, dataset, text)
+            return question.answers(question.shared, message, dataset, text)
 
     def letter_logits(self, logits: torch.Tensor, message: Any) -> dict[str, float]:
         """Option letter -> logit of the token for it."""
@@ -159,8 +159,7 @@ class Question:
             if self.shared is not None:
                 raise TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
             request = Request.of(self.sweeper.torch_model, args, kwargs)
-            for spec in self.sweeper.specs[:1]:
-                check_generation(spec, self.decoder, request.kwargs)
+            check_generation(self.sweeper.specs[0], self.decoder, request.kwargs)
             request.check_greedy()
             recorder = Recorder(self.decoder, self.sweeper.specs)
             with recorder.listening():
@@ -228,16 +227,16 @@ class Question:
 
     # -- what comes back ----------------------------------------------------------------------------------------------
 
-    def answers(self, message: Any, dataset: str | None, text: str) -> dict[str, Answer]:
+    def answers(self, shared: Shared, message: Any, dataset: str | None, text: str) -> dict[str, Answer]:
         """Every setting's text, by the host's own decoding of its tokens, and its record."""
         said = {tuple(self.found[""].tokens): text}
         answers = {}
-        for spec in [None, *self.sweeper.specs]:
+        for spec in [None, *self.sweeper.specs]:  # None: the untouched base
             found = self.found[spec.setting if spec else ""]
             key = tuple(found.tokens)
             if key not in said:
                 said[key] = self._say(found.tokens, message, dataset)
-            answers[spec.setting if spec else ""] = Answer(said[key], self._record(spec, found, message))
+            answers[spec.setting if spec else ""] = Answer(said[key], self._record(shared, spec, found, message))
         return answers
 
     def _say(self, tokens: list[int], message: Any, dataset: str | None) -> str:
@@ -245,11 +244,8 @@ class Question:
         with replaced_generate(sweeper.torch_model, lambda _: lambda *_args, **_kwargs: self.dressed(tokens)):
             return str(sweeper.host.generate(message=copy.deepcopy(message), dataset=dataset))
 
-    def _record(self, spec: VariantSpec | None, found: Found, message: Any) -> dict[str, Any]:
-        shared = self.shared
-        assert shared is not None
-        some = next(iter(shared.prompts.values()))
-        blocks = len(self.decoder.blocks)
+    def _record(self, shared: Shared, spec: VariantSpec | None, found: Found, message: Any) -> dict[str, Any]:
+        some, blocks = next(iter(shared.prompts.values())), len(self.decoder.blocks)
         whole = PromptTrace([shared.length] * blocks, [some.image_counts[0]] * blocks)
         own = whole
         if spec is not None:
