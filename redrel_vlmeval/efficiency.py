@@ -116,6 +116,10 @@ class Meter:
         return sum(later) / len(later) * 1e3 if later else None
 
 
+# Of a record's entries, those that a clock or the machine's memory gives, and no arithmetic.
+MEASURED = ("prefill_ms", "decode_ms_per_token", "seconds", "kv_bytes_measured", "peak_bytes")
+
+
 def _wait(model: nn.Module) -> None:
     """Let a GPU finish, so that a clock reads what was done and not what was queued."""
     if next(model.parameters()).is_cuda:

@@ -14,6 +14,7 @@ from sweepbox import Host, compare, grid, state
 from tiny_models import TinyModel
 
 from redrel_vlmeval.demo import benchmark
+from redrel_vlmeval.efficiency import MEASURED
 from redrel_vlmeval.models.llava_input import single_prompt
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.sweep import Sweeper, sweeper
@@ -61,14 +62,14 @@ def test_a_record_says_what_the_variants_own_says(base: Any, asked: Any, tmp_pat
     """All of the names of a run's record but the question's, and equal values but for times and margins."""
     spec = GRID[6]
     variant = modelbox.classes().TruncatedVLM(base, spec.setting)
-    modelbox.in_host(lambda: variant.generate(asked), 7, tmp_path)
+    modelbox.in_host(lambda: variant.generate(asked), 7, tmp_path, f"redrel_tiny_trunc_{spec.setting}")
     (alone,) = modelbox.records(tmp_path)
     swept = Sweeper(base, GRID).answer(asked)[spec.setting].record
     extra = {"source", "margin", "letter_logits"}
     of_the_question = {"index", "model", "dataset", "time"}
     assert swept.keys() - extra == alone.keys() - of_the_question
-    timed = {"prefill_ms", "decode_ms_per_token"}
-    assert all(swept[name] is None and alone[name] > 0 for name in timed)
+    timed = set(MEASURED)
+    assert all(swept[name] is None for name in timed) and alone["prefill_ms"] > 0 and alone["kv_bytes_measured"] > 0
     for name in alone.keys() - of_the_question - timed - {"base"}:
         assert swept[name] == alone[name], name
     assert (swept["source"], swept["base"]) == ("sweep", "redrel_tiny")

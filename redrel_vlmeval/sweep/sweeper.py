@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.efficiency import computed
+from redrel_vlmeval.efficiency import MEASURED, computed
 from redrel_vlmeval.models.holders import find_torch_model, unrecorded
 from redrel_vlmeval.models.recorder import versions
 from redrel_vlmeval.names import VariantSpec
@@ -256,7 +256,7 @@ class Question:
         base = self.sweeper.specs[0].base
         spec = spec or VariantSpec(base)
         head = {"version": 1, "base": base or None, "setting": spec.setting, "source": "sweep"}
-        times = {"prefill_ms": None, "decode_ms_per_token": None, "new_tokens": len(found.tokens)}
+        times = dict.fromkeys(MEASURED) | {"new_tokens": len(found.tokens)}
         costs = computed(self.decoder, whole, own, spec, len(found.tokens))
         first = self.found[""].tokens[:1]
         margins = {
