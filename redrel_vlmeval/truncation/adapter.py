@@ -131,10 +131,58 @@ class Decoder(ABC):
 
     @abstractmethod
     def probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
-        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees the block attend.
+        """Within the context ``observer(query, key, mask, scaling, softcap, value)`` sees the block attend.
 
-        query, key: [b, h, q, d] and [b, h_kv, k, d], rotated; the very tensors that the model's kernel is given.
+        query: [b, h, q, d]; key, value: [b, h_kv, k, d]; query and key rotated; the very tensors that the model's
+        kernel is given. Contexts nest: every observer sees the block once a call.
         """
+
+    @abstractmethod
+    def part(self, block: int, name: str) -> nn.Module:
+        """A module of a block: ``input_norm``, ``middle_norm`` (before the FFN), or ``attention_output``.
+
+        The last is the projection whose input [b, s, h * d] is the attention of all heads side by side.
+
+        Raises:
+            TruncationError: the block has no such module.
+        """
+
+    @abstractmethod
+    def vision_blocks(self) -> list[nn.Module]:
+        """The blocks of the vision tower in the order they run.
+
+        Raises:
+            TruncationError: no vision tower is laid out as known.
+        """
+
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module whose output rows become the image tokens: a projector, merger or resampler.
+
+        Raises:
+            TruncationError: none is laid out as known.
+        """
+
+    def eye(self) -> nn.Module | None:
+        """The module whose first argument are the pixels [n, 3, h, w], where a forward call brings none itself."""
+        return None
+
+    def resampling(self) -> nn.Module | None:
+        """The attention whose second output [b, queries, patches] says which patches each image token is made of."""
+        return None
+
+    @property
+    def head(self) -> nn.Module:
+        """The output layer: hidden states [b, s, d] -> logits.
+
+        Raises:
+            TruncationError: the model names none.
+        """
+        head = self.root.get_output_embeddings() if hasattr(self.root, "get_output_embeddings") else None
+        head = getattr(self.root, "lm_head", None) if head is None else head
+        if not isinstance(head, nn.Module):
+            raise TruncationError(f"{type(self.root).__name__}: no output layer (lm_head) found")
+        return head
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""

@@ -19,6 +19,8 @@ from redrel_vlmeval.truncation.adapter import BlockShape, Decoder, Observer
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
+PARTS = {"input_norm": "ln_1", "middle_norm": "ln_2"}
+
 
 @dataclass
 class FusedDecoder(Decoder):
@@ -151,7 +153,7 @@ class FusedDecoder(Decoder):
 
         def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-            observer(query, key, mask, value.shape[-1] ** -0.5, None)
+            observer(query, key, mask, value.shape[-1] ** -0.5, None, value)
             return attend(query, key, value, *args, **kwargs)
 
         watched.kernel = getattr(attend, "kernel", "eager")  # type: ignore[attr-defined]
@@ -161,6 +163,28 @@ class FusedDecoder(Decoder):
         finally:
             del attention._attn
             attention.__dict__.update(own)
+
+    def part(self, block: int, name: str) -> nn.Module:
+        found = self.blocks[block].attn.c_proj if name == "attention_output" else None
+        found = getattr(self.blocks[block], PARTS.get(name, ""), found)
+        if not isinstance(found, nn.Module):
+            raise TruncationError(f"{type(self.blocks[block]).__name__} of block {block + 1} has no {name!r}")
+        return found
+
+    def vision_blocks(self) -> list[nn.Module]:
+        return list(self.text.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
+
+    def projector(self) -> nn.Module:
+        resampler: nn.Module = self.text.visual.attn_pool  # type: ignore[union-attr, assignment]
+        return resampler
+
+    def eye(self) -> nn.Module | None:
+        visual: nn.Module = self.text.visual  # type: ignore[assignment]
+        return visual
+
+    def resampling(self) -> nn.Module | None:
+        attention: nn.Module = self.projector().attn  # type: ignore[assignment]
+        return attention
 
 
 def _is_cache(part: Any) -> bool:

@@ -18,7 +18,11 @@ from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
-_observers: WeakKeyDictionary[nn.Module, tuple[str, Observer]] = WeakKeyDictionary()
+_observers: WeakKeyDictionary[nn.Module, tuple[str, list[Observer]]] = WeakKeyDictionary()
+PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
+TOWERS = ("vision_tower", "visual", "vision_model")
+TOWER_BLOCKS = ("layers", "blocks", "layer")
+PROJECTORS = ("multi_modal_projector", "merger", "connector")
 
 
 @dataclass
@@ -131,23 +135,59 @@ class NativeDecoder(Decoder):
 
     @contextmanager
     def probe(self, block: int, observer: Observer) -> Iterator[None]:
-        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees block ``block`` (0-based) attend.
+        """Within the context ``observer(query, key, mask, scaling, softcap, value)`` sees block ``block`` attend.
 
         The block's attention is given a copy of its config that names our function in transformers' attention
-        registry; it calls the model's own kernel and shows the observer the very tensors that the kernel was given.
+        registry; it calls the model's own kernel and shows the observers the very tensors that the kernel was given.
         """
         attention = self.blocks[block].self_attn
+        if attention in _observers:  # probed already: one more looks on
+            watching = _observers[attention][1]
+            watching.append(observer)
+            try:
+                yield
+            finally:
+                watching.remove(observer)
+            return
         _register_probe()
         config = attention.config
         changed = copy.copy(config)
         changed._attn_implementation_internal = PROBE
-        _observers[attention] = (str(config._attn_implementation), observer)
+        _observers[attention] = (str(config._attn_implementation), [observer])
         attention.config = changed
         try:
             yield
         finally:
             attention.config = config
             del _observers[attention]
+
+    def part(self, block: int, name: str) -> nn.Module:
+        owner = self.blocks[block].self_attn if name == "attention_output" else self.blocks[block]
+        found = getattr(owner, PARTS[name], None)
+        if not isinstance(found, nn.Module):
+            raise TruncationError(f"{type(owner).__name__} of block {block + 1} has no {PARTS[name]!r}")
+        return found
+
+    def vision_blocks(self) -> list[nn.Module]:
+        tower = self._named(TOWERS)
+        lists = [
+            module
+            for name, module in tower.named_modules()
+            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in TOWER_BLOCKS
+        ]
+        if not lists:
+            raise TruncationError(f"{type(tower).__name__}: no list of blocks ({', '.join(TOWER_BLOCKS)}) in it")
+        return list(max(lists, key=len))
+
+    def projector(self) -> nn.Module:
+        return self._named(PROJECTORS)
+
+    def _named(self, names: tuple[str, ...]) -> nn.Module:
+        """The outermost module of the model whose own name is one of ``names``."""
+        for path, module in self.root.named_modules():
+            if path.rpartition(".")[2] in names:
+                return module
+        raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
 
 
 def _register_probe() -> None:
@@ -160,12 +200,13 @@ def _register_probe() -> None:
 def _probe_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> Any:
-    """The model's own kernel, after the observer has seen its inputs."""
+    """The model's own kernel, after the observers have seen its inputs."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name, observer = _observers[module]
-    scaling = kwargs.get("scaling")
-    observer(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"))
+    name, observers = _observers[module]
+    scaling = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+    for observer in observers:
+        observer(query, key, attention_mask, scaling, kwargs.get("softcap"), value)
     if name == "eager":
         kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
     else:

@@ -16,7 +16,19 @@ def attention_rows(
     mask: torch.Tensor | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention of chosen query rows, averaged over heads (eq. 7), without any other row of the matrix.
+    """Attention of chosen query rows, averaged over heads (eq. 7): float32 [b, r, k]; see :func:`head_rows`."""
+    return head_rows(query, key, rows, scaling, mask, softcap).mean(1)
+
+
+def head_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    rows: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention of chosen query rows for each head, without any other row of the matrix.
 
     Args:
         query: [b, h, q, d], rotated.
@@ -27,7 +39,7 @@ def attention_rows(
         softcap: ``softcap * tanh(x / softcap)`` before masking, for models that have it.
 
     Returns:
-        float32 [b, r, k]; every row sums to 1.
+        float32 [b, h, r, k]; every row sums to 1.
     """
     batch, heads, queries, width = query.shape
     groups, keys = heads // key.shape[1], key.shape[2]
@@ -46,7 +58,7 @@ def attention_rows(
             scores = scores.masked_fill(~per_row, -torch.inf)
         else:
             scores = scores + per_row.float()
-    return scores.softmax(-1).mean(1)
+    return scores.softmax(-1)
 
 
 def best(scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, lowest: bool = False) -> torch.Tensor:
