@@ -30,7 +30,8 @@ sweep
 benchmarks outputs records questions pairing results
 statistics comparisons
 workbook sheets
-explain.*
+explain.errors explain.spans explain.asking explain.passes explain.pixels explain.gradcam explain.flow
+explain.faithfulness explain.store explain.explanation
 figures
 report
 benchmodels bench benchtable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -197,8 +197,8 @@ def randomisation(
     found = []
     for count in blocks:
         with shuffled(asked, count, seed):
-            changed = Asked(**{**vars(asked), "own": False})  # these weights would answer otherwise
-            found.append({"blocks": count, **compare(before, draw(changed))})
+            changed = draw(replace(asked, own=False))  # these weights would answer otherwise
+        found.append({"blocks": count, **compare(before, changed)})
     return found
 
 
