@@ -15,7 +15,7 @@ from redrel_vlmeval.explain import flow as flows
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.flow import attention_flow, band, causal_curve, cliff, curves, flow, gradient_flow
-from redrel_vlmeval.explain.passes import objective
+from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.spans import GROUPS
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated

@@ -13,11 +13,11 @@ from explain_box import ask_tiny, build_double
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 
 from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.explain import gradcam
+from redrel_vlmeval.explain import formulas
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import Explained, Maps, Request, explain
-from redrel_vlmeval.explain.passes import objective
+from redrel_vlmeval.explain.objectives import objective
 
 ONE = Request(methods=("elementwise", "gradcam", "gradcam_official"), where=("decoder", "vision"))
 
@@ -46,10 +46,10 @@ def test_one_pass_is_the_loop_over_layers_to_the_last_bit(name: str, checkpointi
     for layer in range(BLOCKS):
         activation, slope = loop(asked, asked.decoder.part(layer, "input_norm"))
         for method in ("elementwise", "gradcam"):
-            wanted = gradcam.FORMULAS[method](activation[0, image], slope[0, image]).float().numpy()
+            wanted = formulas.FORMULAS[method](activation[0, image], slope[0, image]).float().numpy()
             assert np.abs(maps(found, method).values[0, layer] - wanted).max() == 0, (layer, method)
         activation, slope = loop(asked, asked.decoder.part(layer, "middle_norm"))
-        wanted = gradcam.official(activation[0, image], slope[0, image]).float().numpy()
+        wanted = formulas.official(activation[0, image], slope[0, image]).float().numpy()
         if layer < BLOCKS - 1:
             assert np.abs(maps(found, "gradcam_official").values[0, layer] - wanted).max() == 0
 
@@ -60,7 +60,7 @@ def test_the_vision_towers_maps_are_those_of_the_loop(checkpointing: bool) -> No
     found = maps(explain(asked, replace(ONE, checkpointing=checkpointing)), "elementwise", "vision")
     first, last = asked.decoder.vision_blocks()
     activation, slope = loop(asked, first)
-    wanted = gradcam.elementwise(activation[0, 1:], slope[0, 1:]).float().numpy()
+    wanted = formulas.elementwise(activation[0, 1:], slope[0, 1:]).float().numpy()
     assert np.abs(found.values[0, 0] - wanted).max() == 0 and wanted.max() > 0
     # LLaVA reads the block before the last: nothing depends on the last
     assert found.status == (("ok", "no_gradient"),)
@@ -76,7 +76,7 @@ def test_every_family_has_maps_where_its_image_tokens_are(family: TinyModel) -> 
         if entry.where != "decoder":
             continue
         assert entry.values.shape == (1, BLOCKS, count) and entry.values.dtype == np.float32
-        defined = [state for state in entry.status[0][:-1]]
+        defined = list(entry.status[0][:-1])
         assert set(defined) <= {"ok", "blank"} and "ok" in defined, entry.method
     assert maps(found, "elementwise", "projector").status[0] in (("ok",), ("blank",))
     assert "ok" in maps(found, "elementwise", "vision").status[0]

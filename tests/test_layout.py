@@ -30,7 +30,8 @@ sweep
 benchmarks outputs records questions pairing results
 statistics comparisons
 workbook sheets
-explain.errors explain.spans explain.asking explain.passes explain.pixels explain.gradcam explain.flow
+explain.errors explain.spans explain.asking explain.modes explain.objectives explain.formulas
+explain.passes explain.pixels explain.gradcam explain.flow
 explain.faithfulness explain.store explain.explanation
 figures
 report

@@ -21,7 +21,8 @@ from redrel_vlmeval.models.recorder import versions
 
 def compose(
     asked: Asked, explained: Explained | None = None, flow: Flow | None = None, request: Request | None = None, *,
-    model: str = "", question: str = "", cards: Sequence[Mapping[str, Any]] = (), facts: Mapping[str, Any] | None = None,
+    model: str = "", question: str = "", cards: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> Stored:  # fmt: skip
     """Arrays and manifest of one answer as :mod:`store` describes them.
 

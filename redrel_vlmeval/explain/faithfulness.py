@@ -18,7 +18,8 @@ from scipy import stats
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.passes import Edit, Wanted, objective, run
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Edit, Wanted, run
 from redrel_vlmeval.explain.pixels import Grid, grids
 
 STEPS = 16  # of a deletion curve

@@ -16,7 +16,8 @@ import torch
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import row_gradient
-from redrel_vlmeval.explain.passes import Taken, Wanted, objective, run
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Taken, Wanted, run
 from redrel_vlmeval.explain.spans import GROUPS
 from redrel_vlmeval.names import Stage, VariantSpec
 
@@ -61,7 +62,7 @@ def flow(
     asked: Asked, *, gradients: bool = True, cuts: bool = True, rows: str = "predict", kind: str = "logit",
     others: Sequence[int] | None = None, checkpointing: bool = False,
 ) -> Flow:  # fmt: skip
-    """All of an answer's flow: attention without ``output_attentions``, gradients from one backward, cuts by the engine.
+    """An answer's flow: attention without ``output_attentions``, gradients from one backward, cuts by the engine.
 
     Args:
         rows: ``predict`` or ``emit``, for the attention; gradients are always those of the predicting rows.
@@ -224,7 +225,7 @@ def cliff_interval(causal: np.ndarray, level: float = 0.95, seed: int = 0, draws
 
 
 def records(flow: Flow, index: str) -> list[dict[str, object]]:
-    """One row per layer and group for a benchmark's table: index, layer (0 for the first cut), group, shares, margin."""
+    """One row per layer and group for a benchmark's table; ``margin`` is that with the picture cut after the layer."""
     found: list[dict[str, object]] = []
     attention = flow.attention.mean((1, 2))
     for layer, shares in enumerate(attention, start=1):

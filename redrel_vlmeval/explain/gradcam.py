@@ -23,7 +23,9 @@ import torch
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.passes import Edit, Node, Taken, Wanted, objective, run
+from redrel_vlmeval.explain.formulas import FORMULAS, attention_gradient, noisy
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Node, Taken, Wanted, run
 from redrel_vlmeval.explain.pixels import rollout
 
 METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
@@ -84,49 +86,13 @@ class Explained:
     kept: dict[int, list[int]]
 
 
-def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM (eq. 2-3): A, G [..., n, c] -> [..., n]."""
-    return torch.relu((gradient.mean(-2, keepdim=True) * activation).sum(-1))
-
-
-def elementwise(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient times activation, summed over channels, positive part: A, G [..., n, c] -> [..., n]."""
-    return torch.relu((gradient * activation).sum(-1))
-
-
-def official(activation: torch.Tensor, gradient: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """The published code's: relu on G, then pooling, then cells under ``threshold`` of the highest set to 0."""
-    cam = pooled(activation, torch.relu(gradient))
-    return cam * (cam >= threshold * cam.amax(-1, keepdim=True))
-
-
-FORMULAS = {"elementwise": elementwise, "gradcam": pooled, "gradcam_official": official}
-
-
-def attention_gradient(output_gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """dz/da of attention weights, without the weights: ``dz/da_hrj = (dz/do_rh) . v_jh``.
-
-    Args:
-        output_gradient: dz/do at the answer rows, o the attention's output before its projection: [b, r, h * d].
-        value: [b, h_kv, s, d]; with grouped queries every value head serves ``h / h_kv`` heads.
-
-    Returns:
-        [b, h, r, s].
-    """
-    batch, rows, _ = output_gradient.shape
-    kv_heads, width = value.shape[1], value.shape[3]
-    by_head = output_gradient.view(batch, rows, kv_heads, -1, width).permute(0, 2, 3, 1, 4)
-    product = by_head.flatten(2, 3) @ value.transpose(2, 3)
-    return product.view(batch, kv_heads, -1, rows, value.shape[2]).flatten(1, 2)
-
-
 def explain(asked: Asked, request: Request | None = None) -> Explained:
     """Maps of one answer at all layers asked for, from one forward call and one backward (one per token with
     ``per_token``).
 
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
-    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also keep
-    the vision tower's attention.
+    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also
+    keep the vision tower's attention.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
@@ -173,7 +139,7 @@ def tower_depth(asked: Asked, blocks: int) -> int:
     """How many blocks of the vision tower stand before the one whose output is read (LLaVA: all but the last)."""
     layer = getattr(getattr(asked.model, "config", None), "vision_feature_layer", -1)
     if not isinstance(layer, int):
-        raise ExplainError(f"vision_feature_layer {layer!r}: the tower is read at several blocks, no one path leads back")
+        raise ExplainError(f"vision_feature_layer {layer!r}: several blocks are read, no one path leads back")
     return layer if layer >= 0 else blocks + 1 + layer
 
 
@@ -192,10 +158,7 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
             raise ExplainError(f"{what} {', '.join(map(repr, unknown)) or '(none)'}: choose from {', '.join(known)}")
     plan: list[Item] = []
     for where in request.where:
-        decoder = asked.decoder
-        count = {"decoder": lambda: len(decoder.blocks), "projector": lambda: 1}.get(
-            where, lambda: len(asked.decoder.vision_blocks())
-        )()
+        count = _count(asked, where)
         layers = range(1, count + 1) if request.layers is None or where == "projector" else request.layers
         wrong = [layer for layer in layers if not 1 <= layer <= count]
         if wrong:
@@ -206,6 +169,13 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
     if not plan:
         raise ExplainError(f"methods {', '.join(request.methods)} are those of the decoder: add where 'decoder'")
     return plan
+
+
+def _count(asked: Asked, where: str) -> int:
+    """Layers there are at a place."""
+    if where == "projector":
+        return 1
+    return len(asked.decoder.blocks if where == "decoder" else asked.decoder.vision_blocks())
 
 
 def _nodes(plan: Sequence[Item]) -> list[Node]:
@@ -341,15 +311,3 @@ def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
         tensor = tensor.transpose(0, 1)
     side = int((tensor.shape[1] - 1) ** 0.5)
     return tensor[:, 1:] if side > 1 and side * side == tensor.shape[1] - 1 else tensor
-
-
-def noisy(noise: float, seed: int) -> Edit:
-    """Adds noise of ``noise`` times the pixels' range; drawn on the CPU, so that a seed means the same anywhere."""
-
-    def edit(pixels: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        scale = noise * float(pixels.max() - pixels.min())
-        drawn = torch.randn(pixels.shape, generator=generator)
-        return pixels + (scale * drawn).to(pixels)
-
-    return edit

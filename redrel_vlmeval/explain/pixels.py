@@ -1,9 +1,9 @@
 """From image tokens to places on the original picture: grids, padding, and maps carried back through attention.
 
 An image token is no pixel. Where a token stands on the picture is a matter of the family's preprocessing, which is
-read from the inputs and the config; what it is *made of* is a matter of the tower. Qwen-VL's 256 resampler queries have
-no place at all: their map goes through the resampler's attention to the 32 x 32 patches. The same can be asked for a
-LLaVA, through the attention of its tower's blocks. The number :func:`locality` says how much a bare grid would be worth.
+read from the inputs and the config; what it is *made of* is a matter of the tower. Qwen-VL's 256 resampler queries
+have no place at all: their map goes through the resampler's attention to the 32 x 32 patches. The same can be asked
+for a LLaVA, through the attention of its tower's blocks. :func:`locality` says how much a bare grid would be worth.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Grid:
 
 
 def grids(asked: Asked, where: str = "decoder") -> list[Grid]:
-    """The grid of each picture, for maps of ``where``: ``decoder`` or ``projector`` (image tokens), ``vision`` (patches),
-    or ``pixels`` (what :func:`through` gives).
+    """The grid of each picture, for maps of ``where``: ``decoder``, ``projector`` (image tokens), ``vision`` (patches), or
+    ``pixels`` (what :func:`through` gives).
 
     Raises:
         ExplainError: this family's tokens are not laid out on a known grid.
@@ -146,7 +146,7 @@ def _squares(asked: Asked, side: int, count: int, padded: bool = False) -> list[
 
 
 def _tiled(asked: Asked, config: Any, tokens: int, where: str) -> list[Grid]:
-    """The overview tile of a LLaVA-NeXT or -OneVision picture, its first tokens; the finer tiles repeat what it shows."""
+    """The overview tile of a LLaVA-NeXT or -OneVision picture, its first tokens; the finer tiles show the same."""
     side = _side(config)
     sizes = asked.inputs.get("image_sizes")
     if side is None or sizes is None or len(sizes) != 1:
@@ -213,7 +213,7 @@ def locality(attention: np.ndarray) -> float:
 
 
 def rollout(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Which patches a tower's tokens are made of: the product of its blocks' attention [p, s, s], rows made to sum to 1.
+    """Which patches a tower's tokens are made of: the product of its blocks' attention [p, s, s], rows sum to 1.
 
     A class token in front is left out.
     """

@@ -6,7 +6,7 @@ Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n i
 
 =============================== ======================================================================================
 ``maps/<where>/<method>``       [t or 1, l, n] raw maps; NaN where a token was dropped or nothing is defined
-``pixels/<where>/<method>``     [t or 1, l, cells], the same on the patches of the picture, where tokens are none (Qwen-VL)
+``pixels/<where>/<method>``     [t or 1, l, cells], the same carried to the patches of the picture (:mod:`pixels`)
 ``flow/attention``              [l, h, t, g] attention of each answer row by group (eqs. 4-6); sums to 1 over g
 ``flow/gradient``               [l, g] share of gradient times activation by group; sums to 1
 ``flow/saliency``               [l, t, g] sum of |a dz/da| over heads and the group's columns
@@ -85,7 +85,7 @@ def save(stored: Stored, path: Path) -> Path:
     text = json.dumps(stored.manifest | {"version": VERSION}, indent=1, ensure_ascii=False, default=_plain)
     arrays = {name: _checked(name, array) for name, array in stored.arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda file: np.savez_compressed(file, manifest=np.array(text), **arrays))
+    _write(path, lambda file: np.savez_compressed(file, **arrays | {"manifest": np.array(text)}))
     _write(path.with_suffix(".json"), lambda file: file.write(f"{text}\n".encode()))
     stored.path = path
     return path
