@@ -13,8 +13,9 @@ from tiny_models import BLOCKS, TinyModel
 from redrel_vlmeval.benchmodels import set_kernel
 from redrel_vlmeval.explain import flow as flows
 from redrel_vlmeval.explain.asking import Asked
+from redrel_vlmeval.explain.bands import band, cliff
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.flow import attention_flow, band, causal_curve, cliff, curves, flow, gradient_flow
+from redrel_vlmeval.explain.flow import attention_flow, causal_curve, curves, flow, gradient_flow
 from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.spans import GROUPS
 from redrel_vlmeval.names import parse

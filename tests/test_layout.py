@@ -30,9 +30,9 @@ sweep
 benchmarks outputs records questions pairing results
 statistics comparisons
 workbook sheets
-explain.errors explain.spans explain.asking explain.modes explain.objectives explain.formulas
-explain.passes explain.pixels explain.gradcam explain.flow
-explain.faithfulness explain.store explain.explanation
+explain.errors explain.spans explain.bands explain.grid explain.store
+explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
+explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
 figures
 report
 benchmodels bench benchtable
@@ -45,7 +45,7 @@ __main__
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
 names prompts registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
-workbook sheets figures report cli
+workbook sheets figures report cli explain.spans explain.bands explain.grid explain.store
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}

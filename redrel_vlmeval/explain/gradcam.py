@@ -26,11 +26,9 @@ from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.formulas import FORMULAS, attention_gradient, noisy
 from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.passes import Node, Taken, Wanted, run
-from redrel_vlmeval.explain.pixels import rollout
+from redrel_vlmeval.explain.store import METHODS, WHERE
+from redrel_vlmeval.explain.tower import average, made_of, outside
 
-METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
-WHERE = ("vision", "projector", "decoder")
-STATUS = ("ok", "no_gradient", "blank", "pruned")
 NODE = {"elementwise": "input_norm", "gradcam": "input_norm", "gradcam_official": "middle_norm"}
 
 
@@ -39,12 +37,12 @@ class Maps:
     """One method's maps at one place.
 
     Attributes:
-        where: ``vision``, ``projector`` or ``decoder``. method: one of :data:`METHODS`.
+        where: ``vision``, ``projector`` or ``decoder``. method: one of :data:`store.METHODS`.
         layers: l layer numbers, counted from 1.
         values: float32 [t, l, n], n image tokens (patches in the vision tower); NaN where a token was dropped before,
             or no map is defined. t is 1 for the whole answer, else one for each of its tokens.
-        status: [t][l], one of :data:`STATUS`: ``no_gradient``, the answer does not depend on the node; ``blank``, no
-            cell is positive; ``pruned``, the layer holds no image token.
+        status: [t][l], one of :data:`store.STATUS`: ``no_gradient``, the answer does not depend on the node;
+            ``blank``, no cell is positive; ``pruned``, the layer holds no image token.
     """
 
     where: str
@@ -75,7 +73,7 @@ class Request:
 class Explained:
     """All maps of one answer and ``z`` [t], its objective.
 
-    ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`pixels.through`): the
+    ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`grid.through`): the
     resampler's on Qwen-VL, where asked for (``tower``) that of a vision tower's blocks, else None.
     ``kept``: stage layer -> image tokens that the truncation kept.
     """
@@ -120,27 +118,8 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
             )  # fmt: skip
             for i, (where, method, blocks) in enumerate(plan)
         )
-        attention = _patches_of(asked, taken, tower)
+        attention = made_of(asked, taken, tower)
         return Explained(maps, z.detach().mean(0).float().cpu().numpy(), attention, taken.kept)
-
-
-def _patches_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:
-    """Attention from image tokens to patches, mean over noisy copies; see :class:`Explained`."""
-    found = taken.resampled
-    if found is None and tower:
-        last = tower_depth(asked, len(taken.tower))
-        found = rollout([taken.tower[block] for block in range(last)])
-    if found is None:
-        return None
-    return np.asarray(found.unflatten(0, (len(taken.held), -1)).mean(0).cpu().numpy(), np.float32)
-
-
-def tower_depth(asked: Asked, blocks: int) -> int:
-    """How many blocks of the vision tower stand before the one whose output is read (LLaVA: all but the last)."""
-    layer = getattr(getattr(asked.model, "config", None), "vision_feature_layer", -1)
-    if not isinstance(layer, int):
-        raise ExplainError(f"vision_feature_layer {layer!r}: several blocks are read, no one path leads back")
-    return layer if layer >= 0 else blocks + 1 + layer
 
 
 Item = tuple[str, str, list[int]]
@@ -196,7 +175,7 @@ def _draw(
     values, status = [], []
     for block in blocks:
         if where != "decoder":
-            found, state = _outside(taken, gradients, where, method, block)
+            found, state = outside(taken, gradients, where, method, block)
         elif method in FORMULAS:
             found, state = _inside(asked, taken, gradients, method, block)
         else:
@@ -226,7 +205,7 @@ def _inside(
         elif not len(places):
             state = "pruned"
         copies.append(whole)
-    return _average(copies, state)
+    return average(copies, state)
 
 
 def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,14 +214,6 @@ def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch
         return image, torch.arange(len(image))
     here = torch.isin(image, held)
     return torch.searchsorted(held, image[here]), here.nonzero()[:, 0]
-
-
-def _average(copies: list[torch.Tensor], state: str) -> tuple[torch.Tensor, str]:
-    """Mean over noisy copies, each cell over those that hold it; ``blank`` where nothing is positive."""
-    mean = copies[0] if len(copies) == 1 else torch.stack(copies).nanmean(0)
-    if state == "ok" and not bool((mean.nan_to_num() > 0).any()):
-        state = "blank"
-    return mean, state
 
 
 def _attention(
@@ -268,7 +239,7 @@ def _attention(
         else:
             state = "pruned"
         copies.append(whole)
-    return _average(copies, state)
+    return average(copies, state)
 
 
 def row_gradient(taken: Taken, gradient: torch.Tensor, block: int, predict: torch.Tensor) -> torch.Tensor:
@@ -281,33 +252,3 @@ def row_gradient(taken: Taken, gradient: torch.Tensor, block: int, predict: torc
     rows = rows.to(gradient.device)
     chosen = gradient.take_along_dim(rows[..., None], 1)
     return attention_gradient(chosen, taken.values[block])
-
-
-def _outside(
-    taken: Taken, gradients: dict[Node, torch.Tensor | None], where: str, method: str, block: int
-) -> tuple[torch.Tensor, str]:
-    """A formula at a vision block or the projector: (map over all patches of all pictures, status)."""
-    node = (where, block)
-    activation, gradient = taken.nodes.get(node), gradients.get(node)
-    if activation is None:
-        return torch.full((1,), torch.nan), "no_gradient"
-    activation = _patches(activation.detach(), taken)
-    if gradient is None or not bool(gradient.any()):
-        return torch.full((activation.shape[0] * activation.shape[1] // len(taken.held),), torch.nan), "no_gradient"
-    cam = FORMULAS[method](activation, _patches(gradient, taken))
-    return _average(list(cam.reshape(len(taken.held), -1).cpu()), "ok")
-
-
-def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
-    """A vision node as [copies * pictures, patches, c], a class token in front left out.
-
-    Some towers give all patches of a copy in one row, [copies * patches, c]; Qwen-VL's own code has them first,
-    [patches, copies * pictures, c].
-    """
-    if tensor.ndim == 2:
-        return tensor.unflatten(0, (len(taken.held), -1))
-    pictures = None if taken.resampled is None else len(taken.resampled)
-    if pictures is not None and tensor.shape[0] != pictures and tensor.shape[1] == pictures:
-        tensor = tensor.transpose(0, 1)
-    side = int((tensor.shape[1] - 1) ** 0.5)
-    return tensor[:, 1:] if side > 1 and side * side == tensor.shape[1] - 1 else tensor
