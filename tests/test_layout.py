@@ -36,7 +36,7 @@ explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanat
 figures
 report
 benchmodels bench benchtable
-demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
+demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
 cli
 __main__
