@@ -1,9 +1,9 @@
 """Are the maps right? Asked of RedRelShapes, whose every question says which cells it is about.
 
-``python -m redrel_vlmeval.demo.evidence --folder FOLDER`` measures and writes tables; tests hold fewer questions to the
-same bars. In ``redrel_tiny`` an image token is made of its cell and of those around it, and its answers are so sure that
-plain gradients are flat; so maps are measured with and without SmoothGrad, on the tokens and carried to the cells they
-are made of.
+``python -m redrel_vlmeval.demo.evidence --folder FOLDER`` measures and writes tables; tests hold fewer questions to
+the same bars. In ``redrel_tiny`` an image token is made of its cell and of those around it, and its answers are so sure
+that plain gradients are flat; so maps are measured with and without SmoothGrad, on the tokens and carried to the cells
+they are made of.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def best_layer(found: pd.DataFrame, method: str = "elementwise", on: str = "cell
 
 
 def stops_finding(found: pd.DataFrame, method: str = "elementwise", on: str = "cells") -> int:
-    """The first layer from which on a method's hits stay under half of its best layer's; their number plus 1 if none."""
+    """The first layer from which on a method's hits stay under half of the best layer's; one past the last if none."""
     hits = found[(found["method"] == method) & (found["on"] == on)].sort_values("layer")["asked"].to_numpy()
     finds = np.flatnonzero(hits >= FINDS * hits.max())
     return int(finds.max()) + 2
