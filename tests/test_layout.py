@@ -35,7 +35,7 @@ explain.asking explain.modes explain.objectives explain.formulas explain.passes 
 explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
 figures
 report
-benchmodels bench benchtable
+benchmodels bench benchtable benchexplain
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
 cli
