@@ -31,8 +31,8 @@ benchmarks outputs records questions pairing results
 statistics comparisons
 workbook sheets
 explain.errors explain.spans explain.bands explain.grid explain.store
-explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
-explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
+explain.asking explain.modes explain.objectives explain.formulas explain.taken
+explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
 figures
 report
 benchmodels bench benchtable benchexplain
