@@ -32,7 +32,8 @@ statistics comparisons
 workbook sheets
 explain.errors explain.spans explain.bands explain.grid explain.store
 explain.asking explain.modes explain.objectives explain.formulas explain.taken
-explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
+explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness
+explain.cards explain.explanation
 figures
 report
 benchmodels bench benchtable benchexplain
