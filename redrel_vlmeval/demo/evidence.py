@@ -160,7 +160,7 @@ def swaps(core: LlavaCore, questions: Sequence[Case], request: Request, layer: i
                 next(v for _, on, _, v, _ in drawn(put(core, which, Path(folder)), one) if on == "cells")
                 for which in (case, other)
             ]
-            points = [faithfulness.point(values, other.cells, case.cells) for values in maps]
+            points = [faithfulness.point(values, other.cells, other.others) for values in maps]
             rows.append({"index": case.line["index"], **faithfulness.compare(*maps), "before": points[0]})
             rows[-1] |= {"after": points[1]}
     return pd.DataFrame(rows)
