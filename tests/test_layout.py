@@ -17,7 +17,7 @@ PACKAGE = "redrel_vlmeval"
 ORDER = """
 names locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
-truncation.native truncation.fused truncation.decoders
+truncation.attending truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
 efficiency
 prompts
@@ -33,14 +33,17 @@ published blind
 boards.columns boards.table boards.leaders boards.paper boards.persample boards.details boards.every
 texts markup jsonboard workbook sheets
 pages.render
-explain.*
+explain.errors explain.spans explain.bands explain.grid explain.store
+explain.asking explain.modes explain.objectives explain.formulas explain.taken
+explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness
+explain.cards explain.explanation
 figures
 noninferiority cliffs gridfigures
 sweep.plan sweep.store sweep.distributed sweep.asking sweep.work sweep.hostfiles sweep.evaluate
 sweep.preview sweep.outcome sweep.run
 report.places report.board report.curves report.changes report.pictures report.page
-benchmodels bench benchtable sweepbench
-demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
+benchmodels bench benchtable sweepbench benchexplain
+demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
 cli
 __main__
@@ -51,7 +54,7 @@ LIGHT = """
 names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
 comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
-noninferiority cliffs gridfigures report.page cli
+noninferiority cliffs gridfigures report.page cli explain.spans explain.bands explain.grid explain.store
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}

@@ -92,7 +92,7 @@ class Continuation:
                 out = self._block(block, together, torch.cat([index[row] for row in chunk]))
                 for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
                     hidden[row].copy_(part)
-        return self.decoder.head(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
+        return self.decoder.logits(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
 
     def _room_for_hidden(self) -> list[torch.Tensor]:
         """The hidden states of every tail, [1, tokens, width]; written in place, so that memory is asked for once."""
@@ -205,7 +205,7 @@ class Continuation:
         for block in range(self.blocks):
             hidden = self._block(block, hidden, None)
         self.made += 1
-        return self.decoder.head(hidden.transpose(0, 1))
+        return self.decoder.logits(hidden.transpose(0, 1))
 
     def _attend_newest(self, seen: Attention) -> torch.Tensor:
         """One new token of every answer, [1, n, h, d]: to its setting's keys, and to those of its answer so far."""

@@ -197,7 +197,7 @@ class Recorder:
         shared, decoder = self.shared, self.decoder
         if shared is None or self._left is None or not shared.cut:
             return
-        logits = decoder.head(self._left)[0, -1].float()
+        logits = decoder.logits(self._left)[0, -1].float()
         wrong = [] if torch.allclose(logits, shared.logits, rtol=1e-2, atol=1e-2) else ["the output layer"]
         entered = decoder.embed(shared.ids[:, -1:])
         if self._entered is not None and not torch.allclose(entered, self._entered, rtol=1e-2, atol=1e-4):

@@ -43,6 +43,16 @@ class Attention:
 Attend = Callable[[Attention], Any]
 
 
+def observing(observer: Observer) -> Attend:
+    """Attending as the model does, after ``observer`` has seen what its kernel is given."""
+
+    def attend(seen: Attention) -> Any:
+        observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap, seen.value)
+        return seen.own()
+
+    return attend
+
+
 @dataclass(frozen=True)
 class Call:
     """What one forward call of the outermost model was given.
@@ -170,20 +180,19 @@ class Decoder(ABC):
     def attending(
         self, blocks: Sequence[int], attend: Attend, kernel: str | None = None
     ) -> AbstractContextManager[None]:
-        """Within the context these blocks attend by ``attend(attention)``, with the model's own kernel or another."""
+        """Within the context these blocks attend by ``attend(attention)``, with the model's own kernel or another.
+
+        Contexts nest: the kernel that ``attend`` is given is then what was entered before.
+        """
 
     @contextmanager
     def probe(self, block: int, observer: Observer) -> Iterator[None]:
-        """Within the context ``observer(query, key, mask, scaling, softcap)`` sees the block attend.
+        """Within the context ``observer(query, key, mask, scaling, softcap, value)`` sees the block attend.
 
-        query, key: [b, h, q, d] and [b, h_kv, k, d], rotated; the very tensors that the model's kernel is given.
+        query: [b, h, q, d]; key, value: [b, h_kv, k, d]; query and key rotated; the very tensors that the model's
+        kernel is given. Contexts nest: every observer sees the block once a call.
         """
-
-        def attend(seen: Attention) -> Any:
-            observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap)
-            return seen.own()
-
-        with self.attending([block], attend):
+        with self.attending([block], observing(observer)):
             yield
 
     # -- parts of the model by themselves, for continuing a prompt from the middle ------------------------------------
@@ -193,7 +202,7 @@ class Decoder(ABC):
         """Token ids [b, n] -> what enters block 1, [b, n, width]."""
 
     @abstractmethod
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """What leaves the last block, [b, 1, width] -> logits [b, 1, vocabulary]."""
 
     @contextmanager
@@ -213,6 +222,61 @@ class Decoder(ABC):
         self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
     ) -> dict[str, Any]:
         """The same for ``count`` tokens, each ``ahead`` places (0 for the next) behind a prompt of ``length``."""
+
+    @abstractmethod
+    def part(self, block: int, name: str) -> nn.Module:
+        """A module of a block: ``input_norm``, ``middle_norm`` (before the FFN), or ``attention_output``.
+
+        The last is the projection whose input [b, s, h * d] is the attention of all heads side by side.
+
+        Raises:
+            TruncationError: the block has no such module.
+        """
+
+    @abstractmethod
+    def vision_blocks(self) -> list[nn.Module]:
+        """The blocks of the vision tower in the order they run.
+
+        Raises:
+            TruncationError: no vision tower is laid out as known.
+        """
+
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module whose output rows become the image tokens: a projector, merger or resampler.
+
+        Raises:
+            TruncationError: none is laid out as known.
+        """
+
+    def vision_probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
+        """:meth:`probe` for a block of the vision tower.
+
+        Raises:
+            TruncationError: its attention cannot be looked at.
+        """
+        raise TruncationError(f"{type(self.root).__name__}: the attention of its vision tower cannot be looked at")
+
+    def eye(self) -> nn.Module | None:
+        """The module whose first argument are the pixels [n, 3, h, w], where a forward call brings none itself."""
+        return None
+
+    def resampling(self) -> nn.Module | None:
+        """The attention whose second output [b, queries, patches] says which patches each image token is made of."""
+        return None
+
+    @property
+    def head(self) -> nn.Module:
+        """The output layer: hidden states [b, s, d] -> logits.
+
+        Raises:
+            TruncationError: the model names none.
+        """
+        head = self.root.get_output_embeddings() if hasattr(self.root, "get_output_embeddings") else None
+        head = getattr(self.root, "lm_head", None) if head is None else head
+        if not isinstance(head, nn.Module):
+            raise TruncationError(f"{type(self.root).__name__}: no output layer (lm_head) found")
+        return head
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""

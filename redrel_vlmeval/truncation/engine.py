@@ -212,7 +212,9 @@ class _Engine:
                 self.decoder.check_cache(self.prompt.cache, self.length)
 
     def _observer(self, stage: Stage) -> Callable[..., None]:
-        def observe(query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float, softcap: float | None) -> None:
+        def observe(
+            query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float, softcap: float | None, _value: Any
+        ) -> None:
             prompt = self.prompt
             if prompt is None or stage not in prompt.stages or not (self.phase == "prefill" or self.spec.official):
                 return

@@ -20,6 +20,8 @@ from redrel_vlmeval.truncation.adapter import Attend, Attention, BlockShape, Dec
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
+PARTS = {"input_norm": "ln_1", "middle_norm": "ln_2"}
+
 
 @dataclass
 class FusedDecoder(Decoder):
@@ -167,8 +169,8 @@ class FusedDecoder(Decoder):
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.text.wte(ids)  # type: ignore[operator,no-any-return]
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.root.lm_head(self.text.ln_f(hidden))  # type: ignore[operator,no-any-return]
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(self.text.ln_f(hidden))  # type: ignore[operator,no-any-return]
 
     def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
         return self._alone(block, kwargs, [table.index_select(1, index) for table in kwargs["rotary_pos_emb"]], index)
@@ -196,6 +198,28 @@ class FusedDecoder(Decoder):
         return dict(kwargs) | {
             "rotary_pos_emb": rotary, "attention_mask": None, "layer_past": None, "use_cache": False,
         }  # fmt: skip
+
+    def part(self, block: int, name: str) -> nn.Module:
+        found = self.blocks[block].attn.c_proj if name == "attention_output" else None
+        found = getattr(self.blocks[block], PARTS.get(name, ""), found)
+        if not isinstance(found, nn.Module):
+            raise TruncationError(f"{type(self.blocks[block]).__name__} of block {block + 1} has no {name!r}")
+        return found
+
+    def vision_blocks(self) -> list[nn.Module]:
+        return list(self.text.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
+
+    def projector(self) -> nn.Module:
+        resampler: nn.Module = self.text.visual.attn_pool  # type: ignore[union-attr, assignment]
+        return resampler
+
+    def eye(self) -> nn.Module | None:
+        visual: nn.Module = self.text.visual  # type: ignore[assignment]
+        return visual
+
+    def resampling(self) -> nn.Module | None:
+        attention: nn.Module = self.projector().attn  # type: ignore[assignment]
+        return attention
 
 
 def _shown(own: Any, block: int, attend: Attend) -> Any:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from redrel_vlmeval.truncation.adapter import Attend, Attention, BlockShape, Decoder
+from redrel_vlmeval.truncation.adapter import Attend, BlockShape, Decoder, Observer, observing
+from redrel_vlmeval.truncation.attending import attended, kernel_of
 from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.views import View, take
 
-PROBE = "redrel_probe"  # name of our attention function in transformers' registry
-_attending: WeakKeyDictionary[nn.Module, tuple[str, int, Attend]] = WeakKeyDictionary()
+PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
+TOWERS = ("vision_tower", "visual", "vision_model")
+TOWER_BLOCKS = ("layers", "blocks", "layer")
+PROJECTORS = ("multi_modal_projector", "merger", "connector")
 
 
 @dataclass
@@ -55,10 +55,7 @@ class NativeDecoder(Decoder):
 
     @property
     def kernel(self) -> str:
-        attention = self.blocks[0].self_attn
-        if attention in _attending:
-            return _attending[attention][0]
-        return str(attention.config._attn_implementation)
+        return kernel_of(self.blocks[0].self_attn)
 
     @property
     def shape(self) -> BlockShape:
@@ -136,29 +133,16 @@ class NativeDecoder(Decoder):
 
     @contextmanager
     def attending(self, blocks: Sequence[int], attend: Attend, kernel: str | None = None) -> Iterator[None]:
-        """Within the context these blocks attend by ``attend``.
-
-        A block's attention is given a copy of its config that names our function in transformers' attention registry;
-        it shows ``attend`` the very tensors that the model's kernel would have been given.
-        """
-        _register_probe()
         with ExitStack() as undo:
             for block in blocks:
-                attention = self.blocks[block].self_attn
-                config = attention.config
-                changed = copy.copy(config)
-                changed._attn_implementation_internal = PROBE
-                undo.callback(_attending.pop, attention, None)
-                undo.callback(setattr, attention, "config", config)
-                _attending[attention] = (kernel or str(config._attn_implementation), block, attend)
-                attention.config = changed
+                undo.enter_context(attended(self.blocks[block].self_attn, block, attend, kernel))
             yield
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return self.text.embed_tokens(ids)  # type: ignore[operator,no-any-return]
 
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.root.get_output_embeddings()(self.text.norm(hidden))  # type: ignore[operator,no-any-return]
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(self.text.norm(hidden))  # type: ignore[operator,no-any-return]
 
     @contextmanager
     def noting(self) -> Iterator[list[torch.Tensor]]:
@@ -203,32 +187,44 @@ class NativeDecoder(Decoder):
         found = dict(kwargs) | {name: None for name in emptied if name in kwargs}
         return found | {"use_cache": False, "position_embeddings": rotary}
 
+    @contextmanager
+    def vision_probe(self, block: int, observer: Observer) -> Iterator[None]:
+        module = self.vision_blocks()[block]
+        attention = getattr(module, "self_attn", None)
+        if attention is None or not hasattr(attention, "config"):
+            raise TruncationError(
+                f"{type(module).__name__}: its attention does not go through transformers' attention interface"
+            )
+        with attended(attention, block, observing(observer)):
+            yield
 
-def _register_probe() -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    def part(self, block: int, name: str) -> nn.Module:
+        owner = self.blocks[block].self_attn if name == "attention_output" else self.blocks[block]
+        found = getattr(owner, PARTS[name], None)
+        if not isinstance(found, nn.Module):
+            raise TruncationError(f"{type(owner).__name__} of block {block + 1} has no {PARTS[name]!r}")
+        return found
 
-    if PROBE not in ALL_ATTENTION_FUNCTIONS:
-        ALL_ATTENTION_FUNCTIONS[PROBE] = _probe_attention
+    def vision_blocks(self) -> list[nn.Module]:
+        tower = self._named(TOWERS)
+        lists = [
+            list(module)
+            for name, module in tower.named_modules()
+            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in TOWER_BLOCKS
+        ]
+        if not lists:
+            raise TruncationError(f"{type(tower).__name__}: no list of blocks ({', '.join(TOWER_BLOCKS)}) in it")
+        return max(lists, key=len)
 
+    def projector(self) -> nn.Module:
+        return self._named(PROJECTORS)
 
-def _probe_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> Any:
-    """In place of the model's own kernel: what ``attending`` was given."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    name, block, attend = _attending[module]
-    if name == "eager":
-        kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    else:
-        kernel = ALL_ATTENTION_FUNCTIONS[name]
-    scaling = kwargs.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-
-    def own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
-        return kernel(module, query, key, value, mask, **kwargs)
-
-    return attend(Attention(block, query, key, value, attention_mask, scaling, kwargs.get("softcap"), own))
+    def _named(self, names: tuple[str, ...]) -> nn.Module:
+        """The outermost module of the model whose own name is one of ``names``."""
+        for path, module in self.root.named_modules():
+            if path.rpartition(".")[2] in names:
+                return module
+        raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
 
 
 def image_token(model: nn.Module) -> int:

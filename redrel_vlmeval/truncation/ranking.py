@@ -16,7 +16,20 @@ def attention_rows(
     mask: torch.Tensor | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Attention of chosen query rows, averaged over heads (eq. 7), without any other row of the matrix.
+    """Attention of chosen query rows, averaged over heads (eq. 7): float32 [b, r, k]; see :func:`head_rows`."""
+    return head_rows(query, key, rows, scaling, mask, softcap).mean(1)
+
+
+def head_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    rows: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    softcap: float | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    """Attention of chosen query rows for each head, without any other row of the matrix.
 
     Args:
         query: [b, h, q, d], rotated.
@@ -25,9 +38,10 @@ def attention_rows(
         scaling: factor on the dot products.
         mask: of the block: None (causal), additive float or bool [b or 1, 1, q, k], or padding [b, k] (flash kernels).
         softcap: ``softcap * tanh(x / softcap)`` before masking, for models that have it.
+        causal: a query sees no key behind it; False for a vision tower.
 
     Returns:
-        float32 [b, r, k]; every row sums to 1.
+        float32 [b, h, r, k]; every row sums to 1.
     """
     batch, heads, queries, width = query.shape
     groups, keys = heads // key.shape[1], key.shape[2]
@@ -36,8 +50,9 @@ def attention_rows(
     scores = (chosen @ key.float().transpose(2, 3)).view(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    ahead = torch.arange(keys, device=key.device) > (rows + keys - queries)[..., None]
-    scores = scores.masked_fill(ahead[:, None], -torch.inf)
+    if causal:
+        ahead = torch.arange(keys, device=key.device) > (rows + keys - queries)[..., None]
+        scores = scores.masked_fill(ahead[:, None], -torch.inf)
     if mask is not None and mask.ndim == 2:
         scores = scores.masked_fill(mask[:, None, None, -keys:] == 0, -torch.inf)
     elif mask is not None:
@@ -46,7 +61,7 @@ def attention_rows(
             scores = scores.masked_fill(~per_row, -torch.inf)
         else:
             scores = scores + per_row.float()
-    return scores.softmax(-1).mean(1)
+    return scores.softmax(-1)
 
 
 def row_mean(attention: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,148 @@
+"""Explanations on disk: ``<stem>.npz`` with every array, raw, and the same manifest inside it and as ``<stem>.json``.
+
+Needs numpy only: figures and pages are drawn from the npz alone, without torch and without the model.
+
+Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n image tokens, g groups, h heads):
+
+=============================== ======================================================================================
+``maps/<where>/<method>``       [t or 1, l, n] raw maps; NaN where a token was dropped or nothing is defined
+``pixels/<where>/<method>``     [t or 1, l, cells], the same carried to the patches of the picture (:mod:`grid`)
+``flow/attention``              [l, h, t, g] attention of each answer row by group (eqs. 4-6); sums to 1 over g
+``flow/gradient``               [l, g] share of gradient times activation by group; sums to 1
+``flow/saliency``               [l, t, g] sum of |a dz/da| over heads and the group's columns
+``flow/causal``                 [l + 1] margin with the picture cut before block 1, after block 1, ..., not at all
+``picture/<i>``                 uint8 [h, w, 3], the question's pictures, at most :data:`SIDE` pixels a side
+``manifest``                    the manifest's text, a 0-d string
+=============================== ======================================================================================
+
+The manifest (``version`` 1): ``model``, ``variant`` (None or the setting), ``question``, ``reply``, ``answer`` (list of
+{id, text}), ``own`` (the model's own answer), ``objective``, ``rows``, ``groups`` (name -> tokens), ``tokens`` (text of
+every position but image tokens, which are None), ``maps`` (``<where>/<method>`` -> {layers, status [t][l]}), ``grids``
+(``<where>`` -> list of a picture's grid, see :class:`grid.Grid`), ``pictures`` (list of {path, size}), ``cliff``,
+``kept`` (layer -> image tokens kept), ``z`` (objective of each token), ``cards`` (see :mod:`faithfulness`) and
+``provenance`` (versions, weights, revision, dtype, device, kernel, seed, smooth, noise, time).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from redrel_vlmeval.explain.errors import ExplainError
+
+VERSION = 1
+SIDE = 768
+METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
+WHERE = ("vision", "projector", "decoder")
+STATUS = ("ok", "no_gradient", "blank", "pruned")
+
+
+@dataclass
+class Stored:
+    """Arrays by the names above, and the manifest."""
+
+    arrays: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+    path: Path | None = field(default=None, compare=False)
+
+    def maps(self, where: str, method: str) -> np.ndarray:
+        """[t or 1, l, n] raw maps.
+
+        Raises:
+            ExplainError: not in the file; says what is.
+        """
+        key = f"maps/{where}/{method}"
+        if key not in self.arrays:
+            known = ", ".join(sorted(name[5:] for name in self.arrays if name.startswith("maps/"))) or "none"
+            raise ExplainError(f"{self.path or 'explanation'}: no maps {where}/{method}; it holds {known}")
+        return self.arrays[key]
+
+    def layers(self, where: str, method: str) -> list[int]:
+        """Layer numbers of :meth:`maps`, from 1."""
+        return [int(layer) for layer in self.manifest["maps"][f"{where}/{method}"]["layers"]]
+
+    def status(self, where: str, method: str) -> list[list[str]]:
+        """[t or 1][l] of ``ok``, ``no_gradient``, ``blank``, ``pruned``."""
+        return [list(row) for row in self.manifest["maps"][f"{where}/{method}"]["status"]]
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of each answer token."""
+        return [str(token["text"]) for token in self.manifest["answer"]]
+
+
+def save(stored: Stored, path: Path) -> Path:
+    """Write ``path`` (.npz) and the manifest beside it (.json); neither is ever half-written.
+
+    Raises:
+        ExplainError: a name or a type that the format has not.
+    """
+    path = path.with_suffix(".npz")
+    text = json.dumps(stored.manifest | {"version": VERSION}, indent=1, ensure_ascii=False, default=_plain)
+    arrays: dict[str, Any] = {name: _checked(name, array) for name, array in stored.arrays.items()}
+    arrays["manifest"] = np.array(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, lambda file: np.savez_compressed(file, **arrays))
+    _write(path.with_suffix(".json"), lambda file: file.write(f"{text}\n".encode()))
+    stored.path = path
+    return path
+
+
+def load(path: Path) -> Stored:
+    """What :func:`save` wrote, from the npz alone.
+
+    Raises:
+        ExplainError: no such file, no file of this kind, or of a later version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        manifest = json.loads(str(arrays.pop("manifest")))
+    except FileNotFoundError as error:
+        raise ExplainError(f"{path}: no such file") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ExplainError(f"{path}: no explanation (an npz written by redrel explain): {error}") from error
+    if manifest.get("version", 0) > VERSION:
+        raise ExplainError(f"{path}: written by a later release (format {manifest['version']}, known {VERSION})")
+    return Stored(arrays, manifest, Path(path))
+
+
+def _checked(name: str, array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    known = ("maps/", "pixels/", "flow/", "picture/")
+    if not name.startswith(known):
+        raise ExplainError(f"array {name!r}: names begin with {', '.join(known)}")
+    if array.dtype == np.uint8 and name.startswith("picture/"):
+        return array
+    if array.dtype.kind not in "fiu":
+        raise ExplainError(f"array {name!r} of type {array.dtype}: numbers only")
+    return array.astype(np.float32)
+
+
+def _write(path: Path, fill: Any) -> None:
+    """Through a file beside it that is renamed when whole."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            fill(file)
+            file.close()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own, paths and the like as text."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.item() if hasattr(value, "item") else str(value)
