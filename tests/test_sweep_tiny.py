@@ -231,7 +231,7 @@ def test_a_host_that_does_not_generate_once_is_refused(llava: TinyModel) -> None
             Sweeper(host, SOME).answer(llava.prompt("tItt"))
 
 
-@pytest.mark.parametrize("where", ["prefill", "step", "head"])
+@pytest.mark.parametrize("where", ["prefill", "step", "logits"])
 def test_an_exception_on_the_way_leaves_the_model_as_it_was(
     llava: TinyModel, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +244,7 @@ def test_an_exception_on_the_way_leaves_the_model_as_it_was(
         def fail(*_args: Any, **_kwargs: Any) -> Any:
             raise OSError("no space")
 
-        patch.setattr(*((sweep.decoder, "head") if where == "head" else (Continuation, where)), fail)
+        patch.setattr(*((sweep.decoder, "logits") if where == "logits" else (Continuation, where)), fail)
         with pytest.raises(OSError, match="no space"):
             sweep.answer(inputs)
     assert state(llava.model) == before
