@@ -89,7 +89,14 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["redrel_vlmeval", "redrel_vlmeval.*"]),
     py_modules=[HOOK],
-    package_data={"redrel_vlmeval": ["py.typed", "*.csv", "demo/checkpoint/*"]},
+    package_data={
+        "redrel_vlmeval": [
+            "py.typed",
+            "*.csv",
+            "demo/checkpoint/*",
+            *(f"{folder}/*.{kind}" for folder in ("pages", "report") for kind in ("j2", "css", "js")),
+        ]
+    },
     include_package_data=False,
     install_requires=[
         "torch",
@@ -103,6 +110,8 @@ setup(
         "scipy",
         "openpyxl",
         "tabulate",
+        "jinja2",
+        "markupsafe",
         "matplotlib",
         "typer",
         "rich",
@@ -115,6 +124,7 @@ setup(
         "test": [
             "build",
             "hypothesis",
+            "playwright",
             "protobuf",
             "pytest",
             "pytest-timeout",

@@ -75,17 +75,45 @@ def sheet(
     output: Annotated[
         list[Path] | None, typer.Option("-o", "--output", help="Also write .xlsx, .csv or .md; may be repeated.")
     ] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+    ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results, sheets
 
-    found = results.read(outputs)
+    found = results.read(outputs, all_runs)
     typer.echo(sheets.to_text(sheets.leaderboard(found)))
     for path in output or []:
         typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
     raise typer.Exit(int(bool(found.failed)))
+
+
+@app.command()
+def report(
+    outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .html file to write.")],
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Thumbnails of at most N pictures, most often changed answers first.")
+    ] = 0,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmarks' TSV; $LMUData, OUTPUTS/LMUData, ~/LMUData if not given.")
+    ] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+    ] = False,
+) -> None:
+    """One offline HTML page: leaderboard, cost, grids, curves, and each question whose answer changed."""
+    from redrel_vlmeval import results
+    from redrel_vlmeval.report import page
+
+    found = results.read(outputs, all_runs)
+    path = page.write(found, output, pictures, data_folder)
+    typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    for model, benchmark, reason in found.failed:
+        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
 
 
 @app.command()

@@ -36,8 +36,9 @@ class ResultsError(RuntimeError):
 class Cell:
     """One benchmark of one run of one model: where its files are and what ``status.json`` says of it.
 
-    ``order`` sorts runs by age; ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names
-    the runs with a score that this one replaces.
+    ``entry`` is the benchmark's part of ``status.json`` and ``status`` all of it. ``order`` sorts runs by age;
+    ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names the runs with a score that
+    this one replaces; ``replaced`` is true of such a run itself, which is found only when all runs are asked for.
     """
 
     model: str
@@ -48,6 +49,13 @@ class Cell:
     order: tuple[str, str, float] = ("", "", 0.0)
     problem: str = ""
     older: tuple[str, ...] = ()
+    status: Mapping[str, object] = field(default_factory=dict)
+    replaced: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the model is called in frames: a replaced run has its folder's name behind the model's."""
+        return f"{self.model} [{self.run.name}]" if self.replaced else self.model
 
     def file(self, *endings: str) -> Path | None:
         """First existing ``<model>_<benchmark><ending>``, in the order given."""
@@ -84,8 +92,12 @@ class Cell:
         return match[1] if match else str(known) if known else None
 
 
-def find_cells(folder: Path) -> list[Cell]:
+def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
     """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
+
+    Args:
+        folder: where to look.
+        all_runs: keep the runs that a newer one replaces, each behind it and marked ``replaced``.
 
     Raises:
         ResultsError: no such folder, or nothing in it that a host writes.
@@ -105,14 +117,17 @@ def find_cells(folder: Path) -> list[Cell]:
             f"<model>/T<date>-<time>/ of a VLMEvalKit run; give the runner's --work-dir or a model's folder in it"
         )
     newest: dict[tuple[str, str], Cell] = {}
+    older: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.order):
         key = cell.model, cell.benchmark
         last = newest.get(key)
-        replaced = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
-        newest[key] = replace(cell, older=replaced)
+        older.setdefault(key, []).extend([replace(last, replaced=True, older=())] if last else [])
+        scored = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
+        newest[key] = replace(cell, older=scored)
     with_benchmark = {model for model, benchmark in newest if benchmark}
     # A run that died before its first benchmark matters only where no other run says more.
-    return [newest[key] for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+    keys = [key for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+    return [cell for key in keys for cell in [newest[key], *(older[key][::-1] if all_runs else [])]]
 
 
 def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
@@ -150,7 +165,8 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
         entry = entries.get(name, {})
         wrong = "" if isinstance(entry, dict) else f"{STATUS}: the entry of {name!r} is no object"
         entry = {} if wrong else entry
-        cells.append(Cell(model, name, folder, files, entry, _age(folder, status), problem or wrong))
+        order = _age(folder, status)
+        cells.append(Cell(model, name, folder, files, entry, order, problem or wrong, status=status))
     return cells
 
 

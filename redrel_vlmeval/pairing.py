@@ -31,7 +31,7 @@ def with_deltas(
 ) -> pd.DataFrame:
     """Points to the base in the same folder; where the two were not run alike there is no delta but a note."""
     rows = scores.to_dict("records")
-    by_key = {(cell.model, cell.benchmark): cell for cell in cells}
+    by_key = {(cell.label, cell.benchmark): cell for cell in cells}
     sides = _sides(rows, efficiency, by_key, judged)
     states = {(row["model"], row["benchmark"]): row["status"] for row in rows}
     known = {(row["model"], row["benchmark"], row["metric"]): row for row in rows}

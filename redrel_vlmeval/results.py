@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval import pairing, questions, records
+from redrel_vlmeval import pairing, provenance, questions, records
 from redrel_vlmeval.benchmarks import Metric, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.outputs import Cell, ResultsError, find_cells, read_json, read_table
@@ -23,6 +23,7 @@ __all__ = ["Results", "ResultsError", "category_curves", "read"]
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
+PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -36,8 +37,9 @@ class Results:
 
     ``scores``: one row per model x benchmark x metric, ``value`` and ``delta`` (to the base) in points; a cell without
     a score has one row with an empty metric. ``efficiency``: one row per model x benchmark with records: means, and
-    medians of the times. ``judged``: by model and benchmark, one row per question that the headline is over (index,
-    hit, picture). ``questions`` holds the answers too, and is read when first asked for.
+    medians of the times. ``provenance``: one row per model x benchmark: where its numbers came from, see
+    :mod:`redrel_vlmeval.provenance`. ``judged``: by model and benchmark, one row per question that the headline is
+    over (index, hit, picture). The answers themselves are read when asked for.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Results:
     efficiency: pd.DataFrame
     cells: tuple[Cell, ...]
     judged: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    provenance: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PROVENANCE))
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
@@ -52,41 +55,53 @@ class Results:
         rows = self.scores[self.scores["status"] == "failed"]
         return list(rows[["model", "benchmark", "reason"]].drop_duplicates().itertuples(index=False, name=None))
 
+    def answers(self, model: str, benchmark: str) -> pd.DataFrame:
+        """One row per question of a cell, see :func:`questions.answers`; read anew at each call, nothing is kept.
+
+        A table that cannot be read, or a cell that is not there, gives no rows here; ``scores`` says so.
+        """
+        cell = next((cell for cell in self.cells if (cell.label, cell.benchmark) == (model, benchmark)), None)
+        return questions.answers(cell) if cell else pd.DataFrame(columns=questions.ANSWERS)
+
     @cached_property
     def questions(self) -> pd.DataFrame:
-        """One row per question. ``hit`` is empty where nothing was judged; ``prediction`` is the raw answer.
+        """:meth:`answers` of all cells, with model and benchmark in front: as large as the tables, and kept."""
+        frames = {(cell.label, cell.benchmark): questions.answers(cell) for cell in self.cells}
+        told = [frame.assign(model=key[0], benchmark=key[1]) for key, frame in frames.items() if len(frame)]
+        if not told:
+            return pd.DataFrame(columns=questions.COLUMNS)
+        return pd.concat(told, ignore_index=True)[questions.COLUMNS]
 
-        A table that cannot be read gives no rows here; ``scores`` says so.
-        """
-        frames = [frame for cell in self.cells if (frame := questions.answers(cell)) is not None]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=questions.COLUMNS)
 
-
-def read(folder: str | Path) -> Results:
+def read(folder: str | Path, all_runs: bool = False) -> Results:
     """Newest result of every model and benchmark under ``folder``.
 
     Args:
         folder: the runner's ``--work-dir``, a model's folder in it, or one run's folder.
+        all_runs: keep also the runs that a newer one of the same model and benchmark replaces, as a model of their own
+            named ``<model> [<run folder>]``.
 
     Raises:
         ResultsError: no such folder, or nothing in it that a host writes. A bad file fails its own cell only.
     """
     root = Path(folder)
-    cells = find_cells(root)
+    cells = find_cells(root, all_runs)
     score_rows: list[dict[str, object]] = []
     efficiency_rows: list[dict[str, object]] = []
+    sources: list[dict[str, object]] = []
     judged: dict[tuple[str, str], pd.DataFrame] = {}
     for cell in cells:
-        found, measured, verdicts = _read_cell(cell)
+        found, measured, verdicts, source = _read_cell(cell)
         if verdicts is not None:
-            judged[cell.model, cell.benchmark] = verdicts
-        same = describe(cell.model) | {"benchmark": cell.benchmark}
+            judged[cell.label, cell.benchmark] = verdicts
+        same = describe(cell.model) | {"model": cell.label, "benchmark": cell.benchmark}
         path = _relative(cell.metric or cell.predictions or cell.run, root)
         score_rows += [same | {"path": path} | row for row in found]
+        sources.append(same | {"path": path} | source)
         efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
     efficiency = _frame(efficiency_rows, EFFICIENCY)
     scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, cells, judged)
-    return Results(root, scores, efficiency, tuple(cells), judged)
+    return Results(root, scores, efficiency, tuple(cells), judged, pd.DataFrame(sources, columns=PROVENANCE))
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -119,8 +134,8 @@ def _one_or_list(values: list) -> object:
     return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
-def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] | None, pd.DataFrame | None]:
-    """Score rows, efficiency row and verdicts of a cell; what cannot be read fails this cell and no other."""
+def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
+    """Score rows, efficiency row, verdicts, provenance of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
     table, measured, verdicts = None, None, None
@@ -141,7 +156,7 @@ def _read_cell(cell: Cell) -> tuple[list[dict[str, object]], dict[str, object] |
         | {"n": _size(metric, table)}
         for metric in metrics or [Metric("", float("nan"), headline=True)]
     ]
-    return rows, measured, verdicts
+    return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
 
 
 def _size(metric: Metric, table: pd.DataFrame | None) -> int | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -14,6 +11,7 @@ from tabulate import tabulate
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.statistics import p_text
+from redrel_vlmeval.writing import WriteError, atomically
 
 INTERVAL = "95 % CI"
 NOT_RUN = f"{comparisons.NO_TEST}: not run"
@@ -42,7 +40,7 @@ NOTES = {
 }
 
 
-class SheetError(RuntimeError):
+class SheetError(WriteError):
     """A sheet that cannot be written; the text names the file and what would work."""
 
 
@@ -252,13 +250,13 @@ def write(results: Results, path: str | Path) -> Path:
 def write_csv(results: Results, path: str | Path) -> Path:
     """The leaderboard with full precision, UTF-8."""
     text = leaderboard(results).to_csv(index=False, lineterminator="\n")
-    return _atomically(path, lambda stream: stream.write(text.encode()))
+    return atomically(path, lambda stream: stream.write(text.encode()), SheetError)
 
 
 def write_markdown(results: Results, path: str | Path) -> Path:
     """The leaderboard as a pipe table with its column notes."""
     text = to_markdown(leaderboard(results))
-    return _atomically(path, lambda stream: stream.write(text.encode()))
+    return atomically(path, lambda stream: stream.write(text.encode()), SheetError)
 
 
 def write_xlsx(results: Results, path: str | Path) -> Path:
@@ -267,23 +265,4 @@ def write_xlsx(results: Results, path: str | Path) -> Path:
 
     board = leaderboard(results)
     book = build(board, results, notes(board), number_format)
-    return _atomically(path, book.save)
-
-
-def _atomically(path: str | Path, save: Callable[[IO[bytes]], object]) -> Path:
-    """Writes beside the target and renames: a reader, or a crash, never meets half a file."""
-    path = Path(path)
-    if path.is_dir():
-        raise SheetError(f"{str(path)!r} is a folder: give the name of a file in it")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as stream:
-            save(stream)
-        os.replace(part, path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise SheetError(f"cannot write {str(path)!r}: {reason}; its folder must exist and be writable") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return path
+    return atomically(path, book.save, SheetError)

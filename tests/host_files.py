@@ -72,10 +72,12 @@ def answered(
     (folder / f"{model}_{benchmark}_acc.csv").write_text(f'"split","Overall"\n"none","{value}"\n')
 
 
-def status(folder: Path, model: str, eval_id: str = "", **datasets: dict) -> None:
-    """The host's status.json: one entry per benchmark."""
+def status(folder: Path, model: str, eval_id: str = "", **datasets: object) -> None:
+    """The host's status.json: one entry per benchmark; what is no dict (argv, commit) is said of the whole run."""
     folder.mkdir(parents=True, exist_ok=True)
+    whole = {name: datasets.pop(name) for name, value in list(datasets.items()) if not isinstance(value, dict)}
     value = {"schema_version": "1.0", "eval_id": eval_id or folder.name, "datasets": datasets, "model_name": model}
+    value |= whole
     (folder / "status.json").write_text(json.dumps(value))
 
 

@@ -15,7 +15,7 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking
+names locking writing
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
@@ -27,12 +27,13 @@ models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records questions pairing results
-statistics comparisons
+benchmarks outputs records provenance questions pairing results
+statistics comparisons flips grids
 workbook sheets
+pages.render
 explain.*
 figures
-report
+report.places report.board report.curves report.changes report.pictures report.page
 benchmodels bench benchtable
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
 attach
@@ -42,8 +43,8 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names prompts registry attach hostrun benchmarks outputs records questions pairing results statistics comparisons
-workbook sheets figures report cli
+names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
+statistics comparisons flips grids workbook sheets pages.render figures report.page cli
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}

@@ -26,6 +26,18 @@ def test_newest_run_wins_also_when_it_failed(tmp_path: Path) -> None:
     assert read(tmp_path).failed == [("m", "X", "the host noted an error without a text")]
 
 
+def test_all_runs_are_kept_when_asked_for(tmp_path: Path) -> None:
+    for run, value in (("T20260101-000000", 0.25), ("T20260201-000000", 1), ("T20260301-000000", 0.5)):
+        host.scored(tmp_path / "m" / run, "m", "X", value)
+    rows = read(tmp_path, all_runs=True)
+    scores = rows.scores[rows.scores["headline"]].set_index("model")
+    old = ["m [T20260201-000000]", "m [T20260101-000000]"]
+    assert scores["value"].to_dict() == {"m": 50, old[0]: 100, old[1]: 25}
+    assert set(scores["base"]) == {"m"} and rows.provenance["run"].tolist()[1:] == [name[3:-1] for name in old]
+    assert rows.answers(old[1], "X")["hit"].tolist() == [1, 0, 0, 0]
+    assert set(read(tmp_path).scores["model"]) == {"m"}
+
+
 @pytest.mark.parametrize(
     ("entry", "with_answers", "expected"),
     [

@@ -96,6 +96,8 @@ def test_wheel_holds_the_hook_at_its_root_and_all_package_data(built):
     package = ROOT / "redrel_vlmeval"
     kept = [*package.rglob("*.py"), *package.glob("*.csv"), package / "py.typed"]
     kept += (package / "demo/checkpoint").glob("*")
+    kept += [path for kind in ("j2", "css", "js") for path in package.rglob(f"*.{kind}")]
+    assert any(path.name == "base.html.j2" for path in kept)
     assert {str(path.relative_to(ROOT)) for path in kept} <= names
     assert f"Version: {redrel_vlmeval.__version__}" in metadata and "Provides-Extra: ms" in metadata
     assert re.search(r"Requires-Dist: transformers(?=.*>=4\.48)(?=.*!=5\.0\.\*)", metadata)

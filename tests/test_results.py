@@ -11,6 +11,7 @@ import host_files as host
 import pandas as pd
 import pytest
 
+from redrel_vlmeval import questions
 from redrel_vlmeval.benchmarks import metrics_of
 from redrel_vlmeval.results import category_curves, read
 
@@ -52,7 +53,12 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_every_benchmark(folder: Path, lmu: Path) -> None:
     host.evaluate(folder, "m", host.custom_benchmark(lmu, "OwnQuestions"), host.choices("A,B,NA,B"))
     tables = {
-        ("ImageMCQDataset", "ScienceQA_TEST"): host.choices("A,B,B,B").assign(split="test"),
+        ("ImageMCQDataset", "ScienceQA_TEST"): host.choices("A,B,B,B").assign(
+            split="test",
+            C=["maybe", None, None, None],
+            subject=["natural science", "social science", "language science", "natural science"],
+            grade=["grade2", "grade7", "grade12", "grade8"],
+        ),
         ("MMMUDataset", "MMMU_DEV_VAL"): host.choices("B,B,B,B").assign(split=["dev", "validation"] * 2),
         ("ImageMCQDataset", "MMBench_DEV_EN"): host.choices("A,A,A,B").assign(split="dev"),
         ("ImageMCQDataset", "MMBench_DEV_EN_V11"): host.choices("A,B,A,B").assign(split="dev"),
@@ -145,13 +151,28 @@ def test_work_dir_model_folder_and_run_folder_give_the_same_rows(upstream: Path,
 
 
 def test_questions_carry_verdict_category_and_the_raw_answer(flat: Path) -> None:
-    questions = read(flat).questions.set_index(["benchmark", "index"])
-    assert questions.loc["OwnQuestions", "hit"].tolist() == [1, 1, 0, 1]
-    assert questions.loc["OwnQuestions", "category"].tolist() == ["one", "two", "one", "two"]
-    assert questions.loc["OwnQuestions", "prediction"].tolist() == ["A", "B", "NA", "B"], "NA is a word, not a hole"
-    assert questions.loc["POPE", "hit"].tolist() == [1, 0, 0, 1]
-    assert questions.loc["ChartQA_TEST", "hit"].tolist() == [1, 0, 1, 0]
-    assert questions.loc["OCRBench", "hit"].isna().all(), "the host judges OCRBench without a table per question"
+    rows = read(flat).questions.set_index(["benchmark", "index"])
+    assert rows.loc["OwnQuestions", "hit"].tolist() == [1, 1, 0, 1]
+    assert rows.loc["OwnQuestions", "category"].tolist() == ["one", "two", "one", "two"]
+    assert rows.loc["OwnQuestions", "prediction"].tolist() == ["A", "B", "NA", "B"], "NA is a word, not a hole"
+    assert rows.loc["POPE", "hit"].tolist() == [1, 0, 0, 1]
+    assert rows.loc["ChartQA_TEST", "hit"].tolist() == [1, 0, 1, 0]
+    assert rows.loc["OCRBench", "hit"].isna().all(), "the host judges OCRBench without a table per question"
+
+
+def test_answers_are_rows_that_people_can_read(flat: Path) -> None:
+    results = read(flat)
+    asked = results.answers("m", "ScienceQA_TEST")
+    assert asked.columns.tolist() == questions.ANSWERS and asked["index"].tolist() == ["0", "1", "2", "3"]
+    assert asked["options"].tolist() == ["A. yes\nB. no\nC. maybe"] + ["A. yes\nB. no"] * 3, "empty is no option"
+    assert asked["question"].tolist() == ["q0", "q1", "q2", "q3"]
+    assert asked["subject"].tolist() == ["NAT", "SOC", "LAN", "NAT"] and asked["grade"].tolist()[0] == "grade2"
+    assert asked["split"].tolist() == ["test"] * 4 and asked["picture"].isna().all()
+    assert results.answers("m", "MME")["picture"].tolist() == ["a", "a", "b", "b"]
+    assert results.answers("m", "POPE")["options"].isna().all()
+    assert results.answers("m", "OCRBench")["hit"].isna().all()
+    none = results.answers("m", "Nothing")
+    assert none.empty and none.columns.tolist() == asked.columns.tolist()
 
 
 def test_verdicts_of_the_headlines_questions_carry_their_picture(flat: Path) -> None:

@@ -1,0 +1,151 @@
+"use strict";
+// The leaderboard: sorted and filtered in place, each row opens to its comparison in words.
+(() => {
+  const { h, s, data, byId, fixed, signed, pText, known, unique } = redrel;
+  const rows = data.rows;
+  const KINDS = { better: "▲ better", worse: "▼ worse", same: "≈ not separable", baseline: "baseline", none: "not tested" };
+  redrel.badge = (row) => (row.status !== "ok" ? h("span", { class: `badge ${row.status}` }, row.status)
+    : h("span", { class: `badge ${row.kind}` }, KINDS[row.kind]));
+  redrel.short = (row) => (row.model === row.base ? "not truncated" : row.setting || row.model);
+
+  const ratio = (value) => (known(value) ? h("span", { class: "ratio" }, h("i", { style: { width: `${Math.min(100, value * 100)}%` } }), fixed(value, 3)) : "");
+  const reach = Math.max(1, ...rows.flatMap((row) => [row.low, row.high, row.delta].filter(known).map(Math.abs)));
+  function forest(row) {
+    if (!known(row.delta)) return "";
+    const x = (value) => 50 + (value / reach) * 48;
+    return h("span", { class: "forest" }, s("svg", { viewBox: "0 0 100 16", "aria-hidden": "true", preserveAspectRatio: "none" },
+      s("line", { x1: 50, x2: 50, y1: 0, y2: 16, class: "zero" }),
+      known(row.low) && s("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: `span ${row.kind}` }),
+      s("rect", { x: x(row.delta) - 1.6, y: 4, width: 3.2, height: 8, class: `dot ${row.kind}` })),
+    h("span", { class: "delta" }, signed(row.delta)),
+    known(row.low) && h("span", { class: "ci" }, `${signed(row.low)} … ${signed(row.high)}`));
+  }
+  const flips = (row) => (known(row.up) && row.up + row.down > 0
+    ? h("button", { type: "button", class: "link", onclick: () => redrel.showFlips(row.model, row.benchmark),
+      "aria-label": `${row.up} up, ${row.down} down: show these flips` }, `${row.up} ▲ ${row.down} ▼`)
+    : known(row.up) ? "0" : "");
+
+  // title, key to sort by, cell, class, whether large values come first, note
+  const several = unique(rows.map((row) => row.title)).length > 1;
+  const columns = [
+    ["Model", (r) => r.model, name, "name", false, "model"],
+    several && ["Benchmark", (r) => r.title, (r) => r.title, "", false, null],
+    ["Score", (r) => r.value, (r) => (r.status === "ok" ? h("strong", {}, fixed(r.value)) : "–"), "r", true, null],
+    ["Difference, 95 % CI", (r) => r.delta, forest, "", true, "delta"],
+    ["Verdict", (r) => Object.keys(KINDS).indexOf(r.kind) + (r.status === "ok" ? 0 : 9), (r) => redrel.badge(r), "", false, "verdict"],
+    ["p (Holm)", (r) => r.holm, (r) => pText(r.holm), "r", false, "p (Holm)"],
+    ["Flips", (r) => (known(r.up) ? r.up + r.down : null), flips, "r", true, "up"],
+    ["L", (r) => r.L, (r) => r.L ?? "", "r", false, "L"],
+    ["K", (r) => r.K, (r) => r.K ?? "", "r", false, "K"],
+    ["Avg tokens", (r) => r.average_image_tokens, (r) => fixed(r.average_image_tokens), "r", false, "average tokens"],
+    ["FLOPs ratio", (r) => r.flops_ratio, (r) => ratio(r.flops_ratio), "r", false, "FLOPs ratio"],
+    ["KV ratio", (r) => r.kv_ratio, (r) => ratio(r.kv_ratio), "r", false, "KV ratio"],
+    ["Prefill ms", (r) => r.prefill_ms, (r) => fixed(r.prefill_ms, 2), "r", false, "prefill ms"],
+  ].filter(Boolean);
+
+  function name(row) {
+    const more = h("button", { type: "button", class: "quiet more", "aria-expanded": "false", "aria-label": `Details of ${row.model} on ${row.title}`,
+      onclick: () => toggle(row, more) }, "›");
+    const told = row.model === row.base ? h("strong", {}, row.model)
+      : [h("span", { class: "of" }, row.base), h("wbr"), h("span", { class: "setting" }, ` ${redrel.short(row)}`), row.model.endsWith("]") && h("small", {}, ` ${row.model.slice(row.model.indexOf("["))}`)];
+    return h("span", { class: "who", title: row.model }, more, h("span", {}, told, row.note && h("span", { class: "flag", title: row.note, "aria-label": "has a note" }, "*")));
+  }
+
+  const state = { sort: null, falling: false, open: new Set(), filters: {} };
+  const lines = rows.map((row) => ({ row, line: null, detail: null }));
+  function toggle(row, button) {
+    const own = lines.find((entry) => entry.row === row);
+    if (own.detail) { own.detail.remove(); own.detail = null; button.setAttribute("aria-expanded", "false"); return; }
+    const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], ["Rule", row.rule],
+      ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
+      ["Decode ms/token", fixed(row.decode_ms_per_token, 2)], ["p, uncorrected", pText(row.p)]];
+    own.detail = h("tr", { class: "detail" }, h("td", { colspan: columns.length }, h("dl", { class: "facts" },
+      facts.filter(([, value]) => value || value === 0).map(([term, value]) => [h("dt", {}, term), h("dd", {}, String(value))]))));
+    own.line.after(own.detail);
+    button.setAttribute("aria-expanded", "true");
+  }
+  function line(entry) {
+    if (!entry.line) {
+      entry.line = h("tr", { class: entry.row.model === entry.row.base ? "is-base" : "", "data-model": entry.row.model },
+        columns.map(([, , cell, kind], number) => h(number ? "td" : "th", { class: kind, scope: number ? null : "row" }, cell(entry.row))));
+    }
+    return entry.line;
+  }
+
+  const heads = columns.map(([title, , , kind, large, note], number) => {
+    const meaning = note && data.notes[note];
+    const button = h("button", { type: "button", title: meaning || null, onclick: () => order(number, large) }, title);
+    return h("th", { scope: "col", class: kind, "aria-sort": "none" }, button);
+  });
+  function order(number, large) {
+    state.falling = state.sort === number ? !state.falling : large;
+    state.sort = number;
+    heads.forEach((head, i) => head.setAttribute("aria-sort", i !== number ? "none" : state.falling ? "descending" : "ascending"));
+    show();
+  }
+
+  const body = h("tbody");
+  byId("board").append(h("table", { id: "board-table" }, h("thead", {}, h("tr", {}, heads)), body));
+  const count = h("output", { "aria-live": "polite" });
+  const search = h("input", { type: "search", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
+  const keep = (key) => (value) => { state.filters[key] = value; show(); };
+  const kinds = [["better", "better"], ["same", "not separable"], ["worse", "worse"], ["none", "not tested"], ["open", "no score"]];
+  const selects = [
+    redrel.select("Benchmark", unique(rows.map((r) => r.title)), keep("title"), "all"),
+    redrel.select("Base", unique(rows.map((r) => r.base)), keep("base"), "all"),
+    redrel.select("Ranking", unique(rows.map((r) => r.rule).filter(Boolean)), keep("rule"), "all"),
+    redrel.select("Verdict", kinds.filter(([kind]) => rows.some((r) => matchesKind(r, kind))), keep("kind"), "all"),
+  ];
+  byId("board-filters").append(h("label", {}, "Find", search), ...selects.map((one) => one.whole), count);
+
+  function matchesKind(row, kind) {
+    return kind === "open" ? row.status !== "ok" : row.status === "ok" && row.kind === kind;
+  }
+  function matches(row) {
+    const { text, title, base, rule, kind } = state.filters;
+    return (!text || `${row.model} ${row.title}`.toLowerCase().includes(text)) && (!title || row.title === title)
+      && (!base || row.base === base) && (!rule || row.rule === rule) && (!kind || matchesKind(row, kind));
+  }
+  function show() {
+    let found = lines.filter(({ row }) => matches(row));
+    if (state.sort !== null) {
+      const key = columns[state.sort][1];
+      // Rows without a value stay at the end in both directions.
+      found = found.slice().sort((a, b) => {
+        const [x, y] = [key(a.row), key(b.row)];
+        return known(x) && known(y) && state.falling ? redrel.compare(y, x) : redrel.compare(x, y);
+      });
+    }
+    body.replaceChildren(...found.flatMap((entry) => [line(entry), entry.detail].filter(Boolean)));
+    if (!found.length) body.append(h("tr", {}, h("td", { colspan: columns.length, class: "soft" }, "No row matches these filters.")));
+    count.textContent = `${found.length} of ${rows.length} rows`;
+  }
+  show();
+
+  redrel.showRow = (model, title) => {
+    const own = lines.find(({ row }) => row.model === model && row.title === title);
+    if (!own) return;
+    if (!matches(own.row)) {
+      state.filters = {};
+      search.value = "";
+      selects.forEach(({ box }) => { box.value = ""; });
+      show();
+    }
+    own.line.scrollIntoView({ block: "center" });
+    const more = own.line.querySelector(".more");
+    if (!own.detail) toggle(own.row, more);
+    more.focus({ preventScroll: true });
+  };
+
+  byId("notes").append(...Object.entries(data.notes).flatMap(([term, text]) => [h("dt", {}, term), h("dd", {}, text)]));
+  byId("glance-cards").append(...data.glance.map((entry) => h("article", { class: "panel card" },
+    h("h3", {}, entry.base, h("span", { class: "soft" }, ` on ${entry.title}`)),
+    h("p", { class: "big num" }, fixed(entry.value), h("small", {}, known(entry.n) ? ` points, ${entry.n} questions` : " points")),
+    h("p", { class: "tally" }, ["better", "same", "worse", "none"].filter((kind) => entry[kind]).map((kind) =>
+      h("span", { class: `badge ${kind}` }, `${entry[kind]} ${KINDS[kind]}`))),
+    h("p", { class: "small soft" }, entry.best
+      ? ["Cheapest that is not worse: ", h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
+        `, ${fixed(entry.best.value)} points at ${fixed(entry.best.flops_ratio, 3)} of the prefill FLOPs.`]
+      : "No tested variant is better or not separable."))));
+  byId("glance").hidden = !data.glance.length;
+})();

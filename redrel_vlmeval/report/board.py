@@ -1,0 +1,78 @@
+"""The leaderboard as plain rows: one per model and headline score, with the paired test and the cost beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from redrel_vlmeval.results import Results
+
+# How a comparison in words ends -> its kind, by which rows are coloured and filtered.
+KINDS = {
+    "better than the baseline": "better",
+    "worse than the baseline": "worse",
+    "not separable from the baseline": "same",
+    "baseline": "baseline",
+}
+SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
+COSTS = (
+    "image_tokens", "kept", "average_image_tokens", "flops_ratio", "kv_ratio", "prefill_ms", "decode_ms_per_token",
+    "prefill_flops", "kv_bytes",
+)  # fmt: skip
+
+
+def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
+    """Every headline of every cell, also of those that failed, bases before their variants, L and K as numbers.
+
+    ``compared`` is :func:`redrel_vlmeval.comparisons.compare` of the same results. A cell without a score carries its
+    status and the reason; ``kind`` is better, worse, same, baseline, or none (not tested).
+    """
+    found = results.scores[results.scores["headline"]].join(compared)
+    costs = {(row["model"], row["benchmark"]): row for row in results.efficiency.to_dict("records")}
+    several = found[found["metric"] != ""].groupby("benchmark")["metric"].nunique()
+    board = []
+    for row in found.to_dict("records"):
+        cost = costs.get((row["model"], row["benchmark"]), {})
+        many = several.get(row["benchmark"], 0) > 1
+        verdict = row["verdict"] if isinstance(row["verdict"], str) else ""
+        board.append(
+            {name: row[name] for name in SAME}
+            | {"title": " ".join(filter(None, [row["benchmark"], row["metric"] if many else ""])) or "(no benchmark)"}
+            | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
+            | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}
+            | {"verdict": verdict, "kind": KINDS.get(verdict.rpartition(": ")[2], "none")}
+            | {"note": "; ".join(filter(None, [row["reason"], row["note"]]))}
+            | {"backend": cost.get("backend"), **{name: cost.get(name) for name in COSTS}}
+        )
+    return sorted(board, key=_order)
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
+    control = row["rule"] not in ("attention", None)
+    return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"], row["title"]
+
+
+def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per base and benchmark: its score, how its variants fare, and the cheapest that is not worse.
+
+    'Cheapest' is by prefill FLOPs ratio, among attention-ranked or not, of variants tested as better or not separable.
+    """
+    found = []
+    for row in board:
+        if row["model"] != row["base"] or row["status"] != "ok":
+            continue
+        own = [r for r in board if r["base"] == row["base"] and r["title"] == row["title"] and r["model"] != r["base"]]
+        if not own:
+            continue
+        fine = [r for r in own if r["kind"] in ("better", "same") and _known(r["flops_ratio"])]
+        best = min(fine, key=lambda r: r["flops_ratio"], default=None)
+        counts = {kind: sum(r["kind"] == kind for r in own) for kind in ("better", "same", "worse", "none")}
+        found.append({"base": row["base"], "title": row["title"], "value": row["value"], "n": row["n"]} | counts)
+        found[-1]["best"] = best and {name: best[name] for name in ("model", "setting", "value", "flops_ratio")}
+    return found
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value == value

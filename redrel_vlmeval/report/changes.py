@@ -1,0 +1,133 @@
+"""The flips of every variant as compact rows: texts once, numbers by place, kept tokens as bits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from redrel_vlmeval import records
+from redrel_vlmeval.flips import DOWN, SAME, UP, flips, letter
+from redrel_vlmeval.report.places import Kept, kept_of
+from redrel_vlmeval.results import Results
+
+# A page holds this many flips, and characters of answers and questions; beyond, each cell shows its first, and long
+# texts are cut. 2000 questions and 10 models fit.
+MOST_FLIPS = 20_000
+MOST_CHARACTERS = 1_500_000
+CUTS = (4000, 2000, 1000, 500, 250, 120)
+CHANGES = (UP, DOWN, SAME)
+_OPTION = re.compile(r"^([A-Z])\. ", re.MULTILINE)
+
+
+def collect(results: Results) -> list[dict[str, Any]]:
+    """One entry per variant and benchmark that can be compared with its base: model, base, benchmark, frame of flips.
+
+    Frames are cut to the first rows where a page could not hold them all; ``total`` counts what was there.
+    """
+    variants = results.scores.loc[results.scores["model"] != results.scores["base"], ["model", "base", "benchmark"]]
+    found = []
+    for key, family in variants.drop_duplicates().groupby(["base", "benchmark"], sort=True):
+        base, benchmark = map(str, key)
+        theirs = results.answers(base, benchmark)
+        for model in map(str, family["model"]):
+            frame = flips(results, model, benchmark, theirs)
+            if len(frame):
+                entry = {"model": model, "base": base, "benchmark": benchmark}
+                found.append(entry | {"frame": frame, "total": len(frame)})
+    most = _share([entry["total"] for entry in found])
+    return [entry | {"frame": entry["frame"].head(most)} for entry in found]
+
+
+def _share(sizes: list[int]) -> int:
+    """The most rows per entry with which all of them stay within the page's number of flips."""
+    if sum(sizes) <= MOST_FLIPS:
+        return max(sizes, default=0)
+    low, high = 0, max(sizes)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(min(size, middle) for size in sizes) <= MOST_FLIPS else (low, middle - 1)
+    return max(low, 1)
+
+
+def payload(
+    results: Results, found: list[dict[str, Any]], pictures: dict[tuple[str, str], list[int]]
+) -> dict[str, Any]:
+    """``texts``, ``questions`` and ``cells`` of the flips browser.
+
+    A question is [benchmark, index, text, options, answer, category, picture numbers]; a flip is [question, change,
+    hit, base's hit, answer, base's answer, kept tokens or null, letter, base's letter]; texts stand as numbers into
+    ``texts``. ``pictures`` gives the page's pictures of (benchmark, index), where the benchmark was read.
+    """
+    cells = {(cell.label, cell.benchmark): cell for cell in results.cells}
+    texts: dict[str, int] = {}
+    questions: dict[tuple[str, str], list[Any]] = {}
+    places: dict[tuple[str, str], int] = {}
+    entries = []
+    for entry in found:
+        benchmark, rows = entry["benchmark"], []
+        kept = records.records_of(cells[entry["model"], benchmark])
+        for flip in entry["frame"].to_dict("records"):
+            key = benchmark, flip["index"]
+            shown = pictures.get(key)
+            if key not in questions:
+                places[key] = len(places)
+                questions[key] = _question(benchmark, flip, texts, shown or [])
+            own = kept_of(kept.get(flip["index"]), None if shown is None else len(shown))
+            answers = [_number(texts, flip[name]) for name in ("prediction", "base_prediction")]
+            change = CHANGES.index(flip["change"])
+            letters = [letter(_spoken(flip[name]), flip["options"]) for name in ("prediction", "base_prediction")]
+            rows.append([places[key], change, flip["hit"], flip["base_hit"], *answers, _packed(own, texts), *letters])
+        entries.append({name: entry[name] for name in ("model", "base", "benchmark", "total")} | {"flips": rows})
+    shortened, cut = _shortened(texts)
+    return {"texts": shortened, "cut": cut, "questions": list(questions.values()), "cells": entries}
+
+
+def _question(benchmark: str, flip: dict[str, Any], texts: dict[str, int], shown: list[int]) -> list[Any]:
+    options = _options(flip["options"]) if isinstance(flip["options"], str) else []
+    numbered = [[letter, _number(texts, text)] for letter, text in options]
+    spoken = [_number(texts, flip[name]) for name in ("question", "answer", "category")]
+    return [benchmark, flip["index"], spoken[0], numbered, *spoken[1:], shown]
+
+
+def _options(text: str) -> list[tuple[str, str]]:
+    """('A', 'red'), ... of 'A. red\\nB. blue'; an option may hold line breaks itself."""
+    starts = list(_OPTION.finditer(text))
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    return [(match[1], text[match.end() : end].rstrip("\n")) for match, end in zip(starts, ends, strict=True)]
+
+
+def _number(texts: dict[str, int], value: Any) -> int | None:
+    """The text's place in ``texts``, where it is put if it is new; None for an empty field."""
+    if value is None or pd.isna(value):
+        return None
+    return texts.setdefault(str(value), len(texts))
+
+
+def _spoken(value: Any) -> str:
+    return "" if value is None or pd.isna(value) else str(value).strip()
+
+
+def _packed(kept: Kept | None, texts: dict[str, int]) -> list[Any] | None:
+    if kept is None:
+        return None
+    why = _number(texts, kept.why) if kept.why else None
+    return [kept.tokens, kept.count, kept.side, kept.mask, why, [list(stage) for stage in kept.stages]]
+
+
+def _shortened(texts: Iterable[str]) -> tuple[list[str], int]:
+    """All texts, and the length to which long ones were cut so that a page holds them; 0 where none was."""
+    whole = list(texts)
+    for limit in (0, *CUTS):
+        if sum(min(len(text), limit) if limit else len(text) for text in whole) <= MOST_CHARACTERS or limit == CUTS[-1]:
+            break
+    return [f"{text[:limit]} …" if limit and len(text) > limit else text for text in whole], limit
+
+
+def most_flipped(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(benchmark, index) of every question with a flip, those that most variants answer differently first."""
+    counts = Counter((entry["benchmark"], index) for entry in found for index in entry["frame"]["index"])
+    return [key for key, _ in counts.most_common()]

@@ -1,0 +1,38 @@
+"""A file appears whole or not at all: written beside its place and renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+class WriteError(RuntimeError):
+    """A file that cannot be written; the text names it and says what would work."""
+
+
+def atomically(
+    path: str | Path, save: Callable[[IO[bytes]], object], error: type[WriteError] = WriteError
+) -> Path:
+    """``save(stream)`` into ``path``: a reader, or a crash, never meets half a file; returns the path.
+
+    Raises:
+        WriteError (or the ``error`` given): a folder, or a place that cannot be written; what was there is untouched.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise error(f"{str(path)!r} is a folder: give the name of a file in it")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            save(stream)
+        os.replace(part, path)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise error(f"cannot write {str(path)!r}: {reason}; its folder must exist and be writable") from problem
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return path
