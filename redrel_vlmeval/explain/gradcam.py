@@ -24,6 +24,7 @@ import torch
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.passes import Edit, Node, Taken, Wanted, objective, run
+from redrel_vlmeval.explain.pixels import rollout
 
 METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
 WHERE = ("vision", "projector", "decoder")
@@ -65,16 +66,22 @@ class Request:
     smooth: int = 0
     noise: float = 0.1
     seed: int = 0
+    tower: bool = False
 
 
 @dataclass(frozen=True)
 class Explained:
-    """All maps of one answer, ``z`` [t] (its objective) and, on Qwen-VL, the resampler's attention [queries, patches]
-    of each picture."""
+    """All maps of one answer and ``z`` [t], its objective.
+
+    ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`pixels.through`): the
+    resampler's on Qwen-VL, where asked for (``tower``) that of a vision tower's blocks, else None.
+    ``kept``: stage layer -> image tokens that the truncation kept.
+    """
 
     maps: tuple[Maps, ...]
     z: np.ndarray
-    resampled: np.ndarray | None
+    attention: np.ndarray | None
+    kept: dict[int, list[int]]
 
 
 def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -118,7 +125,8 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
     ``per_token``).
 
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
-    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``.
+    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also keep
+    the vision tower's attention.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
@@ -127,7 +135,8 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
     plan = _plan(asked, request)
     rows = sorted({block for where, method, blocks in plan if method.startswith("attn") for block in blocks})
     nodes = _nodes(plan)
-    wanted = Wanted(nodes, rows, values=any(method == "attn_grad" for _, method, _ in plan))
+    tower = request.tower and asked.decoder.resampling() is None
+    wanted = Wanted(nodes, rows, values=any(method == "attn_grad" for _, method, _ in plan), tower=tower)
     copies = max(1, request.smooth)
     edit = noisy(request.noise, request.seed) if request.smooth else None
     options = {"copies": copies, "edit": edit, "grad": bool(nodes), "checkpointing": request.checkpointing}
@@ -145,8 +154,27 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
             )  # fmt: skip
             for i, (where, method, blocks) in enumerate(plan)
         )
-        resampled = None if taken.resampled is None else taken.resampled[: len(taken.resampled) // copies].cpu().numpy()
-        return Explained(maps, z.detach().mean(0).float().cpu().numpy(), resampled)
+        attention = _patches_of(asked, taken, tower)
+        return Explained(maps, z.detach().mean(0).float().cpu().numpy(), attention, taken.kept)
+
+
+def _patches_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:
+    """Attention from image tokens to patches, mean over noisy copies; see :class:`Explained`."""
+    found = taken.resampled
+    if found is None and tower:
+        last = tower_depth(asked, len(taken.tower))
+        found = rollout([taken.tower[block] for block in range(last)])
+    if found is None:
+        return None
+    return np.asarray(found.unflatten(0, (len(taken.held), -1)).mean(0).cpu().numpy(), np.float32)
+
+
+def tower_depth(asked: Asked, blocks: int) -> int:
+    """How many blocks of the vision tower stand before the one whose output is read (LLaVA: all but the last)."""
+    layer = getattr(getattr(asked.model, "config", None), "vision_feature_layer", -1)
+    if not isinstance(layer, int):
+        raise ExplainError(f"vision_feature_layer {layer!r}: the tower is read at several blocks, no one path leads back")
+    return layer if layer >= 0 else blocks + 1 + layer
 
 
 Item = tuple[str, str, list[int]]
@@ -293,16 +321,24 @@ def _outside(
     activation, gradient = taken.nodes.get(node), gradients.get(node)
     if activation is None:
         return torch.full((1,), torch.nan), "no_gradient"
-    activation = _patches(activation.detach())
+    activation = _patches(activation.detach(), taken)
     if gradient is None or not bool(gradient.any()):
         return torch.full((activation.shape[0] * activation.shape[1] // len(taken.held),), torch.nan), "no_gradient"
-    cam = FORMULAS[method](activation, _patches(gradient))
+    cam = FORMULAS[method](activation, _patches(gradient, taken))
     return _average(list(cam.reshape(len(taken.held), -1).cpu()), "ok")
 
 
-def _patches(tensor: torch.Tensor) -> torch.Tensor:
-    """[pictures, patches, c] of a vision node, a class token in front left out; [patches, c] is one picture."""
-    tensor = tensor[None] if tensor.ndim == 2 else tensor
+def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
+    """A vision node as [copies * pictures, patches, c], a class token in front left out.
+
+    Some towers give all patches of a copy in one row, [copies * patches, c]; Qwen-VL's own code has them first,
+    [patches, copies * pictures, c].
+    """
+    if tensor.ndim == 2:
+        return tensor.unflatten(0, (len(taken.held), -1))
+    pictures = None if taken.resampled is None else len(taken.resampled)
+    if pictures is not None and tensor.shape[0] != pictures and tensor.shape[1] == pictures:
+        tensor = tensor.transpose(0, 1)
     side = int((tensor.shape[1] - 1) ** 0.5)
     return tensor[:, 1:] if side > 1 and side * side == tensor.shape[1] - 1 else tensor
 

@@ -40,12 +40,14 @@ class Wanted:
         rows: blocks (from 0) whose attention at the answer rows to keep, for each head.
         values: keep those blocks' values, too, which ``dz/dA`` is made of.
         emit: rows of the answer's own tokens instead of those that predict them.
+        tower: keep the attention of the vision tower's blocks up to the last one that anything is read from.
     """
 
     nodes: Sequence[Node] = ()
     rows: Sequence[int] = ()
     values: bool = False
     emit: bool = False
+    tower: bool = False
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Taken:
         nodes: activation of a node, [b, s', c] in the decoder.
         rows: block -> float32 [b, h, t, s'], attention of the answer rows. values: block -> [b, h_kv, s', d].
         held: for each copy and block the positions held, long [s'] ; None for all of them.
+        resampled: Qwen-VL's resampler, [b * pictures, queries, patches]. tower: block -> [b * pictures, s, s].
+        kept: stage layer -> image tokens kept, of the first copy.
         logits: [b, t, vocabulary], of the rows that predict the answer.
         length: positions of the sequence.
     """
@@ -67,12 +71,15 @@ class Taken:
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     resampled: torch.Tensor | None = None
+    tower: dict[int, torch.Tensor] = field(default_factory=dict)
+    kept: dict[int, list[int]] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Let go of every tensor."""
         self.nodes.clear()
         self.rows.clear()
         self.values.clear()
+        self.tower.clear()
         self.resampled = None
         self.logits = self.logits.detach()
 
@@ -134,6 +141,8 @@ class _Watch:
         self.rows: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.resampled: torch.Tensor | None = None
+        self.tower: dict[int, torch.Tensor] = {}
+        self.kept: dict[int, list[int]] = {}
         self.armed = False
 
     def attach(self, undo: ExitStack, edit: Edit | None) -> None:
@@ -154,6 +163,9 @@ class _Watch:
             undo.callback(handle.remove)
         for block in self.wanted.rows:
             undo.enter_context(self.decoder.probe(block, partial(self._attends, block)))
+        if self.wanted.tower:
+            for block in range(len(self.decoder.vision_blocks())):
+                undo.enter_context(self.decoder.vision_probe(block, partial(self._sees, block)))
         self.edit = edit if eye is None else None
 
     def forward(self, undo: ExitStack) -> Taken:
@@ -183,7 +195,9 @@ class _Watch:
             trace = undo.enter_context(truncated(model, asked.spec))
             out = model.generate(**prompt)  # type: ignore[operator]
         logits = out.logits if hasattr(out, "logits") else out[0]
-        taken = Taken(self.held, logits, self.length, self.nodes, self.rows, self.values, self.resampled)
+        taken = Taken(
+            self.held, logits, self.length, self.nodes, self.rows, self.values, self.resampled, self.tower, self.kept
+        )
         self._check_rows(logits)
         return taken
 
@@ -197,7 +211,7 @@ class _Watch:
     def _note_held(self, prompts: Sequence[PromptTrace]) -> None:
         """Which positions each block holds, from the image tokens that the trace says were kept."""
         image = torch.from_numpy(self.spans.image)
-        self.held = []
+        self.held, self.kept = [], dict(prompts[0].kept)
         for prompt in prompts:
             blocks: list[torch.Tensor | None] = []
             for block in range(len(self.decoder.blocks)):
@@ -252,6 +266,15 @@ class _Watch:
             self.rows[block] = head_rows(query, key, self.places(block).to(query.device), scaling, mask, softcap)
         if self.wanted.values:
             self.values[block] = value.detach()
+
+    def _sees(
+        self, block: int, query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float, softcap: float | None,
+        _value: torch.Tensor,
+    ) -> None:  # fmt: skip
+        if self.armed and block not in self.tower:
+            every = torch.arange(query.shape[2], device=query.device).expand(len(query), -1)
+            with torch.no_grad():
+                self.tower[block] = head_rows(query, key, every, scaling, mask, softcap, causal=False).mean(1)
 
     def places(self, block: int) -> torch.Tensor:
         """The answer rows among the positions that a block holds, long [b, t]."""

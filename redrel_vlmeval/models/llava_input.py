@@ -101,14 +101,20 @@ def sentencepiece_ids(text: str, tokenize: Callable[[str], list[int]], eos: int)
     return ids
 
 
+def square_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """The square around a picture that its padding makes, in the picture's own pixels: left, top, right, bottom."""
+    side = max(width, height)
+    left, top = -((side - width) // 2), -((side - height) // 2)
+    return left, top, left + side, top + side
+
+
 def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
     """The RGB picture centred on a square of the mean colour (CLIP's, 0..1)."""
-    width, height = picture.size
-    if width == height:
+    left, top, right, bottom = square_box(*picture.size)
+    if (left, top) == (0, 0) and (right, bottom) == picture.size:
         return picture
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
-    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    square = Image.new("RGB", (right - left, bottom - top), tuple(int(m * 255) for m in mean))
+    square.paste(picture, (-left, -top))
     return square
 
 

@@ -163,6 +163,14 @@ class Decoder(ABC):
             TruncationError: none is laid out as known.
         """
 
+    def vision_probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
+        """:meth:`probe` for a block of the vision tower.
+
+        Raises:
+            TruncationError: its attention cannot be looked at.
+        """
+        raise TruncationError(f"{type(self.root).__name__}: the attention of its vision tower cannot be looked at")
+
     def eye(self) -> nn.Module | None:
         """The module whose first argument are the pixels [n, 3, h, w], where a forward call brings none itself."""
         return None

@@ -140,26 +140,19 @@ class NativeDecoder(Decoder):
         The block's attention is given a copy of its config that names our function in transformers' attention
         registry; it calls the model's own kernel and shows the observers the very tensors that the kernel was given.
         """
-        attention = self.blocks[block].self_attn
-        if attention in _observers:  # probed already: one more looks on
-            watching = _observers[attention][1]
-            watching.append(observer)
-            try:
-                yield
-            finally:
-                watching.remove(observer)
-            return
-        _register_probe()
-        config = attention.config
-        changed = copy.copy(config)
-        changed._attn_implementation_internal = PROBE
-        _observers[attention] = (str(config._attn_implementation), [observer])
-        attention.config = changed
-        try:
+        with _probed(self.blocks[block].self_attn, observer):
             yield
-        finally:
-            attention.config = config
-            del _observers[attention]
+
+    @contextmanager
+    def vision_probe(self, block: int, observer: Observer) -> Iterator[None]:
+        module = self.vision_blocks()[block]
+        attention = getattr(module, "self_attn", None)
+        if attention is None or not hasattr(attention, "config"):
+            raise TruncationError(
+                f"{type(module).__name__}: its attention does not go through transformers' attention interface"
+            )
+        with _probed(attention, observer):
+            yield
 
     def part(self, block: int, name: str) -> nn.Module:
         owner = self.blocks[block].self_attn if name == "attention_output" else self.blocks[block]
@@ -188,6 +181,30 @@ class NativeDecoder(Decoder):
             if path.rpartition(".")[2] in names:
                 return module
         raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
+
+
+@contextmanager
+def _probed(attention: Any, observer: Observer) -> Iterator[None]:
+    """Within the context ``observer`` sees one attention module attend, beside those that see it already."""
+    if attention in _observers:  # one more looks on
+        watching = _observers[attention][1]
+        watching.append(observer)
+        try:
+            yield
+        finally:
+            watching.remove(observer)
+        return
+    _register_probe()
+    config = attention.config
+    changed = copy.copy(config)
+    changed._attn_implementation_internal = PROBE
+    _observers[attention] = (str(config._attn_implementation), [observer])
+    attention.config = changed
+    try:
+        yield
+    finally:
+        attention.config = config
+        del _observers[attention]
 
 
 def _register_probe() -> None:

@@ -27,6 +27,7 @@ def head_rows(
     scaling: float,
     mask: torch.Tensor | None = None,
     softcap: float | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
     """Attention of chosen query rows for each head, without any other row of the matrix.
 
@@ -37,6 +38,7 @@ def head_rows(
         scaling: factor on the dot products.
         mask: of the block: None (causal), additive float or bool [b or 1, 1, q, k], or padding [b, k] (flash kernels).
         softcap: ``softcap * tanh(x / softcap)`` before masking, for models that have it.
+        causal: a query sees no key behind it; False for a vision tower.
 
     Returns:
         float32 [b, h, r, k]; every row sums to 1.
@@ -48,8 +50,9 @@ def head_rows(
     scores = (chosen @ key.float().transpose(2, 3)).view(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    ahead = torch.arange(keys, device=key.device) > (rows + keys - queries)[..., None]
-    scores = scores.masked_fill(ahead[:, None], -torch.inf)
+    if causal:
+        ahead = torch.arange(keys, device=key.device) > (rows + keys - queries)[..., None]
+        scores = scores.masked_fill(ahead[:, None], -torch.inf)
     if mask is not None and mask.ndim == 2:
         scores = scores.masked_fill(mask[:, None, None, -keys:] == 0, -torch.inf)
     elif mask is not None:
