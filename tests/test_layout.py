@@ -32,14 +32,15 @@ statistics comparisons flips grids
 workbook sheets
 pages.render
 figures
-explain.errors explain.spans explain.store explain.asking explain.pixels explain.passes explain.gradcam explain.flow
-explain.faithfulness explain.explanation
+explain.errors explain.spans explain.bands explain.grid explain.store
 explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
+explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
+explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
 report.places report.board report.curves report.changes report.pictures report.page
 benchmodels bench benchtable
-demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.show
+demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
-explain.items explain.cards explain.tables explain.command
+explain.items explain.cards explain.tables explain.command explain.app
 cli
 __main__
 """.split()
@@ -47,8 +48,9 @@ __main__
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
 names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
-statistics comparisons flips grids workbook sheets pages.render figures
-explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing report.page cli
+statistics comparisons flips grids workbook sheets pages.render figures report.page cli
+explain.spans explain.bands explain.grid explain.store
+explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}

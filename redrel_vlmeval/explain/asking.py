@@ -6,7 +6,6 @@ The prompt is the host's own, down to the token: nothing is built a second time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,7 +99,7 @@ class Asked:
         size = self.decoder.head.weight.shape[0] if hasattr(self.decoder.head, "weight") else None
         if not ids or any(token < 0 or (size is not None and token >= size) for token in ids):
             raise ExplainError(f"answer {list(ids)}: give at least one token id, each from 0 to {size}")
-        return replace(self, answer=[int(token) for token in ids], own=list(ids) == self.answer)
+        return replace(self, answer=[int(token) for token in ids], own=self.own and list(ids) == self.answer)
 
 
 def ask(
@@ -259,17 +258,3 @@ def answer_ids(asked: Asked, answer: str, likelihood: Callable[[Asked], float]) 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-@contextmanager
-def memory_named(what: str) -> Any:
-    """Within the context a lack of memory is an :class:`ExplainError` that says what could be less."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-        if not full:
-            raise
-        raise ExplainError(
-            f"{what} does not fit into memory: use checkpointing, fewer layers, fewer noisy copies, or a smaller picture"
-        ) from error

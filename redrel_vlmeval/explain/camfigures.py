@@ -122,7 +122,11 @@ def rows(
                 axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
         top -= tall
     if scale == "shared":
-        _bar(figure, shared_peak(sheets), f"{method}, {NAMES[where]}s; one scale{'; %: share on the kept tokens' if notes else ' for all panels'}")
+        _bar(
+            figure,
+            shared_peak(sheets),
+            f"{method}, {NAMES[where]}s; one scale{'; %: share on the kept tokens' if notes else ' for all panels'}",
+        )
     return figure
 
 
@@ -135,7 +139,14 @@ def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
     if state in ("no_gradient", "pruned"):
         axis.add_patch(_hatched(Rectangle((0, 0), width, height)))
         words = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
-        place = {"ha": "center", "va": "center", "bbox": words, "fontsize": SMALL - 1, "linespacing": 1.0, "zorder": 5}
+        place: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "bbox": words,
+            "fontsize": SMALL - 1,
+            "linespacing": 1.0,
+            "zorder": 5,
+        }
         axis.text(width / 2, height / 2, STATES[state].replace(" ", "\n"), **place)
         return
     left, top, right, bottom = one.box

@@ -11,6 +11,7 @@ from redrel_vlmeval.explain import pixels
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.faithfulness import card, compare, delete_test, randomisation
 from redrel_vlmeval.explain.gradcam import Explained, Maps, Request, explain
+from redrel_vlmeval.explain.grid import through
 from redrel_vlmeval.explain.items import Item, tokens_on
 from redrel_vlmeval.explain.store import Stored
 
@@ -42,7 +43,7 @@ def cards(asked: Asked, explained: Explained, request: Request, item: Item, test
 
 def on_picture(maps: Maps, explained: Explained) -> np.ndarray:
     """[l, cells]: mean over answer tokens, on the patches where the tokens themselves have no place."""
-    values = maps.values if explained.attention is None else pixels.through(maps.values, explained.attention)
+    values = maps.values if explained.attention is None else through(maps.values, explained.attention)
     known = np.isfinite(values)
     total = np.where(known, values, 0).sum(0)
     return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan, np.float32), where=known.any(0))
@@ -57,7 +58,8 @@ def _target(asked: Asked, explained: Explained, item: Item) -> tuple[list[int], 
 
 
 def _tests(
-    asked: Asked, request: Request, method: str, layer: int, values: np.ndarray, target: tuple[list[int], list[int]] | None
+    asked: Asked, request: Request, method: str, layer: int, values: np.ndarray,
+    target: tuple[list[int], list[int]] | None,
 ) -> dict[str, Any]:  # fmt: skip
     oracle = None if target is None else target[0]
     one = replace(request, methods=(method,), where=("decoder",), layers=(layer,))

@@ -51,9 +51,13 @@ def check(job: Job) -> None:
         ExplainError: both or neither of pictures and benchmark, or what does not go together.
     """
     if bool(job.images) == bool(job.data):
-        raise ExplainError("give either --image with --question, or --data, " + ("not both" if job.data else "got none"))
+        raise ExplainError(
+            "give either --image with --question, or --data, " + ("not both" if job.data else "got none")
+        )
     if bool(job.images) != bool(job.questions):
-        raise ExplainError("--image and --question belong together" if job.images else "--data brings its own questions")
+        raise ExplainError(
+            "--image and --question belong together" if job.images else "--data brings its own questions"
+        )
     if job.data and job.answer is not None:
         raise ExplainError("--answer is for one question; with --data every question has its own")
     if job.limit is not None and not job.data:
@@ -65,7 +69,9 @@ def check(job: Job) -> None:
         ((job.request.objective,), OBJECTIVES, "--objective"),
     ):  # fmt: skip
         if not given or (unknown := [word for word in given if word not in known]):
-            raise ExplainError(f"{name} {', '.join(map(repr, unknown)) if given else '(empty)'}: choose from {', '.join(known)}")
+            raise ExplainError(
+                f"{name} {', '.join(map(repr, unknown)) if given else '(empty)'}: choose from {', '.join(known)}"
+            )
 
 
 def prepare(folder: Path) -> None:
@@ -161,7 +167,14 @@ def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str
     """Everything that an explanation's numbers depend on and that a call can change."""
     own = {"what": what, "model": model, "question": item.question, "dataset": item.dataset, "index": item.index}
     weights = items.facts(host) | {"answer": job.answer, "tested": job.tested}
-    return own | weights | {"pictures": [_stamp(part) for part in item.message if part["type"] == "image"], "request": asdict(job.request)}
+    return (
+        own
+        | weights
+        | {
+            "pictures": [_stamp(part) for part in item.message if part["type"] == "image"],
+            "request": asdict(job.request),
+        }
+    )
 
 
 def _stamp(part: dict[str, Any]) -> list[Any]:
@@ -221,7 +234,9 @@ def _maps(run: Run, host: Any, model: str, item: Item, answer: list[int] | None)
             request = Request(**(asdict(request) | {"others": others(asked, item)}))
         explained = explain(asked, request)
         known = cards(asked, explained, request, item, job.tested)
-        made = compose(asked, explained, None, request, model=model, question=item.question, cards=known, facts=items.facts(host))
+        made = compose(
+            asked, explained, None, request, model=model, question=item.question, cards=known, facts=items.facts(host)
+        )
         made.manifest |= {"benchmark": item.dataset, "index": item.index}
         return made
 
@@ -255,6 +270,8 @@ def _flow(run: Run, item: Item) -> Stored:
     found = flow(
         asked, kind=job.request.objective, others=others(asked, item), checkpointing=job.request.checkpointing
     )  # fmt: skip
-    made = compose(asked, None, found, job.request, model=job.model, question=item.question, facts=items.facts(run.host))
+    made = compose(
+        asked, None, found, job.request, model=job.model, question=item.question, facts=items.facts(run.host)
+    )
     made.manifest |= {"benchmark": item.dataset, "index": item.index, "objective": job.request.objective}
     return made

@@ -1,4 +1,4 @@
-"""Before and after a truncation, in numbers: whether the answer flips, and how much of a map lies on the kept tokens."""
+"""Before and after a truncation in numbers: whether the answer flips, how much of a map lies on the kept tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from tabulate import tabulate
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import Stored
 
-COLUMNS = ("index", "model", "compared", "reply", "compared_reply", "flip", "method", "layer", "kept", "before", "after")
+COLUMNS = (
+    "index",
+    "model",
+    "compared",
+    "reply",
+    "compared_reply",
+    "flip",
+    "method",
+    "layer",
+    "kept",
+    "before",
+    "after",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,9 @@ def change(first: Stored, second: Stored) -> Change:
     """
     answers = [[token["id"] for token in stored.manifest["answer"]] for stored in (first, second)]
     if answers[0] != answers[1]:
-        raise ExplainError("two explanations to compare must be of one answer: make the second with the first's --answer")
+        raise ExplainError(
+            "two explanations to compare must be of one answer: make the second with the first's --answer"
+        )
     stages = second.manifest.get("kept") or {}
     kept = sorted(stages[max(stages, key=int)]) if stages else None
     shares = {}

@@ -32,7 +32,9 @@ def ended(name: Path, end: str) -> Path:
     return name.with_name(name.name + end)
 
 
-def write_own(job: Job, found: Sequence[list[Stored]], changes: Sequence[Change | None], console: Console) -> list[Path]:
+def write_own(
+    job: Job, found: Sequence[list[Stored]], changes: Sequence[Change | None], console: Console
+) -> list[Path]:
     """All figures and the page of the questions of one call, and what changed, in words."""
     flat = [stored for group in found for stored in group]
     written = [path for stored in flat for path in draw_maps(stored, stem(stored), scale=job.scale)]
@@ -65,7 +67,8 @@ def _together(group: Sequence[Stored], name: Path, scale: str, one: Change | Non
     written = []
     for where, method in view.pairs(group[0]):
         if where == "decoder" and all((where, method) in view.pairs(other) for other in group):
-            figure = camfigures.rows(group, labels, where, method, scale=scale, notes=one and comparing.notes(one, method))
+            notes = None if one is None else comparing.notes(one, method)
+            figure = camfigures.rows(group, labels, where, method, scale=scale, notes=notes)
             written += _both(figure, ended(name, f"_{where}_{method}"))
     return written
 

@@ -14,6 +14,7 @@ from redrel_vlmeval.explain.asking import Asked, answer_ids
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.flow import Flow
 from redrel_vlmeval.explain.gradcam import Explained, Request
+from redrel_vlmeval.explain.grid import locality, shown, through
 from redrel_vlmeval.explain.passes import log_likelihood
 from redrel_vlmeval.explain.store import SIDE, Stored
 from redrel_vlmeval.models.recorder import versions
@@ -21,7 +22,8 @@ from redrel_vlmeval.models.recorder import versions
 
 def compose(
     asked: Asked, explained: Explained | None = None, flow: Flow | None = None, request: Request | None = None, *,
-    model: str = "", question: str = "", cards: Sequence[Mapping[str, Any]] = (), facts: Mapping[str, Any] | None = None,
+    model: str = "", question: str = "", cards: Sequence[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> Stored:  # fmt: skip
     """Arrays and manifest of one answer as :mod:`store` describes them.
 
@@ -49,7 +51,7 @@ def compose(
         manifest["cliff"] = flow.cliff
     manifest["pictures"] = []
     for number, path in enumerate(asked.pictures):
-        arrays[f"picture/{number}"] = pixels.shown(path, SIDE)
+        arrays[f"picture/{number}"] = shown(path, SIDE)
         manifest["pictures"].append({"path": path, "size": _size(asked, number)})
     manifest["provenance"] = provenance(asked, request) | dict(facts or {})
     return Stored(arrays, manifest)
@@ -62,12 +64,12 @@ def _add_maps(arrays: dict[str, np.ndarray], manifest: dict[str, Any], asked: As
         arrays[f"maps/{name}"] = found.values
         manifest["maps"][name] = {"layers": list(found.layers), "status": [list(row) for row in found.status]}
         if explained.attention is not None and found.where != "vision":
-            arrays[f"pixels/{name}"] = pixels.through(found.values, explained.attention)
+            arrays[f"pixels/{name}"] = through(found.values, explained.attention)
     places = {found.where for found in explained.maps} | ({"pixels"} if explained.attention is not None else set())
     for where in sorted(places):
         manifest["grids"][where] = [grid.to_json() for grid in pixels.grids(asked, where)]
     if explained.attention is not None:
-        manifest["locality"] = pixels.locality(explained.attention)
+        manifest["locality"] = locality(explained.attention)
 
 
 def _tokens(asked: Asked) -> list[str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from scipy import stats
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.passes import Edit, Wanted, objective, run
-from redrel_vlmeval.explain.pixels import Grid, grids
+from redrel_vlmeval.explain.grid import Grid
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Edit, Wanted, run
+from redrel_vlmeval.explain.pixels import grids
 
 STEPS = 16  # of a deletion curve
 SCORE = "probability"  # of the answer, what the curves are of
@@ -197,8 +199,8 @@ def randomisation(
     found = []
     for count in blocks:
         with shuffled(asked, count, seed):
-            changed = Asked(**{**vars(asked), "own": False})  # these weights would answer otherwise
-            found.append({"blocks": count, **compare(before, draw(changed))})
+            changed = draw(replace(asked, own=False))  # these weights would answer otherwise
+        found.append({"blocks": count, **compare(before, changed)})
     return found
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from redrel_vlmeval.explain.asking import Asked
+from redrel_vlmeval.explain.bands import Band, band, cliff, cliff_interval
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import row_gradient
-from redrel_vlmeval.explain.passes import Taken, Wanted, objective, run
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Taken, Wanted, run
 from redrel_vlmeval.explain.spans import GROUPS
 from redrel_vlmeval.names import Stage, VariantSpec
-
-FLAT = 0.1  # of the whole rise of a causal curve: what may still be missing where it counts as flat
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Flow:
 
     @property
     def cliff(self) -> int | None:
-        """The layer after which the picture is not needed any more; see :func:`cliff`."""
+        """The layer after which the picture is not needed any more; see :func:`bands.cliff`."""
         return None if self.causal is None else cliff(self.causal)
 
 
@@ -61,7 +61,7 @@ def flow(
     asked: Asked, *, gradients: bool = True, cuts: bool = True, rows: str = "predict", kind: str = "logit",
     others: Sequence[int] | None = None, checkpointing: bool = False,
 ) -> Flow:  # fmt: skip
-    """All of an answer's flow: attention without ``output_attentions``, gradients from one backward, cuts by the engine.
+    """An answer's flow: attention without ``output_attentions``, gradients from one backward, cuts by the engine.
 
     Args:
         rows: ``predict`` or ``emit``, for the attention; gradients are always those of the predicting rows.
@@ -149,47 +149,6 @@ def cut(asked: Asked, layer: int) -> VariantSpec | None:
     return replace(spec, stages=(*(stage for stage in spec.stages if stage.layer < layer), Stage(layer, keep=0)))
 
 
-def cliff(causal: np.ndarray, flat: float = FLAT) -> int:
-    """The first layer from which on a causal curve [l + 1] stays within ``flat`` of its rise from its end."""
-    rise = abs(float(causal[-1] - causal[0]))
-    late = np.abs(causal - causal[-1]) <= flat * rise
-    return int(len(late) - np.argmin(late[::-1])) if not late.all() else 0
-
-
-@dataclass(frozen=True)
-class Band:
-    """A mean over questions with its bootstrap interval; arrays of one shape."""
-
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    questions: int
-
-
-def band(samples: Sequence[np.ndarray] | np.ndarray, level: float = 0.95, seed: int = 0, draws: int = 2000) -> Band:
-    """Mean over questions (first axis) and its percentile bootstrap interval, NaN left out; one question has no width.
-
-    Raises:
-        ExplainError: no question.
-    """
-    values = np.asarray(samples, np.float64)
-    if not len(values):
-        raise ExplainError("no question was explained: nothing to draw a curve from")
-    generator = np.random.default_rng(seed)
-    drawn = np.stack([_mean(values[generator.integers(len(values), size=len(values))]) for _ in range(draws)])
-    side = (1 - level) / 2
-    low, high = np.quantile(drawn, [side, 1 - side], axis=0)
-    return Band(_mean(values), low, high, len(values))
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis without NaN; NaN where nothing else is."""
-    known = ~np.isnan(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0).sum(0)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
 @dataclass(frozen=True)
 class Curves:
     """A benchmark's curves: :class:`Band` of [l, g] attention and gradient shares and of the [l + 1] causal curve, and
@@ -214,17 +173,8 @@ def curves(flows: Sequence[Flow], seed: int = 0) -> Curves:
     )
 
 
-def cliff_interval(causal: np.ndarray, level: float = 0.95, seed: int = 0, draws: int = 2000) -> tuple[int, int, int]:
-    """(cliff layer of the mean of [questions, l + 1] causal curves, low, high), the interval by bootstrap."""
-    generator = np.random.default_rng(seed)
-    size = len(causal)
-    found = [cliff(causal[generator.integers(size, size=size)].mean(0)) for _ in range(draws)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return cliff(causal.mean(0)), int(low), int(high)
-
-
 def records(flow: Flow, index: str) -> list[dict[str, object]]:
-    """One row per layer and group for a benchmark's table: index, layer (0 for the first cut), group, shares, margin."""
+    """One row per layer and group for a benchmark's table; ``margin`` is that with the picture cut after the layer."""
     found: list[dict[str, object]] = []
     attention = flow.attention.mean((1, 2))
     for layer, shares in enumerate(attention, start=1):

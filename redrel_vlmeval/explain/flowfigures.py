@@ -1,4 +1,4 @@
-"""Information flow as figures: shares over the layers beside what a cut changes (Fig. 2b), and arcs to the answer (Fig. 1).
+"""Information flow as figures: shares over the layers beside what a cut changes (Fig. 2b), arcs to the answer (Fig. 1).
 
 Drawn from stored arrays alone, one question's or a benchmark's means with their bootstrap bands.
 """
@@ -58,7 +58,9 @@ def lines(stored: Stored) -> dict[str, Line]:
             values = stored.arrays[f"flow/{name}"]
             found[name] = Line(values.mean((1, 2)) if name == "attention" else values)
     if "attention" not in found:
-        raise ExplainError(f"{stored.path or 'explanation'}: no information flow in it; make it with redrel explain flow")
+        raise ExplainError(
+            f"{stored.path or 'explanation'}: no information flow in it; make it with redrel explain flow"
+        )
     return found
 
 
@@ -73,7 +75,11 @@ def curves(stored: Stored, width: float = WIDTH) -> Figure:
     figure = Figure(figsize=(width, 0.62 + 1.25 * len(found) + 0.3))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    titles = {"attention": "share of attention", "gradient": "share of gradient", "causal": "margin after a cut (logits)"}
+    titles = {
+        "attention": "share of attention",
+        "gradient": "share of gradient",
+        "causal": "margin after a cut (logits)",
+    }
     for axis, (name, line) in zip(axes, found.items(), strict=True):
         if name == "causal":
             _causal(axis, line, stored)
@@ -81,14 +87,20 @@ def curves(stored: Stored, width: float = WIDTH) -> Figure:
             _shares(axis, line, groups)
         _plain(axis, titles[name])
     layers = len(found["attention"].mean)
-    axes[-1].set_xlabel("decoder block" if "causal" not in found else "decoder block (cut: no image token after it)", fontsize=SMALL, labelpad=1)
+    axes[-1].set_xlabel(
+        "decoder block" if "causal" not in found else "decoder block (cut: no image token after it)",
+        fontsize=SMALL,
+        labelpad=1,
+    )
     axes[-1].set_xlim(-0.3 if "causal" in found else 0.7, layers + 0.3)
     axes[-1].xaxis.set_major_locator(MaxNLocator(9, integer=True, min_n_ticks=4))
     handles = [Line2D([], [], color=LOOKS[GROUPS[n]][0], linestyle=LOOKS[GROUPS[n]][1], marker=LOOKS[GROUPS[n]][2],
                       markersize=3, linewidth=1.1, label=WORDS[GROUPS[n]]) for n in groups]  # fmt: skip
     height = figure.get_size_inches()[1]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2)
-    figure.text(0.02, 1 - 0.06 / height, _title(stored), fontsize=SMALL + 0.5, va="top", fontweight="bold", parse_math=False)
+    figure.text(
+        0.02, 1 - 0.06 / height, _title(stored), fontsize=SMALL + 0.5, va="top", fontweight="bold", parse_math=False
+    )
     figure.tight_layout(rect=(0, 0.34 / height, 1, 1 - 0.2 / height), h_pad=0.5, pad=0.3)
     figure.align_ylabels(list(axes))
     return figure
@@ -101,7 +113,16 @@ def _shares(axis: Axes, line: Line, groups: Sequence[int]) -> None:
         color, dash, marker = LOOKS[GROUPS[number]]
         if line.low is not None and line.high is not None:
             axis.fill_between(layers, line.low[:, number], line.high[:, number], color=color, alpha=0.22, linewidth=0)
-        axis.plot(layers, line.mean[:, number], color=color, linestyle=dash, marker=marker, markersize=3, markevery=every, linewidth=1.1)
+        axis.plot(
+            layers,
+            line.mean[:, number],
+            color=color,
+            linestyle=dash,
+            marker=marker,
+            markersize=3,
+            markevery=every,
+            linewidth=1.1,
+        )
     axis.set_ylim(-0.02, 1.02)
     axis.set_yticks([0, 0.5, 1])
 
@@ -111,7 +132,9 @@ def _causal(axis: Axes, line: Line, stored: Stored) -> None:
     cuts, whole = np.arange(len(line.mean)), float(line.mean[-1])
     if line.low is not None and line.high is not None:
         axis.fill_between(cuts, line.low, line.high, color="#009E73", alpha=0.22, linewidth=0)
-    axis.plot(cuts, line.mean, color="#009E73", marker="o", markersize=3, markevery=max(1, len(cuts) // 8), linewidth=1.2)
+    axis.plot(
+        cuts, line.mean, color="#009E73", marker="o", markersize=3, markevery=max(1, len(cuts) // 8), linewidth=1.2
+    )
     axis.axhline(whole, color="#555555", linestyle=(0, (4, 2)), linewidth=0.8, zorder=1)
     axis.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)
     layer, low, high = _cliff(stored)
@@ -169,8 +192,13 @@ def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, wi
     for axis in list(grid.flat)[len(chosen) :]:
         axis.remove()
     present = [name for name in GROUPS if (groups == name).any()]
-    handles = [Line2D([], [], color=LOOKS[n][0], linewidth=2, linestyle=":" if n == "bos" else "-", label=WORDS[n]) for n in present]
-    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2, handlelength=1.4)
+    handles = [
+        Line2D([], [], color=LOOKS[n][0], linewidth=2, linestyle=":" if n == "bos" else "-", label=WORDS[n])
+        for n in present
+    ]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2, handlelength=1.4
+    )
     title = f"{stored.manifest.get('model') or ''}: attention of the row that predicts {stored.tokens[token]!r}"
     figure.text(0.02, 1 - 0.06 / height, title, fontsize=SMALL + 0.5, va="top", fontweight="bold", parse_math=False)
     figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.33 / height, bottom=0.36 / height, wspace=0.06, hspace=0.28)
@@ -178,7 +206,7 @@ def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, wi
 
 
 def _position_groups(stored: Stored) -> np.ndarray:
-    """The group's name of every position: in the order of the sequence all are stretches but the text around pictures."""
+    """The name of every position's group, from the tokens' texts and the groups' sizes."""
     tokens = stored.manifest["tokens"]
     sizes: Mapping[str, int] = stored.manifest["groups"]
     first = next(place for place, token in enumerate(tokens) if token is None)
@@ -223,10 +251,14 @@ def _arc_panel(axis: Axes, weights: np.ndarray, places: np.ndarray, names: np.nd
     axis.add_collection(LineCollection(shapes, colors=colors, linewidths=widths, capstyle="round"))
     if names[0] == "bos":
         sink = np.column_stack([places[0] + (last * 0.5 - places[0]) * ease, curve])
-        axis.add_collection(LineCollection([sink], colors=LOOKS["bos"][0], linewidths=0.3 + 2.6 * min(1.0, weights[0]), linestyles=":"))
+        axis.add_collection(
+            LineCollection([sink], colors=LOOKS["bos"][0], linewidths=0.3 + 2.6 * min(1.0, weights[0]), linestyles=":")
+        )
     for name in dict.fromkeys(names):
         own = places[names == name]
-        axis.plot([own.min() - 0.5, own.max() + 0.5], [-0.045] * 2, color=LOOKS[name][0], linewidth=3, solid_capstyle="butt")
+        axis.plot(
+            [own.min() - 0.5, own.max() + 0.5], [-0.045] * 2, color=LOOKS[name][0], linewidth=3, solid_capstyle="butt"
+        )
     axis.plot([last * 0.5], [1.03], marker="o", color="#000000", markersize=3.5, clip_on=False)
     axis.set(xlim=(-1, last + 1), ylim=(-0.09, 1.08), xticks=[], yticks=[])
     axis.spines[:].set_visible(False)

@@ -23,12 +23,12 @@ import torch
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.passes import Edit, Node, Taken, Wanted, objective, run
-from redrel_vlmeval.explain.pixels import rollout
+from redrel_vlmeval.explain.formulas import FORMULAS, attention_gradient, noisy
+from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.explain.passes import Node, Taken, Wanted, run
+from redrel_vlmeval.explain.store import METHODS, WHERE
+from redrel_vlmeval.explain.tower import average, made_of, outside
 
-METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
-WHERE = ("vision", "projector", "decoder")
-STATUS = ("ok", "no_gradient", "blank", "pruned")
 NODE = {"elementwise": "input_norm", "gradcam": "input_norm", "gradcam_official": "middle_norm"}
 
 
@@ -37,12 +37,12 @@ class Maps:
     """One method's maps at one place.
 
     Attributes:
-        where: ``vision``, ``projector`` or ``decoder``. method: one of :data:`METHODS`.
+        where: ``vision``, ``projector`` or ``decoder``. method: one of :data:`store.METHODS`.
         layers: l layer numbers, counted from 1.
         values: float32 [t, l, n], n image tokens (patches in the vision tower); NaN where a token was dropped before,
             or no map is defined. t is 1 for the whole answer, else one for each of its tokens.
-        status: [t][l], one of :data:`STATUS`: ``no_gradient``, the answer does not depend on the node; ``blank``, no
-            cell is positive; ``pruned``, the layer holds no image token.
+        status: [t][l], one of :data:`store.STATUS`: ``no_gradient``, the answer does not depend on the node;
+            ``blank``, no cell is positive; ``pruned``, the layer holds no image token.
     """
 
     where: str
@@ -73,7 +73,7 @@ class Request:
 class Explained:
     """All maps of one answer and ``z`` [t], its objective.
 
-    ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`pixels.through`): the
+    ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`grid.through`): the
     resampler's on Qwen-VL, where asked for (``tower``) that of a vision tower's blocks, else None.
     ``kept``: stage layer -> image tokens that the truncation kept.
     """
@@ -84,49 +84,13 @@ class Explained:
     kept: dict[int, list[int]]
 
 
-def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Grad-CAM (eq. 2-3): A, G [..., n, c] -> [..., n]."""
-    return torch.relu((gradient.mean(-2, keepdim=True) * activation).sum(-1))
-
-
-def elementwise(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient times activation, summed over channels, positive part: A, G [..., n, c] -> [..., n]."""
-    return torch.relu((gradient * activation).sum(-1))
-
-
-def official(activation: torch.Tensor, gradient: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """The published code's: relu on G, then pooling, then cells under ``threshold`` of the highest set to 0."""
-    cam = pooled(activation, torch.relu(gradient))
-    return cam * (cam >= threshold * cam.amax(-1, keepdim=True))
-
-
-FORMULAS = {"elementwise": elementwise, "gradcam": pooled, "gradcam_official": official}
-
-
-def attention_gradient(output_gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """dz/da of attention weights, without the weights: ``dz/da_hrj = (dz/do_rh) . v_jh``.
-
-    Args:
-        output_gradient: dz/do at the answer rows, o the attention's output before its projection: [b, r, h * d].
-        value: [b, h_kv, s, d]; with grouped queries every value head serves ``h / h_kv`` heads.
-
-    Returns:
-        [b, h, r, s].
-    """
-    batch, rows, _ = output_gradient.shape
-    kv_heads, width = value.shape[1], value.shape[3]
-    by_head = output_gradient.view(batch, rows, kv_heads, -1, width).permute(0, 2, 3, 1, 4)
-    product = by_head.flatten(2, 3) @ value.transpose(2, 3)
-    return product.view(batch, kv_heads, -1, rows, value.shape[2]).flatten(1, 2)
-
-
 def explain(asked: Asked, request: Request | None = None) -> Explained:
     """Maps of one answer at all layers asked for, from one forward call and one backward (one per token with
     ``per_token``).
 
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
-    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also keep
-    the vision tower's attention.
+    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also
+    keep the vision tower's attention.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
@@ -154,27 +118,8 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
             )  # fmt: skip
             for i, (where, method, blocks) in enumerate(plan)
         )
-        attention = _patches_of(asked, taken, tower)
+        attention = made_of(asked, taken, tower)
         return Explained(maps, z.detach().mean(0).float().cpu().numpy(), attention, taken.kept)
-
-
-def _patches_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:
-    """Attention from image tokens to patches, mean over noisy copies; see :class:`Explained`."""
-    found = taken.resampled
-    if found is None and tower:
-        last = tower_depth(asked, len(taken.tower))
-        found = rollout([taken.tower[block] for block in range(last)])
-    if found is None:
-        return None
-    return np.asarray(found.unflatten(0, (len(taken.held), -1)).mean(0).cpu().numpy(), np.float32)
-
-
-def tower_depth(asked: Asked, blocks: int) -> int:
-    """How many blocks of the vision tower stand before the one whose output is read (LLaVA: all but the last)."""
-    layer = getattr(getattr(asked.model, "config", None), "vision_feature_layer", -1)
-    if not isinstance(layer, int):
-        raise ExplainError(f"vision_feature_layer {layer!r}: the tower is read at several blocks, no one path leads back")
-    return layer if layer >= 0 else blocks + 1 + layer
 
 
 Item = tuple[str, str, list[int]]
@@ -192,10 +137,7 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
             raise ExplainError(f"{what} {', '.join(map(repr, unknown)) or '(none)'}: choose from {', '.join(known)}")
     plan: list[Item] = []
     for where in request.where:
-        decoder = asked.decoder
-        count = {"decoder": lambda: len(decoder.blocks), "projector": lambda: 1}.get(
-            where, lambda: len(asked.decoder.vision_blocks())
-        )()
+        count = _count(asked, where)
         layers = range(1, count + 1) if request.layers is None or where == "projector" else request.layers
         wrong = [layer for layer in layers if not 1 <= layer <= count]
         if wrong:
@@ -206,6 +148,13 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
     if not plan:
         raise ExplainError(f"methods {', '.join(request.methods)} are those of the decoder: add where 'decoder'")
     return plan
+
+
+def _count(asked: Asked, where: str) -> int:
+    """Layers there are at a place."""
+    if where == "projector":
+        return 1
+    return len(asked.decoder.blocks if where == "decoder" else asked.decoder.vision_blocks())
 
 
 def _nodes(plan: Sequence[Item]) -> list[Node]:
@@ -226,7 +175,7 @@ def _draw(
     values, status = [], []
     for block in blocks:
         if where != "decoder":
-            found, state = _outside(taken, gradients, where, method, block)
+            found, state = outside(taken, gradients, where, method, block)
         elif method in FORMULAS:
             found, state = _inside(asked, taken, gradients, method, block)
         else:
@@ -256,7 +205,7 @@ def _inside(
         elif not len(places):
             state = "pruned"
         copies.append(whole)
-    return _average(copies, state)
+    return average(copies, state)
 
 
 def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -265,14 +214,6 @@ def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch
         return image, torch.arange(len(image))
     here = torch.isin(image, held)
     return torch.searchsorted(held, image[here]), here.nonzero()[:, 0]
-
-
-def _average(copies: list[torch.Tensor], state: str) -> tuple[torch.Tensor, str]:
-    """Mean over noisy copies, each cell over those that hold it; ``blank`` where nothing is positive."""
-    mean = copies[0] if len(copies) == 1 else torch.stack(copies).nanmean(0)
-    if state == "ok" and not bool((mean.nan_to_num() > 0).any()):
-        state = "blank"
-    return mean, state
 
 
 def _attention(
@@ -298,7 +239,7 @@ def _attention(
         else:
             state = "pruned"
         copies.append(whole)
-    return _average(copies, state)
+    return average(copies, state)
 
 
 def row_gradient(taken: Taken, gradient: torch.Tensor, block: int, predict: torch.Tensor) -> torch.Tensor:
@@ -311,45 +252,3 @@ def row_gradient(taken: Taken, gradient: torch.Tensor, block: int, predict: torc
     rows = rows.to(gradient.device)
     chosen = gradient.take_along_dim(rows[..., None], 1)
     return attention_gradient(chosen, taken.values[block])
-
-
-def _outside(
-    taken: Taken, gradients: dict[Node, torch.Tensor | None], where: str, method: str, block: int
-) -> tuple[torch.Tensor, str]:
-    """A formula at a vision block or the projector: (map over all patches of all pictures, status)."""
-    node = (where, block)
-    activation, gradient = taken.nodes.get(node), gradients.get(node)
-    if activation is None:
-        return torch.full((1,), torch.nan), "no_gradient"
-    activation = _patches(activation.detach(), taken)
-    if gradient is None or not bool(gradient.any()):
-        return torch.full((activation.shape[0] * activation.shape[1] // len(taken.held),), torch.nan), "no_gradient"
-    cam = FORMULAS[method](activation, _patches(gradient, taken))
-    return _average(list(cam.reshape(len(taken.held), -1).cpu()), "ok")
-
-
-def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
-    """A vision node as [copies * pictures, patches, c], a class token in front left out.
-
-    Some towers give all patches of a copy in one row, [copies * patches, c]; Qwen-VL's own code has them first,
-    [patches, copies * pictures, c].
-    """
-    if tensor.ndim == 2:
-        return tensor.unflatten(0, (len(taken.held), -1))
-    pictures = None if taken.resampled is None else len(taken.resampled)
-    if pictures is not None and tensor.shape[0] != pictures and tensor.shape[1] == pictures:
-        tensor = tensor.transpose(0, 1)
-    side = int((tensor.shape[1] - 1) ** 0.5)
-    return tensor[:, 1:] if side > 1 and side * side == tensor.shape[1] - 1 else tensor
-
-
-def noisy(noise: float, seed: int) -> Edit:
-    """Adds noise of ``noise`` times the pixels' range; drawn on the CPU, so that a seed means the same anywhere."""
-
-    def edit(pixels: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        scale = noise * float(pixels.max() - pixels.min())
-        drawn = torch.randn(pixels.shape, generator=generator)
-        return pixels + (scale * drawn).to(pixels)
-
-    return edit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from redrel_vlmeval import hostrun
 from redrel_vlmeval.attach import attach
 from redrel_vlmeval.demo import benchmark, scenes
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.pixels import Grid
+from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.models.pictures import check_readable, is_missing
 from redrel_vlmeval.names import parse
 
@@ -103,7 +103,7 @@ def _dataset(name: str) -> Any:
     return found
 
 
-def _cells(name: str, line: Mapping[str, Any]) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+def _cells(name: str, line: pd.Series) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """Cells that a question of RedRelShapes asks for, and those of its picture's other objects."""
     if name not in benchmark.SIZES or not isinstance(line.get("cells"), str):
         return None, ()

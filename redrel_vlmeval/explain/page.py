@@ -41,20 +41,28 @@ def write(found: Sequence[Stored], path: Path) -> Path:
 
 
 def html(found: Sequence[Stored]) -> str:
-    """The page as text, under 3 MB: maps of the last answer tokens are left out where they would not fit, and it says so.
+    """The page as text, under 3 MB: where maps of the last answer tokens do not fit they are left out, and it says so.
 
     Raises:
         ExplainError: even one map for the whole answer does not fit.
     """
     if not found:
         raise ExplainError("no explanation to show")
-    most = max((len(values) for stored in found for name, values in stored.arrays.items() if name.startswith("maps/")), default=1)
+    most = max(
+        (len(values) for stored in found for name, values in stored.arrays.items() if name.startswith("maps/")),
+        default=1,
+    )
     for tokens in dict.fromkeys([most, *(most * part // 8 for part in range(7, 0, -1)), 0]):
         shown = [_entry(stored, tokens) for stored in found]
-        meta = {"version": redrel_vlmeval.__version__, "toy": any(str(entry["model"]).startswith(TOY) for entry in shown)}
+        meta = {
+            "version": redrel_vlmeval.__version__,
+            "toy": any(str(entry["model"]).startswith(TOY) for entry in shown),
+        }
         data = {"entries": shown, "ramp": _ramp(), "left_out": most - tokens if most > 1 else 0, "states": view.STATES}
         data |= {"looks": {name: look[0] for name, look in flowfigures.LOOKS.items()}, "groups": flowfigures.WORDS}
-        text = render(HERE, "explain.html.j2", f"{_title(found)}: redrel explain", data, meta=meta, heading=_title(found))
+        text = render(
+            HERE, "explain.html.j2", f"{_title(found)}: redrel explain", data, meta=meta, heading=_title(found)
+        )
         if len(text.encode("utf-8", "replace")) <= MOST:
             return text
     raise ExplainError(f"a page holds {MOST / 1e6:.1f} MB, these {len(found)} explanations need more: give fewer files")
@@ -99,8 +107,8 @@ def _maps(stored: Stored, where: str, method: str, tokens: int) -> dict[str, Any
         cells = b"".join(_bytes(one.values, peak).tobytes() for one, peak in zip(sheets, peaks, strict=True))
         entry["sheets"].append(
             {
-                "shape": list(sheets[0].inside.shape), "box": list(sheets[0].box), "size": list(sheets[0].size),
-                "inside": base64.b64encode(sheets[0].inside.astype(np.uint8).tobytes()).decode(),
+                "shape": list(sheets[0].grid.shape), "box": list(sheets[0].box), "size": list(sheets[0].size),
+                "inside": base64.b64encode(sheets[0].grid.inside().astype(np.uint8).tobytes()).decode(),
                 "peaks": [[float(f"{value:.6g}") for value in peak] for peak in peaks],
                 "sums": [[float(f"{np.nansum(layer):.6g}") for layer in one.values] for one in sheets],
                 "cells": base64.b64encode(cells).decode(),

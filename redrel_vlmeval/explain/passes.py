@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from redrel_vlmeval.explain.asking import Asked, memory_named
+from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.modes import checkpointed, differentiable, memory_named
+from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.spans import check_greedy
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.adapter import Decoder
@@ -26,7 +27,6 @@ from redrel_vlmeval.truncation.decoders import replaced_generate
 from redrel_vlmeval.truncation.ranking import head_rows
 from redrel_vlmeval.truncation.trace import PromptTrace
 
-OBJECTIVES = ("logit", "logprob", "contrast")
 Node = tuple[str, int]  # kind (input_norm, middle_norm, attention_output, vision, projector) and block, from 0
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -293,97 +293,8 @@ class _Watch:
         check_greedy(row.argmax(-1).cpu().numpy(), gap.cpu().numpy(), asked.answer, slack)
 
 
-@contextmanager
-def differentiable(model: nn.Module, grad: bool = True) -> Iterator[None]:
-    """Within the context autograd is on (or off) whatever the host did, weights frozen, no tensor left over from
-    inference mode on a module; afterwards everything is as before."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    modes = [module for module in model.modules() if module.training]
-    with torch.inference_mode(False), torch.set_grad_enabled(grad), thawed(model):
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        model.eval()
-        try:
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
-            for module in modes:
-                module.training = True
-
-
-@contextmanager
-def thawed(model: nn.Module) -> Iterator[None]:
-    """Within the context tables that were made in inference mode (rotary, by remote code) are copies: autograd
-    refuses to save the originals."""
-    changed: list[tuple[dict[str, Any], str, Any]] = []
-    for module in model.modules():
-        for holder in (module.__dict__, module._buffers):
-            for name, value in list(holder.items()):
-                copied = _thaw(value)
-                if copied is not value:
-                    changed.append((holder, name, value))
-                    holder[name] = copied
-    try:
-        yield
-    finally:
-        for holder, name, value in changed:
-            holder[name] = value
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone() if value.is_inference() else value
-    if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) and v.is_inference() for v in value):
-        return type(value)([_thaw(v) for v in value])
-    return value
-
-
-@contextmanager
-def checkpointed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the context a block keeps nothing for the backward but its input."""
-    own = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
-
-
 def _vision_blocks(decoder: Decoder, wanted: Wanted) -> list[nn.Module]:
     return decoder.vision_blocks() if any(kind == "vision" for kind, _ in wanted.nodes) else []
-
-
-def objective(
-    logits: torch.Tensor, answer: Sequence[int], kind: str, others: Sequence[int] | None = None
-) -> torch.Tensor:
-    """z of every answer token (eq. 1 sums them): [b, t, vocabulary] -> [b, t], in float32 or wider.
-
-    ``logit``; ``logprob``; ``contrast``: the answer's logit minus that of the best other token, among ``others`` (first
-    tokens of the other options) where given, else of the whole vocabulary.
-
-    Raises:
-        ExplainError: unknown objective.
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    tokens = torch.tensor(list(answer), device=logits.device).expand(len(logits), -1)[..., None]
-    chosen = wide.gather(-1, tokens)[..., 0]
-    if kind == "logit":
-        return chosen
-    if kind == "logprob":
-        return chosen - wide.logsumexp(-1)
-    if kind != "contrast":
-        raise ExplainError(f"objective {kind!r}: choose one of {', '.join(OBJECTIVES)}")
-    hidden = torch.zeros_like(wide, dtype=torch.bool)
-    if others:
-        hidden[..., :] = True
-        hidden[..., list(others)] = False
-    hidden = hidden.scatter(-1, tokens, True)
-    return chosen - wide.masked_fill(hidden, -torch.inf).amax(-1)
 
 
 def log_likelihood(asked: Asked) -> float:

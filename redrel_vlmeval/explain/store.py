@@ -6,7 +6,7 @@ Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n i
 
 =============================== ======================================================================================
 ``maps/<where>/<method>``       [t or 1, l, n] raw maps; NaN where a token was dropped or nothing is defined
-``pixels/<where>/<method>``     [t or 1, l, cells], the same on the patches of the picture, where tokens are none (Qwen-VL)
+``pixels/<where>/<method>``     [t or 1, l, cells], the same carried to the patches of the picture (:mod:`grid`)
 ``flow/attention``              [l, h, t, g] attention of each answer row by group (eqs. 4-6); sums to 1 over g
 ``flow/rows``                   [l, t, s] attention of each answer row, mean over heads (eq. 7), at all s positions
 ``flow/gradient``               [l, g] share of gradient times activation by group; sums to 1
@@ -19,7 +19,7 @@ Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n i
 The manifest (``version`` 1): ``model``, ``variant`` (None or the setting), ``question``, ``reply``, ``answer`` (list of
 {id, text}), ``own`` (the model's own answer), ``objective``, ``rows``, ``groups`` (name -> tokens), ``tokens`` (text of
 every position but image tokens, which are None), ``maps`` (``<where>/<method>`` -> {layers, status [t][l]}), ``grids``
-(``<where>`` -> list of a picture's grid, see :class:`pixels.Grid`), ``pictures`` (list of {path, size}), ``cliff``,
+(``<where>`` -> list of a picture's grid, see :class:`grid.Grid`), ``pictures`` (list of {path, size}), ``cliff``,
 ``kept`` (layer -> image tokens kept), ``z`` (objective of each token), ``cards`` (see :mod:`faithfulness`) and
 ``provenance`` (versions, weights, revision, dtype, device, kernel, seed, smooth, noise, time).
 """
@@ -40,6 +40,9 @@ from redrel_vlmeval.explain.errors import ExplainError
 
 VERSION = 1
 SIDE = 768
+METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
+WHERE = ("vision", "projector", "decoder")
+STATUS = ("ok", "no_gradient", "blank", "pruned")
 
 
 @dataclass
@@ -84,9 +87,10 @@ def save(stored: Stored, path: Path) -> Path:
     """
     path = path.with_suffix(".npz")
     text = json.dumps(stored.manifest | {"version": VERSION}, indent=1, ensure_ascii=False, default=_plain)
-    arrays = {name: _checked(name, array) for name, array in stored.arrays.items()}
+    arrays: dict[str, Any] = {name: _checked(name, array) for name, array in stored.arrays.items()}
+    arrays["manifest"] = np.array(text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda file: np.savez_compressed(file, manifest=np.array(text), **arrays))
+    _write(path, lambda file: np.savez_compressed(file, **arrays))
     _write(path.with_suffix(".json"), lambda file: file.write(f"{text}\n".encode()))
     stored.path = path
     return path

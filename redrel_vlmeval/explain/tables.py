@@ -58,7 +58,11 @@ def write_changes(changes: list[Change], job: Job, console: Console) -> None:
 def write_flows(found: list[Stored], job: Job, console: Console) -> None:
     """Every question's shares and margins as a table; their means with 95 % bootstrap bands as npz and figures."""
     flows = [_flow(stored) for stored in found]
-    rows = [row for one, stored in zip(flows, found, strict=True) for row in flow.records(one, str(stored.manifest["index"]))]
+    rows = [
+        row
+        for one, stored in zip(flows, found, strict=True)
+        for row in flow.records(one, str(stored.manifest["index"]))
+    ]
     stem = job.output / f"{plain(job.model)}_{plain(str(job.data))}_flow"
     _say(console, _parquet(pd.DataFrame(rows), drawing.ended(stem, ".parquet")))
     means = benchmark(flows, found, job)
@@ -70,15 +74,16 @@ def write_flows(found: list[Stored], job: Job, console: Console) -> None:
 def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
     """The means of many answers' flow, as a file that the same figures are drawn from."""
     drawn = flow.curves(flows, job.request.seed)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name in ("attention", "gradient", "causal"):
         band = getattr(drawn, name)
         if band is not None:
             arrays |= {f"flow/mean/{name}": band.mean, f"flow/low/{name}": band.low, f"flow/high/{name}": band.high}
     groups = {name: round(float(np.mean([one.sizes[name] for one in flows]))) for name in flows[0].sizes}
     first = found[0].manifest
-    manifest = {"model": job.model, "benchmark": job.data, "questions": len(found), "groups": groups, "cliff": drawn.cliff}
-    manifest |= {"answer": [], "maps": {}, "pictures": [], "objective": first["objective"], "provenance": first["provenance"]}
+    manifest: dict[str, Any] = {"model": job.model, "benchmark": job.data, "questions": len(found), "groups": groups}
+    manifest |= {"cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
+    manifest |= {name: first[name] for name in ("objective", "provenance")}
     return Stored(arrays, manifest)
 
 
@@ -90,8 +95,9 @@ def _flow(stored: Stored) -> flow.Flow:
     """
     if "flow/attention" not in stored.arrays:
         raise ExplainError(f"{stored.path}: no information flow in it; delete it, or give another --output")
-    arrays = [stored.arrays.get(f"flow/{name}") for name in ("gradient", "saliency", "causal")]
-    return flow.Flow(stored.arrays["flow/attention"], stored.arrays["flow/rows"], *arrays, stored.manifest["groups"])
+    gradient, saliency, causal = (stored.arrays.get(f"flow/{name}") for name in ("gradient", "saliency", "causal"))
+    attention, rows = stored.arrays["flow/attention"], stored.arrays["flow/rows"]
+    return flow.Flow(attention, rows, gradient, saliency, causal, stored.manifest["groups"])
 
 
 def _parquet(frame: pd.DataFrame, path: Path) -> Path:

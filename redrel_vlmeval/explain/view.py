@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.explain.store import Stored
 
 STATES = {"no_gradient": "no gradient", "blank": "nothing positive", "pruned": "no image token"}
@@ -23,10 +23,8 @@ class Sheet:
 
     Attributes:
         layers: l layer numbers, from 1. status: their states, see :data:`gradcam.STATUS`.
-        values: float32 [l, r, c] on r x c cells; NaN where a token was dropped or the cell is padding.
-        box: left, top, right, bottom of all cells, in pixels of the original picture; padding lies outside of it.
-        size: width and height of the original picture. picture: uint8 [h, w, 3], perhaps smaller than that.
-        inside: bool [r, c], cells that show some of the picture.
+        values: float32 [l, r, c] on the grid's cells; NaN where a token was dropped or the cell is padding.
+        grid: where the cells lie. picture: uint8 [h, w, 3], perhaps smaller than the original.
     """
 
     where: str
@@ -34,34 +32,35 @@ class Sheet:
     layers: tuple[int, ...]
     status: tuple[str, ...]
     values: np.ndarray
-    box: tuple[float, float, float, float]
-    size: tuple[int, int]
+    grid: Grid
     picture: np.ndarray
-    inside: np.ndarray
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of all cells, in pixels of the original picture; padding lies outside of it."""
+        return self.grid.box
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the original picture."""
+        return self.grid.size
 
     @property
     def dropped(self) -> np.ndarray:
         """bool [l, r, c]: cells of the picture that a layer which has a map holds no token for."""
         mapped = np.array([state in ("ok", "blank") for state in self.status])
-        return np.isnan(self.values) & self.inside & mapped[:, None, None]
+        return np.asarray(np.isnan(self.values) & self.grid.inside() & mapped[:, None, None])
 
     @property
     def peak(self) -> float:
         """The highest value of any layer; 0 without one."""
         return float(np.nanmax(self.values, initial=0.0))
 
-    def mass(self, cells: np.ndarray) -> np.ndarray:
-        """[l] share of each map's sum that lies on ``cells`` (bool [r, c]); NaN where a layer has no map."""
-        total = np.nansum(self.values, axis=(1, 2))
-        inside = np.nansum(np.where(cells, self.values, 0), axis=(1, 2))
-        return np.divide(inside, total, out=np.full(len(total), np.nan), where=total > 0)
-
     def middle(self, cell: int) -> tuple[float, float]:
         """Where in the original picture a cell, numbered along the rows, has its middle: x, y in pixels."""
-        left, top, right, bottom = self.box
-        rows, columns = self.inside.shape
-        row, column = divmod(cell, columns)
-        return left + (column + 0.5) * (right - left) / columns, top + (row + 0.5) * (bottom - top) / rows
+        x, y = self.grid.edges()
+        row, column = divmod(cell, self.grid.shape[1])
+        return float(x[column] + x[column + 1]) / 2, float(y[row] + y[row + 1]) / 2
 
     def at(self, layers: Sequence[int]) -> Sheet:
         """Only these layers.
@@ -88,27 +87,23 @@ def sheet(stored: Stored, where: str, method: str, token: int | None = None, pic
         ExplainError: no such maps, token or picture in the file, or maps that no grid is known for.
     """
     values = stored.maps(where, method)
-    carried = stored.arrays.get(f"pixels/{where}/{method}")  # tokens that are no places: on the patches they attended to
+    carried = stored.arrays.get(f"pixels/{where}/{method}")  # tokens that have no place of their own
     values, grids = (values, where) if carried is None else (carried, "pixels")
     status = stored.status(where, method)
     if token is not None and not 0 <= token < len(values):
         raise ExplainError(f"answer token {token + 1}: the file has maps of {len(values)}; choose from 1")
     grid = _grid(stored, grids, picture)
-    size = (int(grid["size"][0]), int(grid["size"][1]))
-    index = np.array(grid["index"])
-    one = values[..., index]
-    inside = _inside(grid["box"], *index.shape, size)
+    one = grid.cells(values)
     chosen = _mean(one) if token is None else one[token]
     states = _together(status) if token is None else status[token]
     mapped = np.array([state in ("ok", "blank") for state in states])
-    chosen = np.where(inside & mapped[:, None, None], chosen, np.nan).astype(np.float32)
+    chosen = np.where(mapped[:, None, None], chosen, np.nan).astype(np.float32)
     shown = stored.arrays.get(f"picture/{picture}", np.full((1, 1, 3), 255, np.uint8))
-    layers = tuple(stored.layers(where, method))
-    return Sheet(where, method, layers, tuple(states), chosen, tuple(grid["box"]), size, shown, inside)
+    return Sheet(where, method, tuple(stored.layers(where, method)), tuple(states), chosen, grid, shown)
 
 
-def _grid(stored: Stored, where: str, picture: int) -> dict[str, Any]:
-    """A picture's grid as the manifest has it, see :class:`pixels.Grid`.
+def _grid(stored: Stored, where: str, picture: int) -> Grid:
+    """A picture's grid, from the manifest.
 
     Raises:
         ExplainError: there is none, or no such picture.
@@ -116,17 +111,7 @@ def _grid(stored: Stored, where: str, picture: int) -> dict[str, Any]:
     known = stored.manifest.get("grids", {}).get(where, [])
     if not 0 <= picture < len(known):
         raise ExplainError(f"picture {picture + 1}: the maps of {where} lie on {len(known)}; choose from 1")
-    return dict(known[picture])
-
-
-def _inside(box: Sequence[float], rows: int, columns: int, size: tuple[int, int]) -> np.ndarray:
-    """bool [rows, columns]: which cells of ``box`` overlap a picture of ``size`` by more than rounding."""
-    left, top, right, bottom = box
-    x, y = np.linspace(left, right, columns + 1), np.linspace(top, bottom, rows + 1)
-    slack = 1e-3 * max(size)
-    across = (x[1:] > slack) & (x[:-1] < size[0] - slack)
-    down = (y[1:] > slack) & (y[:-1] < size[1] - slack)
-    return np.logical_and.outer(down, across)
+    return Grid.from_json(known[picture])
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -144,7 +129,7 @@ def _together(status: list[list[str]]) -> list[str]:
 
 def shared_peak(sheets: Sequence[Sheet]) -> float:
     """The highest value of all of them, at least a number that can be divided by."""
-    return max([one.peak for one in sheets] + [np.finfo(np.float32).tiny])
+    return max([one.peak for one in sheets] + [float(np.finfo(np.float32).tiny)])
 
 
 def spread(layers: Sequence[int], most: int) -> list[int]:

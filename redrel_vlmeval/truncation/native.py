@@ -164,13 +164,13 @@ class NativeDecoder(Decoder):
     def vision_blocks(self) -> list[nn.Module]:
         tower = self._named(TOWERS)
         lists = [
-            module
+            list(module)
             for name, module in tower.named_modules()
             if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in TOWER_BLOCKS
         ]
         if not lists:
             raise TruncationError(f"{type(tower).__name__}: no list of blocks ({', '.join(TOWER_BLOCKS)}) in it")
-        return list(max(lists, key=len))
+        return max(lists, key=len)
 
     def projector(self) -> nn.Module:
         return self._named(PROJECTORS)

@@ -1,0 +1,55 @@
+"""The arithmetic of maps, on tensors: activation and gradient in, one number per cell out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Grad-CAM (eq. 2-3): A, G [..., n, c] -> [..., n]."""
+    return torch.relu((gradient.mean(-2, keepdim=True) * activation).sum(-1))
+
+
+def elementwise(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Gradient times activation, summed over channels, positive part: A, G [..., n, c] -> [..., n]."""
+    return torch.relu((gradient * activation).sum(-1))
+
+
+def official(activation: torch.Tensor, gradient: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """The published code's: relu on G, then pooling, then cells under ``threshold`` of the highest set to 0."""
+    cam = pooled(activation, torch.relu(gradient))
+    return cam * (cam >= threshold * cam.amax(-1, keepdim=True))
+
+
+FORMULAS = {"elementwise": elementwise, "gradcam": pooled, "gradcam_official": official}
+
+
+def attention_gradient(output_gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """dz/da of attention weights, without the weights: ``dz/da_hrj = (dz/do_rh) . v_jh``.
+
+    Args:
+        output_gradient: dz/do at the answer rows, o the attention's output before its projection: [b, r, h * d].
+        value: [b, h_kv, s, d]; with grouped queries every value head serves ``h / h_kv`` heads.
+
+    Returns:
+        [b, h, r, s].
+    """
+    batch, rows, _ = output_gradient.shape
+    kv_heads, width = value.shape[1], value.shape[3]
+    by_head = output_gradient.view(batch, rows, kv_heads, -1, width).permute(0, 2, 3, 1, 4)
+    product = by_head.flatten(2, 3) @ value.transpose(2, 3)
+    return product.view(batch, kv_heads, -1, rows, value.shape[2]).flatten(1, 2)
+
+
+def noisy(noise: float, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Adds noise of ``noise`` times the pixels' range; drawn on the CPU, so that a seed means the same anywhere."""
+
+    def edit(pixels: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        scale = noise * float(pixels.max() - pixels.min())
+        drawn = torch.randn(pixels.shape, generator=generator)
+        return pixels + (scale * drawn).to(pixels)
+
+    return edit
