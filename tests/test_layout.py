@@ -40,7 +40,7 @@ report.places report.board report.curves report.changes report.pictures report.p
 benchmodels bench benchtable
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
-explain.items explain.cards explain.tables explain.command explain.app
+explain.items explain.cards explain.job explain.tables explain.command explain.app
 cli
 __main__
 """.split()

@@ -31,7 +31,7 @@ def explain_flow(
     answer: Answer = None, output: Folder = HERE, objective: Objective = "logit", checkpointing: Checkpointing = False,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:  # fmt: skip
-    """Attention and gradient shares and the margin after a cut, over the layers (Figs. 1, 2b); a benchmark's with bands."""
+    """Attention and gradient shares and the margin after a cut, over the layers, as curves (Figs. 1, 2b)."""
     from redrel_vlmeval.explain import command
     from redrel_vlmeval.explain.gradcam import Request
 
@@ -77,7 +77,7 @@ def explain_cam(
 def explain_draw(
     files: Annotated[list[Path], typer.Argument(help="An .npz of flow or cam; several are compared.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A folder, or one .html, .png or .pdf; if not given, beside the .npz.")
+        Path | None, typer.Option("-o", "--output", help="A folder, or one .html, .png or .pdf; else beside the .npz.")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Only these.")] = None,
     where: Annotated[str | None, typer.Option(help="Only these: decoder, vision, projector.")] = None,

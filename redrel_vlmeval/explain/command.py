@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,58 +20,11 @@ from redrel_vlmeval.explain.comparing import Change, change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.explanation import choose_answer, compose, option_tokens
 from redrel_vlmeval.explain.flow import flow
-from redrel_vlmeval.explain.gradcam import METHODS, WHERE, Request, explain
+from redrel_vlmeval.explain.gradcam import Request, explain
 from redrel_vlmeval.explain.items import Item
-from redrel_vlmeval.explain.passes import OBJECTIVES
+from redrel_vlmeval.explain.job import Job, check
 from redrel_vlmeval.explain.store import Stored, load, save
 from redrel_vlmeval.truncation import TruncationError
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to explain, and where its files go; see the options of ``redrel explain cam``."""
-
-    model: str
-    output: Path
-    images: Sequence[Path] = ()
-    questions: Sequence[str] = ()
-    data: str | None = None
-    limit: int | None = None
-    answer: str | None = None
-    compare: str | None = None
-    request: Request = field(default_factory=Request)
-    tested: bool = False
-    scale: str = "shared"
-
-
-def check(job: Job) -> None:
-    """What can be said before a model is loaded.
-
-    Raises:
-        ExplainError: both or neither of pictures and benchmark, or what does not go together.
-    """
-    if bool(job.images) == bool(job.data):
-        raise ExplainError(
-            "give either --image with --question, or --data, " + ("not both" if job.data else "got none")
-        )
-    if bool(job.images) != bool(job.questions):
-        raise ExplainError(
-            "--image and --question belong together" if job.images else "--data brings its own questions"
-        )
-    if job.data and job.answer is not None:
-        raise ExplainError("--answer is for one question; with --data every question has its own")
-    if job.limit is not None and not job.data:
-        raise ExplainError("--limit is for --data")
-    if job.compare and len(job.questions) > 1:
-        raise ExplainError("--compare is for one question; compare two questions without it")
-    for given, known, name in (
-        (job.request.methods, METHODS, "--methods"), (job.request.where, WHERE, "--where"),
-        ((job.request.objective,), OBJECTIVES, "--objective"),
-    ):  # fmt: skip
-        if not given or (unknown := [word for word in given if word not in known]):
-            raise ExplainError(
-                f"{name} {', '.join(map(repr, unknown)) if given else '(empty)'}: choose from {', '.join(known)}"
-            )
 
 
 def prepare(folder: Path) -> None:
@@ -205,7 +158,7 @@ def cam(job: Job, console: Console | None = None) -> int:
                 tables.write_changes([made for _, made in results], job, run.console)
         else:
             found = [stored for stored, _ in results]
-            drawing.write_own(job, found, [made for _, made in results], run.console)
+            drawing.write_own(found, [made for _, made in results], job.scale, run.console)
         return run.close("explanations")
 
 

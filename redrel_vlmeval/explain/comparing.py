@@ -64,8 +64,7 @@ def change(first: Stored, second: Stored) -> Change:
     Raises:
         ExplainError: the two explain different answers.
     """
-    answers = [[token["id"] for token in stored.manifest["answer"]] for stored in (first, second)]
-    if answers[0] != answers[1]:
+    if not same_answer(first, second):
         raise ExplainError(
             "two explanations to compare must be of one answer: make the second with the first's --answer"
         )
@@ -83,6 +82,15 @@ def change(first: Stored, second: Stored) -> Change:
     return Change(str(first.manifest.get("index") or ""), names, replies, kept, shares)  # type: ignore[arg-type]
 
 
+def same_answer(first: Stored, second: Stored) -> bool:
+    """Whether two explanations are of one answer to one question."""
+    said = [
+        (stored.manifest.get("question"), [token["id"] for token in stored.manifest["answer"]])
+        for stored in (first, second)
+    ]
+    return said[0] == said[1]
+
+
 def _share(values: np.ndarray, kept: list[int]) -> np.ndarray:
     """[l] share of each layer's sum over answer tokens and image tokens that lies on ``kept``; NaN without a sum."""
     total = np.nansum(values, axis=(0, 2))
@@ -90,10 +98,10 @@ def _share(values: np.ndarray, kept: list[int]) -> np.ndarray:
     return np.divide(own, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
-def notes(one: Change, method: str) -> list[dict[int, str]]:
-    """For each of the two, layer -> the share on the kept tokens in words; what a figure writes under its panels."""
+def notes(one: Change, method: str) -> list[dict[int, str]] | None:
+    """For each of the two, layer -> the share on the kept tokens in words, for a figure; None if none is dropped."""
     if method not in one.shares:
-        return [{}, {}]
+        return None
     layers, *both = one.shares[method]
     return [
         {layer: "" if np.isnan(share) else f"{share:.0%}" for layer, share in zip(layers, shares.tolist(), strict=True)}

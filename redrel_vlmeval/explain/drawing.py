@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -13,9 +12,6 @@ from redrel_vlmeval.explain import camfigures, comparing, flowfigures, page, vie
 from redrel_vlmeval.explain.comparing import Change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import Stored, load
-
-if TYPE_CHECKING:
-    from redrel_vlmeval.explain.command import Job
 
 KINDS = (".png", ".pdf")
 
@@ -33,17 +29,17 @@ def ended(name: Path, end: str) -> Path:
 
 
 def write_own(
-    job: Job, found: Sequence[list[Stored]], changes: Sequence[Change | None], console: Console
+    found: Sequence[list[Stored]], changes: Sequence[Change | None], scale: str, console: Console
 ) -> list[Path]:
     """All figures and the page of the questions of one call, and what changed, in words."""
     flat = [stored for group in found for stored in group]
-    written = [path for stored in flat for path in draw_maps(stored, stem(stored), scale=job.scale)]
+    written = [path for stored in flat for path in draw_maps(stored, stem(stored), scale=scale)]
     for one, group in zip(changes, found, strict=True):
         if one is not None:
             console.print(comparing.to_text(one), highlight=False)
-            written += _together(group, _joined(group), job.scale, one)
+            written += _together(group, _joined(group), scale, one)
     if len(found) > 1:
-        written += _together(flat, _joined(flat), job.scale, None)
+        written += _together(flat, _joined(flat), scale, None)
     if len(flat) > 1:
         written.append(page.write(flat, ended(_joined(flat), ".html")))
     else:
@@ -145,13 +141,16 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     """(end of its name, figure) of all that is asked for."""
     first = found[0]
+    one = comparing.change(*found) if len(found) == 2 and comparing.same_answer(*found) else None
     for place, method in view.pairs(first):
         if (where and place not in where) or (methods and method not in methods):
             continue
         if len(found) == 1:
             yield f"{place}_{method}", camfigures.grid(first, place, method, **options)
         elif all((place, method) in view.pairs(other) for other in found):
-            yield f"{place}_{method}", camfigures.rows(found, [label(one) for one in found], place, method, **options)
+            notes = comparing.notes(one, method) if one is not None and place == "decoder" else None
+            names = [label(stored) for stored in found]
+            yield f"{place}_{method}", camfigures.rows(found, names, place, method, notes=notes, **options)
     if not where and not methods and len(found) == 1 and any(name.startswith("flow/") for name in first.arrays):
         yield "curves", flowfigures.curves(first, options["width"])
         if "flow/rows" in first.arrays:

@@ -5,6 +5,7 @@ Drawn from stored arrays alone, one question's or a benchmark's means with their
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ def curves(stored: Stored, width: float = WIDTH) -> Figure:
         ExplainError: the file holds no flow.
     """
     found = lines(stored)
-    groups = [number for number, name in enumerate(GROUPS) if stored.manifest["groups"].get(name)]
+    sizes, shares = stored.manifest["groups"], found["attention"].mean
+    groups = [number for number, name in enumerate(GROUPS) if sizes.get(name) and shares[:, number].any()]
     figure = Figure(figsize=(width, 0.62 + 1.25 * len(found) + 0.3))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
@@ -98,10 +100,8 @@ def curves(stored: Stored, width: float = WIDTH) -> Figure:
                       markersize=3, linewidth=1.1, label=WORDS[GROUPS[n]]) for n in groups]  # fmt: skip
     height = figure.get_size_inches()[1]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2)
-    figure.text(
-        0.02, 1 - 0.06 / height, _title(stored), fontsize=SMALL + 0.5, va="top", fontweight="bold", parse_math=False
-    )
-    figure.tight_layout(rect=(0, 0.34 / height, 1, 1 - 0.2 / height), h_pad=0.5, pad=0.3)
+    top = _head(figure, _title(stored))
+    figure.tight_layout(rect=(0, 0.34 / height, 1, 1 - (0.08 + top) / height), h_pad=0.5, pad=0.3)
     figure.align_ylabels(list(axes))
     return figure
 
@@ -199,9 +199,9 @@ def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, wi
     figure.legend(
         handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2, handlelength=1.4
     )
-    title = f"{stored.manifest.get('model') or ''}: attention of the row that predicts {stored.tokens[token]!r}"
-    figure.text(0.02, 1 - 0.06 / height, title, fontsize=SMALL + 0.5, va="top", fontweight="bold", parse_math=False)
-    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.33 / height, bottom=0.36 / height, wspace=0.06, hspace=0.28)
+    name = stored.manifest.get("model") or ""
+    top = 1 - (0.21 + _head(figure, f"{name}: attention of the row that predicts {stored.tokens[token]!r}")) / height
+    figure.subplots_adjust(left=0.02, right=0.98, top=top, bottom=0.36 / height, wspace=0.06, hspace=0.28)
     return figure
 
 
@@ -276,5 +276,14 @@ def _title(stored: Stored) -> str:
     name = stored.manifest.get("model") or ""
     questions = stored.manifest.get("questions")
     if questions:
-        return f"{name} on {stored.manifest['benchmark']}: mean of {questions}, 95 % bands"
+        return f"{name} on {stored.manifest['benchmark']}: mean of {questions} questions, 95 % bands"
     return f"{name}: flow to the answer {said(stored)!r}"
+
+
+def _head(figure: Figure, title: str) -> float:
+    """The title, wrapped, and how high it stands in inches."""
+    lines = textwrap.wrap(title, int(figure.get_size_inches()[0] * 16))[:3]
+    height = figure.get_size_inches()[1]
+    look = {"fontsize": SMALL + 0.5, "va": "top", "fontweight": "bold", "parse_math": False}
+    figure.text(0.02, 1 - 0.06 / height, "\n".join(lines), **look)
+    return 0.12 * len(lines)

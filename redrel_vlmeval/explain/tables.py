@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,9 @@ from redrel_vlmeval.explain import comparing, drawing, flow, view
 from redrel_vlmeval.explain.comparing import Change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.items import plain
+from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.store import Stored, save
 from redrel_vlmeval.writing import atomically
-
-if TYPE_CHECKING:
-    from redrel_vlmeval.explain.command import Job
 
 
 def write_maps(found: list[Stored], job: Job, console: Console) -> Path:
