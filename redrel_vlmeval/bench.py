@@ -121,17 +121,28 @@ def count_flops(subject: Subject, arm: Arm) -> int:
 
 def measure_peak(subject: Subject, arm: Arm) -> int | None:
     """Bytes at the peak of one prefill: allocated on a GPU; above the resident set before it on Linux; else None."""
-    if next(subject.model.parameters()).is_cuda:
-        torch.cuda.reset_peak_memory_stats()
+    weights = torch.cuda.memory_allocated() if next(subject.model.parameters()).is_cuda else 0
+
+    def prefill() -> None:
         with arm.context():
             answer(subject, arm, 1)
-        return int(torch.cuda.max_memory_allocated())
+
+    above = peak_above(subject.model, prefill)
+    return None if above is None else above + weights
+
+
+def peak_above(model: Any, run: Callable[[], Any]) -> int | None:
+    """Bytes at the peak of ``run`` above what was held before it; None where the system does not tell."""
+    if next(model.parameters()).is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return int(torch.cuda.max_memory_allocated()) - before
     try:
         _return_free_memory()
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
-        with arm.context():
-            answer(subject, arm, 1)
+        run()
         return _status("VmHWM") - before
     except OSError:
         return None

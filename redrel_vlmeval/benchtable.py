@@ -14,6 +14,7 @@ from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation.decoders import find_decoder
 
 SETTINGS = ("l5_k128", "l12_k0", "l1_k0")
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Request:
     code: str | None = None
     device: str | None = None
     dtype: str | None = None
-    rounds: int = 5
+    rounds: int | None = None
     settings: str | None = None
     check: bool = False
 
@@ -47,15 +48,15 @@ def run(request: Request) -> int:
         ValueError: unknown family, size, dtype or device. KeyError: a malformed setting.
     """
     wanted = tuple(str(parse(s.strip())) for s in request.settings.split(",")) if request.settings else SETTINGS
-    console = Console(stderr=True)
+    console, rounds = Console(stderr=True), request.rounds or ROUNDS
     with console.status("building the model") as status:
         subject = request.build()
         blocks = len(find_decoder(subject.model).blocks)
         wanted = tuple(dict.fromkeys([*subject.bars, *wanted])) if not request.settings else wanted
         chosen = tuple(s for s in wanted if parse(s).stages and parse(s).stages[-1].layer < blocks)
-        arms = bench.bench(subject, chosen, request.rounds, tick=status.update)
+        arms = bench.bench(subject, chosen, rounds, tick=status.update)
     what = request.model or f"random weights, {request.family} family, size {request.size}"
-    print(heading(subject.model, what, request.rounds))
+    print(heading(subject.model, what, rounds, "one question = prefill + 10 tokens"))
     print(tabulate(bench.table(arms), headers="keys", floatfmt=".3f", missingval="-"))
     found = bench.checks(arms, subject.bars, subject.race)
     print(
@@ -68,7 +69,7 @@ def run(request: Request) -> int:
     return int(request.check and not all(c.holds for c in found))
 
 
-def heading(model: torch.nn.Module, what: str, rounds: int) -> str:
+def heading(model: torch.nn.Module, what: str, rounds: int, question: str) -> str:
     """Where and on what it was measured."""
     parameter = next(model.parameters())
     device = (
@@ -80,5 +81,5 @@ def heading(model: torch.nn.Module, what: str, rounds: int) -> str:
     dtype = str(parameter.dtype).removeprefix("torch.")
     return (
         f"{what}: {count:.0f} M parameters, {dtype} on {device}, torch {torch.__version__}, "
-        f"medians of {rounds} rounds; one question = prefill + 10 tokens"
+        f"medians of {rounds} rounds; {question}"
     )

@@ -135,6 +135,7 @@ def demo(
 
 @app.command()
 def bench(
+    what: Annotated[str, typer.Argument(help="prefill, or explain: maps of all layers from one pass.")] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
@@ -147,15 +148,23 @@ def bench(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each arm; medians are printed.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Measurements of each arm; medians are printed. 5; 1 for explain.")
+    ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,
 ) -> None:
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
+    if what not in ("prefill", "explain"):
+        raise typer.BadParameter(f"{what!r}: choose prefill or explain")
     from redrel_vlmeval import benchtable
 
     request = benchtable.Request(family, size, model, code, device, dtype, rounds, settings, check)
-    raise typer.Exit(benchtable.run(request))
+    if what == "prefill":
+        raise typer.Exit(benchtable.run(request))
+    from redrel_vlmeval import benchexplain
+
+    raise typer.Exit(benchexplain.run(request))
 
 
 def main() -> None:

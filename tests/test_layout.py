@@ -37,7 +37,7 @@ explain.view explain.camfigures explain.flowfigures explain.comparing explain.pa
 explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
 explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
 report.places report.board report.curves report.changes report.pictures report.page
-benchmodels bench benchtable
+benchmodels bench benchtable benchexplain
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
 explain.items explain.cards explain.job explain.tables explain.command explain.app

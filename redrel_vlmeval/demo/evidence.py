@@ -101,15 +101,16 @@ def pointing(core: LlavaCore, questions: Sequence[Case], request: Request) -> pd
 def shares(points: pd.DataFrame) -> pd.DataFrame:
     """Percent of questions by what maps point at: one row per category, smoothing, method, ``on`` and layer."""
     keys = ["category", "smooth", "method", "on", "layer"]
-    counts = points.groupby(keys)["points_at"].value_counts(normalize=True).unstack(fill_value=0.0)
+    counts = points.groupby(keys)["points_at"].value_counts(normalize=True).unstack(fill_value=0)
     wanted = ["asked", "other", "background", "none"]
     return (100 * counts.reindex(columns=wanted, fill_value=0.0)).reset_index()
 
 
-def best_layer(found: pd.DataFrame, method: str = "elementwise", on: str = "cells") -> pd.Series:
+def best_layer(found: pd.DataFrame, method: str = "elementwise", on: str = "cells") -> dict[str, Any]:
     """The row of :func:`shares` with most hits."""
     rows = found[(found["method"] == method) & (found["on"] == on)]
-    return rows.loc[rows["asked"].idxmax()]
+    best = rows.sort_values("asked", ascending=False, kind="stable").to_dict("records")[0]
+    return {str(name): value for name, value in best.items()}
 
 
 def stops_finding(found: pd.DataFrame, method: str = "elementwise", on: str = "cells") -> int:

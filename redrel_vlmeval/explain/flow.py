@@ -16,6 +16,7 @@ import torch
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.bands import Band, band, cliff, cliff_interval
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.formulas import by_group
 from redrel_vlmeval.explain.gradcam import row_gradient
 from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.passes import Taken, Wanted, run
@@ -51,12 +52,6 @@ class Flow:
         return None if self.causal is None else cliff(self.causal)
 
 
-def by_group(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """Sums over the positions of each group: [..., s] and long [s] -> [..., g]."""
-    sums = torch.zeros(*values.shape[:-1], len(GROUPS), dtype=values.dtype, device=values.device)
-    return sums.index_add_(-1, group.to(values.device), values)
-
-
 def flow(
     asked: Asked, *, gradients: bool = True, cuts: bool = True, rows: str = "predict", kind: str = "logit",
     others: Sequence[int] | None = None, checkpointing: bool = False,
@@ -82,14 +77,14 @@ def attention_flow(asked: Asked, rows: str = "predict") -> tuple[np.ndarray, np.
         raise ExplainError(f"rows {rows!r}: choose one of predict, emit")
     blocks = range(len(asked.decoder.blocks))
     group = _groups(asked)
-    with run(asked, Wanted(rows=blocks, emit=rows == "emit"), grad=False) as taken:
-        shares, means = [], []
+    with run(asked, Wanted(rows=blocks, groups=group, emit=rows == "emit"), grad=False) as taken:
+        means = []
         for block in blocks:
-            weights, held = taken.rows.pop(block)[0], taken.held[0][block]
-            shares.append(by_group(weights, group if held is None else group[held]).cpu())
-            mean = torch.zeros(weights.shape[1], taken.length)
-            mean[:, slice(None) if held is None else held] = weights.mean(0).cpu()
+            held, weights = taken.held[0][block], taken.rows[block][0, 0].cpu()
+            mean = torch.zeros(len(weights), taken.length)
+            mean[:, slice(None) if held is None else held] = weights
             means.append(mean)
+        shares = [taken.shares[block].cpu() for block in blocks]
         return torch.stack(shares).numpy(), torch.stack(means).numpy()
 
 

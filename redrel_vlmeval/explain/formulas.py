@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from redrel_vlmeval.explain.spans import GROUPS
+
 
 def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """Grad-CAM (eq. 2-3): A, G [..., n, c] -> [..., n]."""
@@ -41,6 +43,12 @@ def attention_gradient(output_gradient: torch.Tensor, value: torch.Tensor) -> to
     by_head = output_gradient.view(batch, rows, kv_heads, -1, width).permute(0, 2, 3, 1, 4)
     product = by_head.flatten(2, 3) @ value.transpose(2, 3)
     return product.view(batch, kv_heads, -1, rows, value.shape[2]).flatten(1, 2)
+
+
+def by_group(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Sums over the positions of each group: [..., s] and long [s] -> [..., g]."""
+    sums = torch.zeros(*values.shape[:-1], len(GROUPS), dtype=values.dtype, device=values.device)
+    return sums.index_add_(-1, group.to(values.device), values)
 
 
 def noisy(noise: float, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -91,14 +91,17 @@ def locality(attention: np.ndarray) -> float:
     """The share of their attention that tokens pay to the patches of their own cell, mean over tokens, 0 to 1.
 
     ``attention`` is [p, q, patches], both grids square. 1: the bare grid is right; 1 / q: it says nothing.
+
+    Raises:
+        ExplainError: a grid that is no square.
     """
     _, queries, patches = attention.shape
     side, fine = int(queries**0.5), int(patches**0.5)
-    if side**2 != queries or fine**2 != patches or fine % side:
-        raise ExplainError(f"locality of {queries} tokens on {patches} patches: both must be squares, one in the other")
-    step = fine // side
-    own = np.arange(patches).reshape(side, step, side, step).transpose(0, 2, 1, 3).reshape(queries, step * step)
-    return float(np.take_along_axis(attention, np.broadcast_to(own, (len(attention), *own.shape)), 2).sum(-1).mean())
+    if side**2 != queries or fine**2 != patches:
+        raise ExplainError(f"locality of {queries} tokens on {patches} patches: both must be squares")
+    cell, patch = np.arange(side) / side, np.arange(fine) / fine
+    meet = np.minimum(cell[:, None] + 1 / side, patch + 1 / fine) - np.maximum(cell[:, None], patch) > 1e-9
+    return float((attention * np.kron(meet, meet)).sum(-1).mean())
 
 
 def shown(path: str, longest: int) -> np.ndarray:

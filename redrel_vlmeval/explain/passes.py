@@ -18,6 +18,7 @@ from torch import nn
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.formulas import by_group
 from redrel_vlmeval.explain.modes import checkpointed, differentiable, memory_named
 from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.spans import check_greedy
@@ -38,6 +39,7 @@ class Wanted:
     Attributes:
         nodes: whose activation, and gradient, to keep.
         rows: blocks (from 0) whose attention at the answer rows to keep, for each head.
+        groups: long [s]; keep sums by group and the mean over heads in their place, which is far less.
         values: keep those blocks' values, too, which ``dz/dA`` is made of.
         emit: rows of the answer's own tokens instead of those that predict them.
         tower: keep the attention of the vision tower's blocks up to the last one that anything is read from.
@@ -45,6 +47,7 @@ class Wanted:
 
     nodes: Sequence[Node] = ()
     rows: Sequence[int] = ()
+    groups: torch.Tensor | None = None
     values: bool = False
     emit: bool = False
     tower: bool = False
@@ -56,7 +59,8 @@ class Taken:
 
     Attributes:
         nodes: activation of a node, [b, s', c] in the decoder.
-        rows: block -> float32 [b, h, t, s'], attention of the answer rows. values: block -> [b, h_kv, s', d].
+        rows: block -> float32 [b, h, t, s'], attention of the answer rows, h = 1 with ``groups``.
+        shares: block -> float32 [h, t, g], with ``groups``. values: block -> [b, h_kv, s', d].
         held: for each copy and block the positions held, long [s'] ; None for all of them.
         resampled: Qwen-VL's resampler, [b * pictures, queries, patches]. tower: block -> [b * pictures, s, s].
         kept: stage layer -> image tokens kept, of the first copy.
@@ -70,6 +74,7 @@ class Taken:
     nodes: dict[Node, torch.Tensor] = field(default_factory=dict)
     rows: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+    shares: dict[int, torch.Tensor] = field(default_factory=dict)
     resampled: torch.Tensor | None = None
     tower: dict[int, torch.Tensor] = field(default_factory=dict)
     kept: dict[int, list[int]] = field(default_factory=dict)
@@ -79,6 +84,7 @@ class Taken:
         self.nodes.clear()
         self.rows.clear()
         self.values.clear()
+        self.shares.clear()
         self.tower.clear()
         self.resampled = None
         self.logits = self.logits.detach()
@@ -140,6 +146,7 @@ class _Watch:
         self.nodes: dict[Node, torch.Tensor] = {}
         self.rows: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        self.shares: dict[int, torch.Tensor] = {}
         self.resampled: torch.Tensor | None = None
         self.tower: dict[int, torch.Tensor] = {}
         self.kept: dict[int, list[int]] = {}
@@ -196,8 +203,9 @@ class _Watch:
             out = model.generate(**prompt)  # type: ignore[operator]
         logits = out.logits if hasattr(out, "logits") else out[0]
         taken = Taken(
-            self.held, logits, self.length, self.nodes, self.rows, self.values, self.resampled, self.tower, self.kept
-        )
+            self.held, logits, self.length, self.nodes, self.rows, self.values, self.shares, self.resampled, self.tower,
+            self.kept,
+        )  # fmt: skip
         self._check_rows(logits)
         return taken
 
@@ -263,7 +271,12 @@ class _Watch:
         if not self.armed or block in self.rows:
             return
         with torch.no_grad():
-            self.rows[block] = head_rows(query, key, self.places(block).to(query.device), scaling, mask, softcap)
+            weights = head_rows(query, key, self.places(block).to(query.device), scaling, mask, softcap)
+            if self.wanted.groups is not None:
+                held, group = self.held[0][block], self.wanted.groups
+                self.shares[block] = by_group(weights[0], group if held is None else group[held])
+                weights = weights.mean(1, keepdim=True)
+            self.rows[block] = weights
         if self.wanted.values:
             self.values[block] = value.detach()
 
