@@ -109,6 +109,7 @@ setup(
         "pandas",
         "scipy",
         "openpyxl",
+        "python-calamine",
         "tabulate",
         "jinja2",
         "markupsafe",

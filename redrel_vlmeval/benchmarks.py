@@ -19,6 +19,14 @@ SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
 _SHARED = ("AI2D", "AMBER", "ChartQA", "DocVQA", "GQA", "HallusionBench", "InfoVQA", "MME", "OCRVQA", "POPE", "TextVQA")
 
 
+class NoRule(ValueError):
+    """A score file that no rule knows; ``found`` is what it holds of numbers, by name and as they stand."""
+
+    def __init__(self, text: str, found: Mapping[str, float]) -> None:
+        super().__init__(text)
+        self.found = dict(found)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A value in points, of the questions of ``split`` (None: all there are); ``part``: of some of them only."""
@@ -34,7 +42,8 @@ def metrics_of(table: pd.DataFrame | Mapping[str, Any]) -> list[Metric]:
     """Metrics of a score file, headlines first.
 
     Raises:
-        ValueError: no rule knows these columns, or the headline is missing or not a number.
+        NoRule: no rule knows these columns.
+        ValueError: the headline is missing or not a number, or nothing is.
     """
     if isinstance(table, Mapping):
         return _ocrbench(table)
@@ -51,7 +60,31 @@ def metrics_of(table: pd.DataFrame | Mapping[str, Any]) -> list[Metric]:
         return _verifier(table)
     if "Overall" in columns:
         return _multiple_choice(table) if "split" in columns else _one_row(table)
-    raise ValueError(f"no rule for a score file with the columns {', '.join(map(str, table.columns))}")
+    raise _no_rule(f"the columns {', '.join(map(str, table.columns))}", _numbers_of(table))
+
+
+def _no_rule(what: str, found: Mapping[str, float]) -> ValueError:
+    text = f"no rule for a score file with {what}"
+    return NoRule(text, found) if found else ValueError(f"{text}, and no number in it")
+
+
+def flat(value: Any, name: str = "") -> dict[str, float]:
+    """Every number in a nested JSON object by its path, such as ``Text/acc``; switches are no numbers."""
+    if isinstance(value, Mapping):
+        parts = [flat(inner, f"{name}/{key}" if name else str(key)) for key, inner in value.items()]
+        return {key: number for part in parts for key, number in part.items()}
+    number = pd.to_numeric(value, errors="coerce") if isinstance(value, (int, float, str)) else None
+    return {} if isinstance(value, bool) or number is None or pd.isna(number) else {name: float(number)}
+
+
+def _numbers_of(table: pd.DataFrame) -> dict[str, float]:
+    """Numbers of a table by column, with the row's words in front where it has several rows."""
+    found: dict[str, float] = {}
+    for place, row in enumerate(table.to_dict("records")):
+        words = [str(value) for value in row.values() if value is not None and not flat(value, "x")]
+        front = f"{' '.join(words) or place} " if len(table) > 1 else ""
+        found |= {f"{front}{name}": number for name, number in flat(row).items()}
+    return found
 
 
 def _number(value: Any, what: str) -> float:
@@ -64,7 +97,7 @@ def _number(value: Any, what: str) -> float:
 def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
     """1000 questions, counted; the headline is ``Final Score`` / 10, in points. The parts stay counts."""
     if "Final Score" not in table:
-        raise ValueError(f"no rule for a score file with the entries {', '.join(map(str, table))}")
+        raise _no_rule(f"the entries {', '.join(map(str, table))}", flat(table))
     parts = [Metric(name, _number(table[name], name), part=True) for name in table if "Final Score" not in name]
     return [Metric("Final Score / 10", _number(table["Final Score"], "Final Score") / 10, True), *parts]
 

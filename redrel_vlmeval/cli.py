@@ -102,21 +102,25 @@ def report(
         int, typer.Option(min=0, help="Thumbnails of at most N pictures, most often changed answers first.")
     ] = 0,
     data_folder: Annotated[
-        Path | None, typer.Option(help="Folder of the benchmarks' TSV; $LMUData, OUTPUTS/LMUData, ~/LMUData if not given.")
+        Path | None, typer.Option(help="Where the benchmarks' TSV lie, if not $LMUData, OUTPUTS/LMUData, ~/LMUData.")
     ] = None,
     all_runs: Annotated[
         bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
     ] = False,
+    explain: Annotated[
+        Path | None, typer.Option(help="Folder of redrel explain cam --data: flips link to its pages.")
+    ] = None,
 ) -> None:
-    """One offline HTML page: leaderboard, cost, grids, curves, and each question whose answer changed."""
+    """One offline HTML page: leaderboard, cost, grids, curves, changed answers. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results
     from redrel_vlmeval.report import page
 
     found = results.read(outputs, all_runs)
-    path = page.write(found, output, pictures, data_folder)
+    path = page.write(found, output, pictures, data_folder, explain)
     typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
+    raise typer.Exit(int(bool(found.failed)))
 
 
 @app.command()

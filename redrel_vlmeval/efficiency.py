@@ -47,7 +47,10 @@ def kv_bytes(tokens: Sequence[int], shape: BlockShape, bytes_each: int) -> int:
 class Meter:
     """``with Meter(model) as meter: model.generate(...)`` — times of the first (prefill) and the later forward calls.
 
-    ``prefill_ms`` includes the vision tower; ``decode_ms`` is the mean per later call, None without one.
+    ``prefill_ms`` includes the vision tower; ``decode_ms`` is the mean per later call, None without one. ``total`` is
+    the wall time in seconds of everything inside, ``kv_bytes`` what the real cache held after the last call (with
+    beams: of all of them) and ``peak_bytes`` the most memory allocated on a GPU above what was there before, which is
+    the weights; on a CPU None, where the allocator gives back too little to tell.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,15 +62,31 @@ class Meter:
             self.decoder = None
         self.seconds: list[float] = []
         self.prompt: PromptTrace | None = None
+        self.total: float | None = None
+        self.kv_bytes: int | None = None
+        self.peak_bytes: int | None = None
+        self._cache: Any = None
 
     def __enter__(self) -> Meter:
         self._handles = [
             self.model.register_forward_pre_hook(self._start, with_kwargs=True),
             self.model.register_forward_hook(self._stop),
         ]
+        _wait(self.model)
+        if next(self.model.parameters()).is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        self._entered = time.perf_counter()
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        _wait(self.model)
+        self.total = time.perf_counter() - self._entered
+        if next(self.model.parameters()).is_cuda:
+            self.peak_bytes = int(torch.cuda.max_memory_allocated() - self._before)
+        if self.decoder is not None and self._cache is not None:
+            self.kv_bytes = self.decoder.held_bytes(self._cache)
+        self._cache = None
         for handle in self._handles:
             handle.remove()
 
@@ -81,9 +100,11 @@ class Meter:
         _wait(self.model)
         self._began = time.perf_counter()
 
-    def _stop(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    def _stop(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         _wait(self.model)
         self.seconds.append(time.perf_counter() - self._began)
+        if self.decoder is not None:
+            self._cache = self.decoder.cache_after(output, getattr(output, "past_key_values", None))
 
     @property
     def prefill_ms(self) -> float | None:
@@ -107,6 +128,9 @@ def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec) -> dict[st
         "prefill_ms": meter.prefill_ms,
         "decode_ms_per_token": meter.decode_ms,
         "new_tokens": len(meter.seconds),
+        "seconds": meter.total,
+        "kv_bytes_measured": meter.kv_bytes,
+        "peak_bytes": meter.peak_bytes,
     }
     whole, decoder = meter.prompt, meter.decoder
     if whole is None or decoder is None:

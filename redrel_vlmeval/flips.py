@@ -33,9 +33,13 @@ def flips(results: Results, model: str, benchmark: str, theirs: pd.DataFrame | N
     base = comparable_base(results, model, benchmark)
     if base is None:
         return pd.DataFrame(columns=COLUMNS)
-    judged = results.judged.get((model, benchmark))
-    ours = results.answers(model, benchmark).set_index("index")
-    theirs = (results.answers(base, benchmark) if theirs is None else theirs).set_index("index")
+    theirs = results.answers(base, benchmark) if theirs is None else theirs
+    return changes(results.answers(model, benchmark), theirs, results.judged.get((model, benchmark)))
+
+
+def changes(ours: pd.DataFrame, theirs: pd.DataFrame, judged: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The same of two tables of answers, of the questions in ``judged`` where it is given."""
+    ours, theirs = ours.set_index("index"), theirs.set_index("index")
     if judged is not None:
         ours = ours[ours.index.isin(set(judged["index"]))]
     if ours.index.has_duplicates or theirs.index.has_duplicates:

@@ -1,4 +1,4 @@
-"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and loads single files; judges nothing.
+"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and reads none of their tables.
 
 Upstream writes ``<work-dir>/<model>/T<date>-<time>/`` and links beside it, ms-vlmeval writes flat into
 ``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles are never opened: they can run code.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from xml.etree.ElementTree import ParseError
 
 import pandas as pd
+
+from redrel_vlmeval.tables import ResultsError
 
 RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
 STATUS = "status.json"
@@ -25,11 +24,6 @@ RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
 TABLES = ("xlsx", "tsv", "csv", "json")
 # Side files of an evaluation: their names begin like a prediction file's and are none.
 _SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ParseError)
-
-
-class ResultsError(RuntimeError):
-    """A folder or file of results that cannot be used; the text names it and says what was expected."""
 
 
 @dataclass(frozen=True)
@@ -207,37 +201,3 @@ def _age(folder: Path, status: Mapping[str, object]) -> tuple[str, str, float]:
     # A flat folder of an older host has no id at all: its date decides.
     stamp = pd.Timestamp(folder.stat().st_mtime, unit="s")
     return stamp.strftime("%Y%m%d"), stamp.strftime("%H%M%S"), folder.stat().st_mtime
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A host's table as it was written: ``NA`` and ``None`` stay words, only empty fields are missing.
-
-    Raises:
-        ResultsError: the file cannot be read as what its ending says.
-    """
-    try:
-        if path.suffix == ".xlsx":
-            return pd.read_excel(path, engine="openpyxl", keep_default_na=False, na_values=[""])
-        if path.suffix in (".csv", ".tsv"):
-            sep = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=sep, keep_default_na=False, na_values=[""])
-        return pd.DataFrame(read_json(path))
-    except _UNREADABLE as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file.
-
-    Raises:
-        ResultsError: no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Kind and text of an error, fit for one field of a sheet."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

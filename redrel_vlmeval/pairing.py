@@ -13,6 +13,8 @@ from redrel_vlmeval import records
 from redrel_vlmeval.outputs import Cell
 
 REFUSED = "no delta: "
+# What of a cell's provenance has to agree before its settings do.
+SOURCE = ("host", "host_version", "commit", "judge")
 Key = tuple[str, str]
 
 
@@ -22,17 +24,21 @@ class Side:
 
     n: float | None
     settings: Mapping[Any, Any] | None
-    judge: str | None
-    questions: frozenset[str] | None
+    source: Mapping[Any, Any]
+    questions: pd.DataFrame | None
 
 
 def with_deltas(
-    scores: pd.DataFrame, efficiency: pd.DataFrame, cells: Iterable[Cell], judged: Mapping[Key, pd.DataFrame]
+    scores: pd.DataFrame,
+    efficiency: pd.DataFrame,
+    provenance: pd.DataFrame,
+    cells: Iterable[Cell],
+    judged: Mapping[Key, pd.DataFrame],
 ) -> pd.DataFrame:
     """Points to the base in the same folder; where the two were not run alike there is no delta but a note."""
     rows = scores.to_dict("records")
     by_key = {(cell.label, cell.benchmark): cell for cell in cells}
-    sides = _sides(rows, efficiency, by_key, judged)
+    sides = _sides(rows, efficiency, provenance, judged)
     states = {(row["model"], row["benchmark"]): row["status"] for row in rows}
     known = {(row["model"], row["benchmark"], row["metric"]): row for row in rows}
     reasons: dict[tuple[Key, Key], str] = {}
@@ -55,12 +61,12 @@ def with_deltas(
 
 
 def _sides(
-    rows: list[dict], efficiency: pd.DataFrame, cells: Mapping[Key, Cell], judged: Mapping[Key, pd.DataFrame]
+    rows: list[dict], efficiency: pd.DataFrame, provenance: pd.DataFrame, judged: Mapping[Key, pd.DataFrame]
 ) -> dict[Key, Side]:
-    settings = {(row["model"], row["benchmark"]): row for row in efficiency.to_dict("records")}
+    frames = (efficiency, provenance)
+    settings, sources = ({(row["model"], row["benchmark"]): row for row in f.to_dict("records")} for f in frames)
     sizes = {(row["model"], row["benchmark"]): row["n"] for row in rows if row["headline"]}
-    asked = {key: frozenset(frame["index"]) for key, frame in judged.items()}
-    return {key: Side(sizes[key], settings.get(key), cells[key].judge, asked.get(key)) for key in sizes}
+    return {key: Side(sizes[key], settings.get(key), sources[key], judged.get(key)) for key in sizes}
 
 
 def _older(base: Cell) -> str:
@@ -74,20 +80,49 @@ def difference(ours: Side, theirs: Side) -> str:
     """Why a variant and its base (in this order) cannot be compared, naming field and values; empty when they can."""
     if ours.n is not None and theirs.n is not None and ours.n == ours.n and theirs.n == theirs.n and ours.n != theirs.n:
         return f"{ours.n:.0f} questions, base {theirs.n:.0f}"
-    if ours.questions is not None and theirs.questions is not None and (new := ours.questions - theirs.questions):
-        return f"{len(new)} of {len(ours.questions)} questions were not asked of the base (index {min(new)!r})"
-    if ours.judge and theirs.judge and ours.judge != theirs.judge:
-        return f"judge differs ({ours.judge}; base {theirs.judge})"
+    if why := _other_questions(ours.questions, theirs.questions):
+        return why
+    # Without a table per question its name does not tell the judge; there is no test then, and that is said.
+    unjudged = ours.questions is None or theirs.questions is None
+    both = pd.notna(ours.source["judge"]) and pd.notna(theirs.source["judge"])
+    names = SOURCE[:-1] if unjudged and not both else SOURCE
+    if why := _differing(names, ours.source, theirs.source):
+        return why
     if ours.settings is None and theirs.settings is None:
         return ""
     if ours.settings is None or theirs.settings is None:
         who = "the variant" if ours.settings is None else "the base"
         return f"{who} has no efficiency records, so what it ran on is not known"
-    for name in records.SETTINGS:
-        mine, other = ours.settings[name], theirs.settings[name]
-        if pd.notna(mine) and pd.notna(other) and mine != other:
-            return f"{name} differs ({mine}; base {other})"
+    if why := _differing(records.SETTINGS, ours.settings, theirs.settings):
+        return why
     return _versions(ours.settings["versions"], theirs.settings["versions"])
+
+
+def _differing(names: Iterable[str], ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> str:
+    """The first field that differs, or that only one side tells of; what neither tells of is passed over."""
+    for name in names:
+        mine, other = (side[name] if pd.notna(side[name]) else None for side in (ours, theirs))
+        if mine != other:
+            known = (f"{mine or 'not known'}", f"{other or 'not known'}")
+            return f"{name.replace('_', ' ')} differs ({known[0]}; base {known[1]})"
+    return ""
+
+
+def _other_questions(ours: pd.DataFrame | None, theirs: pd.DataFrame | None) -> str:
+    """Whether an index is not the base's, or stands for another question, other options or another right answer."""
+    if ours is None or theirs is None:
+        return ""
+    columns = ["index", "asked"]
+    if ours[columns].equals(theirs[columns]):  # nearly always, and much faster than what follows
+        return ""
+    known = dict(zip(theirs["index"], theirs["asked"], strict=True))
+    new = [index for index in ours["index"] if index not in known]
+    if new:
+        return f"{len(new)} of {len(ours)} questions were not asked of the base (index {min(new)!r})"
+    other = [index for index, asked in zip(ours["index"], ours["asked"], strict=True) if known[index] != asked]
+    if other:
+        return f"{len(other)} of {len(ours)} questions read otherwise than the base's (index {min(other)!r})"
+    return ""
 
 
 def _versions(ours: object, theirs: object) -> str:

@@ -7,29 +7,26 @@ neither tells is None, never a guess.
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
+from redrel_vlmeval.hostfacts import MS, UPSTREAM, arguments
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.outputs import Cell
+from redrel_vlmeval.tables import Columns
 
 COLUMNS = [
     "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision", "torch", "transformers",
     "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments", "run",
 ]  # fmt: skip
-HOSTS = {"ms-vlmeval": "ms", "vlmeval": "upstream"}
+HOSTS = {MS: "ms", UPSTREAM: "upstream"}
 _FROM_RECORDS = ("backend", "weights", "revision", "device", "dtype", "kernel")
-# Values of these options of the host are secrets, which no sheet may show.
-_SECRET = re.compile(r"--[\w-]*(?:key|token|password)\b", re.IGNORECASE)
 # What the host writes into a judged table when the judge gave no answer.
 _FELL_BACK = "no GPT-based answer matching"
 _RANDOM = "randomly generate one"
 
 
-def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: pd.DataFrame | None) -> dict[str, object]:
+def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | None) -> dict[str, object]:
     """A value for each of ``COLUMNS``; ``measured`` is the cell's row of records, ``table`` its judged table."""
     measured = measured or {}
     versions = _versions(measured.get("versions"))
@@ -48,7 +45,7 @@ def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: pd.DataFrame 
     }
 
 
-def judge_ran(judge: str | None, table: pd.DataFrame | None) -> str | None:
+def judge_ran(judge: str | None, table: Columns | None) -> str | None:
     """``yes`` or ``no`` and why, from the judged table; None where it does not show.
 
     A judge that needs an API key and has none is replaced by exact matching, or by random letters, without an error.
@@ -60,33 +57,24 @@ def judge_ran(judge: str | None, table: pd.DataFrame | None) -> str | None:
     if "eval_score" in table:
         return "no: this benchmark is scored by rule"
     if "extracted" in table:
-        unknown = int((table["extracted"].astype(str) == "Unknown").sum())
-        return f"no: {unknown} of {len(table)} answers were left unread" if unknown else None
-    if "log" not in table:
-        return None
-    log = table["log"].astype(str)
+        unread = sum(value == "Unknown" for value in table["extracted"])
+        return f"no: {unread} of {len(table['extracted'])} answers were left unread" if unread else None
+    log = [str(line) for line in table.get("log", [])]
     for words, what in ((_RANDOM, "were given a random letter"), (_FELL_BACK, "were counted wrong without a judge")):
-        if count := int(log.str.contains(words, regex=False).sum()):
-            return f"no: {count} of {len(table)} answers {what}"
-    return None
-
-
-def arguments(argv: Sequence[str]) -> str:
-    """A command line as text, with the values of keys and tokens left out."""
-    shown: list[str] = []
-    for word in map(str, argv):
-        name, equals, _ = word.partition("=")
-        if shown and _SECRET.fullmatch(shown[-1]):
-            shown.append("...")
-        else:
-            shown.append(f"{name}=..." if equals and _SECRET.fullmatch(name) else word)
-    return shlex.join(shown)
+        if count := sum(words in line for line in log):
+            return f"no: {count} of {len(log)} answers {what}"
+    # An answer that the host reads by itself is its own log.
+    given = [str(value) for value in table.get("prediction", [])]
+    asked = sum(line.startswith("Match Log:") and said not in line for line, said in zip(log, given, strict=False))
+    if asked:
+        return f"yes: it read {asked} of {len(log)} answers"
+    return f"not needed: all {len(log)} answers were read by exact matching" if log else None
 
 
 def _host(cell: Cell, measured: Mapping[str, Any], version: str | None, argv: list[str]) -> dict[str, object]:
     """Which of the two hosts; the commit that ms-vlmeval notes is that of whatever repository it is installed in."""
     name, _, number = (version or "").partition(" ")
-    found = HOSTS.get(name) or measured.get("host") or _host_by_command(argv[0] if argv else "")
+    found = measured.get("host") or HOSTS.get(name) or _host_by_command(argv[0] if argv else "")
     commit = measured.get("commit") or (cell.status.get("commit") if found == "upstream" else None)
     return {
         "host": found,
@@ -108,11 +96,11 @@ def _argv(cell: Cell) -> list[str]:
 
 def _versions(text: object) -> dict[str, str]:
     """``torch 2.1, vlmeval ms-vlmeval 0.0.20`` -> the number, or the distribution and its number, by name."""
-    found: dict[str, str] = {}
-    for piece in text.split(", ") if isinstance(text, str) else ():
+    found: dict[str, list[str]] = {}
+    for piece in re.split(r", | \| ", text) if isinstance(text, str) else ():
         name, _, value = piece.partition(" ")
-        found[name] = value if name == "vlmeval" else value.removeprefix(f"{name} ")
-    return found
+        found.setdefault(name, []).append(value if name == "vlmeval" else value.removeprefix(f"{name} "))
+    return {name: " | ".join(dict.fromkeys(values)) for name, values in found.items()}
 
 
 def _spec(model: str) -> VariantSpec:

@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
+import ast
 import string
+import sys
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from redrel_vlmeval.outputs import Cell, ResultsError, read_table
+from redrel_vlmeval.outputs import Cell
+from redrel_vlmeval.tables import Columns, ResultsError, empty_predictions, read_columns, read_json
 
 ANSWERS = [
     "index", "question", "options", "prediction", "answer", "hit", "category", "subject", "grade", "split", "picture",
 ]  # fmt: skip
 COLUMNS = ["model", "benchmark", *ANSWERS]
-VERDICTS = ("hit", "score", "eval_score")
+VERDICTS = ("hit", "score", "eval_score", "verifier_match")
 # Columns by which hosts name a question's picture; the picture itself is not in their tables.
 PICTURES = ("image_path", "image_id", "img_id", "image_name")
 # ScienceQA's own words for its subjects, and the abbreviations under which its results are published.
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+_FORMULAS = "Handwritten Mathematical Expression Recognition"
 
 
-def verdicts(table: pd.DataFrame | None, split: str | None) -> pd.DataFrame | None:
-    """index (text), hit (empty where nothing was judged) and picture (empty where it is not named) of ``split``."""
+def table_of(cell: Cell) -> dict[str, list[Any]] | None:
+    """The judged table, or the predictions where there is none; None without either.
+
+    OCRBench is judged without a table: its rule is applied again, and counts where the host's own sum comes out.
+
+    Raises:
+        ResultsError: the table cannot be read.
+    """
+    source = cell.per_sample or cell.predictions
+    if source is None:
+        return None
+    table = read_columns(source)
+    if _column(table) is None and cell.benchmark.startswith("OCRBench") and {"answer", "category"} <= table.keys():
+        hits = [_ocrbench(*line) for line in zip(table["prediction"], table["answer"], table["category"], strict=True)]
+        score = read_json(cell.metric) if cell.metric and cell.metric.suffix == ".json" else None
+        if isinstance(score, dict) and score.get("Final Score") == sum(hits):
+            table["hit"] = hits
+    return table
+
+
+def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
+    """index (text), hit (empty where nothing was judged), picture (None where it is not named) and asked, of ``split``.
+
+    ``asked`` is a number that tells question, options and right answer from others within this process.
+    """
     if table is None or "index" not in table or not (column := _column(table)):
         return None
+    # The same index stands in the tables of all models: it is kept once.
+    index = [sys.intern(str(index)) for index in table["index"]]
+    texts = [table[name] for name in ("question", *_letters(table), "answer") if name in table]
+    asked = np.fromiter(map(hash, zip(*texts, strict=True)), dtype=np.int64) if texts else 0
+    picture = np.array(_picture(table), dtype=object)
+    frame = pd.DataFrame({"index": index, "hit": _hits(table[column]), "picture": picture, "asked": asked})
     if split is not None and "split" in table:
-        table = table[table["split"].astype(str) == split]
-    frame = pd.DataFrame({"index": table["index"].astype(str), "hit": _numbers(table[column])})
-    frame["picture"] = _picture(table)
-    return frame.reset_index(drop=True)
+        frame = frame[[str(value) == split for value in table["split"]]].reset_index(drop=True)
+    return frame
 
 
-def remark(table: pd.DataFrame | None) -> str:
-    """How many answers are empty, which the host judges like any other; the host writes an empty one as 'nan'."""
-    if table is None or "prediction" not in table:
+def empty_answers(cell: Cell, table: Columns | None) -> str:
+    """How many answers are empty, which the host judges like any other; the judged table holds the word 'nan' for them.
+
+    Raises:
+        ResultsError: the predictions, which the judged table was made from, cannot be read.
+    """
+    if table is None:
         return ""
-    empty = int((table["prediction"].isna() | (table["prediction"].astype(str) == "nan")).sum())
-    return f"{empty} of {len(table)} answers are empty, scored as the host judged them" if empty else ""
+    given = table.get("prediction", [])
+    judged = sum(value is None or value == "nan" for value in given)
+    beside = empty_predictions(cell.predictions) if cell.predictions and cell.per_sample else 0
+    count = max(judged, beside)
+    return f"{count} of {len(given)} answers are empty, scored as the host judged them" if count else ""
 
 
 def answers(cell: Cell) -> pd.DataFrame:
@@ -43,45 +83,66 @@ def answers(cell: Cell) -> pd.DataFrame:
 
     ``options`` is text, one line each, None without choices; ``hit`` is the score from 0 to 1 where the host grades.
     """
-    source = cell.per_sample or cell.predictions
     try:
-        table = read_table(source) if source else None
-        raw = read_table(cell.predictions) if cell.predictions else None
+        table = table_of(cell) or {}
+        raw = read_columns(cell.predictions) if cell.predictions and cell.per_sample else table
     except ResultsError:
-        table = None
-    if table is None or "index" not in table or "prediction" not in table:
+        table = {}
+    if "index" not in table or "prediction" not in table:
         return pd.DataFrame(columns=ANSWERS)
-    column = _column(table)
-    frame = table.reindex(columns=ANSWERS).astype(object)
-    frame = frame.where(frame.notna(), None).assign(index=table["index"].astype(str))
-    frame["hit"] = _numbers(table[column]) if column else float("nan")
-    frame["options"], frame["picture"] = _options(table), _picture(table)
-    frame["subject"] = [SUBJECTS.get(str(word), word) for word in frame["subject"]]
-    if raw is not None and "index" in raw and "prediction" in raw:
+    nothing = [None] * len(table["index"])
+    found = {name: table.get(name, nothing) for name in ANSWERS}
+    found["index"] = [str(index) for index in table["index"]]
+    found["options"], found["picture"] = _options(table), _picture(table)
+    found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
+    if "index" in raw and "prediction" in raw:
         # The judged table holds str(answer), where an empty answer has become the word 'nan'.
-        given = dict(zip(raw["index"].astype(str), raw["prediction"], strict=True))
-        frame["prediction"] = [given.get(i, p) for i, p in zip(frame["index"], frame["prediction"], strict=True)]
-    return frame[ANSWERS].reset_index(drop=True)
+        given = dict(zip(map(str, raw["index"]), raw["prediction"], strict=True))
+        found["prediction"] = [given.get(i, p) for i, p in zip(found["index"], found["prediction"], strict=True)]
+    frame = pd.DataFrame(found, columns=ANSWERS, dtype=object)
+    column = _column(table)
+    return frame.assign(hit=_hits(table[column]) if column else float("nan"))
 
 
-def _options(table: pd.DataFrame) -> pd.Series:
+def _ocrbench(prediction: object, answer: object, category: object) -> int:
+    """Whether one of the right answers stands in the prediction, blanks and case aside, as the host counts it."""
+
+    def plain(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if category == _FORMULAS else text.lower()
+
+    try:
+        right = ast.literal_eval(str(answer))
+    except (ValueError, SyntaxError):
+        right = [answer]
+    said = "nan" if prediction is None else str(prediction)
+    return int(any(plain(str(one)) in plain(said) for one in right))
+
+
+def _letters(table: Columns) -> list[str]:
+    return [letter for letter in string.ascii_uppercase if letter in table]
+
+
+def _options(table: Columns) -> list[str | None]:
     """``A. x`` and ``B. y`` on lines of their own; a question without choices has None."""
-    letters = [letter for letter in string.ascii_uppercase if letter in table]
+    letters = _letters(table)
+    if not letters:
+        return [None] * len(table["index"])
     rows = zip(*(table[letter] for letter in letters), strict=True)
-    lines = [[f"{a}. {text}" for a, text in zip(letters, row, strict=True) if pd.notna(text)] for row in rows]
-    return pd.Series(["\n".join(row) or None for row in lines] if letters else None, index=table.index, dtype=object)
+    lines = [[f"{a}. {text}" for a, text in zip(letters, row, strict=True) if text is not None] for row in rows]
+    return ["\n".join(row) or None for row in lines]
 
 
-def _picture(table: pd.DataFrame) -> pd.Series:
-    named = next((table[name] for name in PICTURES if name in table), None)
-    if named is None:
-        return pd.Series([None] * len(table), index=table.index, dtype=object)
-    return named.astype(object).where(named.notna(), None)
+def _picture(table: Columns) -> list[Any]:
+    return next((table[name] for name in PICTURES if name in table), [None] * len(table["index"]))
 
 
-def _column(table: pd.DataFrame) -> str | None:
+def _column(table: Columns) -> str | None:
     return next((name for name in VERDICTS if name in table), None)
 
 
-def _numbers(column: pd.Series) -> pd.Series:
-    return pd.to_numeric(column, errors="coerce").astype(float)
+def _hits(column: list[Any]) -> np.ndarray:
+    try:
+        return np.array(column, dtype=float)
+    except (TypeError, ValueError):
+        return pd.to_numeric(pd.Series(column, dtype=object), errors="coerce").to_numpy(dtype=float)

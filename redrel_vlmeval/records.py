@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval.outputs import RECORDS, STATUS, Cell, ResultsError, one_line, read_json
+from redrel_vlmeval.outputs import RECORDS, STATUS, Cell
+from redrel_vlmeval.tables import ResultsError, one_line, read_json
 
 SETTINGS = ("backend", "weights", "revision", "device", "dtype", "kernel")
 COLUMNS = (
     "n", "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes",
-    "kv_ratio", "prefill_ms", "decode_ms_per_token", "mode", *SETTINGS, "versions",
+    "kv_ratio", "prefill_ms", "decode_ms_per_token", "mode", *SETTINGS, "versions", "kv_bytes_measured",
+    "questions_per_second", "peak_bytes", "new_tokens", "tokens_per_block",
 )  # fmt: skip
-_MEANS = ("image_tokens", "average_image_tokens", "prefill_flops", "kv_bytes")
+# What a run says of itself, for the provenance of its cell.
+RUN = ("host", "host_version", "commit", "arguments")
+_MEANS = ("image_tokens", "average_image_tokens", "prefill_flops", "kv_bytes", "kv_bytes_measured", "new_tokens")
 _MEDIANS = ("prefill_ms", "decode_ms_per_token")
 
 
 def read_records(path: Path) -> dict[str, dict[str, object]]:
     """Efficiency records by question; the last line of an index wins, torn lines (killed runs) are passed over.
+
+    ``run`` of each is the head that stood before it: what its run said of itself, and empty in older files.
 
     Raises:
         ResultsError: the file cannot be opened.
@@ -30,6 +37,7 @@ def read_records(path: Path) -> dict[str, dict[str, object]]:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
+    run: object = {}
     for line in lines:
         # A killed run leaves a line without its end, and the next run's first record follows on the same line.
         start = max(line.rfind('{"version"'), 0)
@@ -38,7 +46,9 @@ def read_records(path: Path) -> dict[str, dict[str, object]]:
         except ValueError:
             continue
         if isinstance(record, dict) and "index" in record:
-            records[str(record["index"])] = record
+            records[str(record["index"])] = record | {"run": run}
+        elif isinstance(record, dict) and isinstance(record.get("run"), dict):
+            run = record["run"]
     return records
 
 
@@ -74,7 +84,7 @@ def records_of(cell: Cell) -> dict[str, dict[str, object]]:
 
 
 def summary(cell: Cell) -> dict[str, object] | None:
-    """One value for each of ``COLUMNS``; None without records. A setting with several values lists them all.
+    """One value for each of ``COLUMNS``, ``RUN`` and started; None without records. Several values are all listed.
 
     Raises:
         ResultsError: a file of records cannot be opened.
@@ -92,7 +102,24 @@ def summary(cell: Cell) -> dict[str, object] | None:
     row |= {name: _values(frame.get(name, ())) for name in ("mode", *SETTINGS)}
     found = [value for value in frame.get("versions", ()) if isinstance(value, Mapping)]
     row["versions"] = _values(", ".join(f"{name} {number}" for name, number in value.items()) for value in found)
+    seconds = _numbers(frame, "seconds")
+    row["questions_per_second"] = float(seconds.notna().sum() / seconds.sum()) if seconds.sum() else None
+    row["peak_bytes"] = _numbers(frame, "peak_bytes").max()
+    row["tokens_per_block"] = _per_block(frame.get("tokens", ()))
+    runs = [run for run in frame["run"] if isinstance(run, Mapping)]
+    row |= {name: _values(run.get(name) for run in runs) for name in RUN}
+    times = [*(run.get("started") for run in runs), *frame.get("time", ())]
+    row["started"] = min((when for when in times if isinstance(when, str)), default=None)
     return row
+
+
+def _per_block(lists: Iterable[object]) -> str | None:
+    """Tokens entering each decoder block, mean over questions: ``134 x 2, 78 x 6`` for two blocks of 134, six of 78."""
+    rows = [row for row in lists if isinstance(row, list) and row]
+    if not rows or len({len(row) for row in rows}) > 1:
+        return None
+    means = [f"{sum(column) / len(rows):.1f}".removesuffix(".0") for column in zip(*rows, strict=True)]
+    return ", ".join(f"{mean} x {len(list(same))}" for mean, same in groupby(means))
 
 
 def _last(blocks: object) -> object:

@@ -6,7 +6,9 @@ score file counts only where that file tells of no error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from redrel_vlmeval import pairing, provenance, questions, records
-from redrel_vlmeval.benchmarks import Metric, metrics_of
+from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import Cell, ResultsError, find_cells, read_json, read_table
+from redrel_vlmeval.outputs import STATUS, Cell, find_cells
+from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
@@ -24,6 +27,8 @@ IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
 PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
+# The state of a cell whose numbers are shown as they stand, because nothing says which of them counts.
+NO_RULE = "no rule"
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -90,8 +95,7 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
     efficiency_rows: list[dict[str, object]] = []
     sources: list[dict[str, object]] = []
     judged: dict[tuple[str, str], pd.DataFrame] = {}
-    for cell in cells:
-        found, measured, verdicts, source = _read_cell(cell)
+    for cell, (found, measured, verdicts, source) in zip(cells, _read_cells(cells), strict=True):
         if verdicts is not None:
             judged[cell.label, cell.benchmark] = verdicts
         same = describe(cell.model) | {"model": cell.label, "benchmark": cell.benchmark}
@@ -100,8 +104,9 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
         sources.append(same | {"path": path} | source)
         efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
     efficiency = _frame(efficiency_rows, EFFICIENCY)
-    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, cells, judged)
-    return Results(root, scores, efficiency, tuple(cells), judged, pd.DataFrame(sources, columns=PROVENANCE))
+    origins = pd.DataFrame(sources, columns=PROVENANCE)
+    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, origins, cells, judged)
+    return Results(root, scores, efficiency, tuple(cells), judged, origins)
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
@@ -134,20 +139,27 @@ def _one_or_list(values: list) -> object:
     return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
 
 
+def _read_cells(cells: list[Cell]) -> list[tuple]:
+    """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_read_cell, cells))
+
+
 def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
     """Score rows, efficiency row, verdicts, provenance of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
     table, measured, verdicts = None, None, None
     try:
-        source = cell.per_sample or cell.predictions
-        table = read_table(source) if source else None
+        table = questions.table_of(cell)
+        empty = questions.empty_answers(cell, table)
         measured = records.summary(cell)
+        if status in ("ok", NO_RULE):
+            metrics, status, reason = _metrics(cell, status, reason)
         if status == "ok":
-            metrics = _metrics(cell)
             metrics, reason = _with_headline(metrics, table)
             verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
-            reason = "; ".join(filter(None, [reason, questions.remark(table)]))
+        reason = "; ".join(filter(None, [reason, empty]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
@@ -159,28 +171,33 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
     return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
 
 
-def _size(metric: Metric, table: pd.DataFrame | None) -> int | None:
+def _size(metric: Metric, table: Columns | None) -> int | None:
     """Questions that a metric is over; not known for a category, whose name the host may have abbreviated."""
     if metric.part or table is None:
         return None
     if metric.split is None:
-        return len(table)
-    return int((table["split"].astype(str) == metric.split).sum()) if "split" in table else None
+        return len(next(iter(table.values()), []))
+    return sum(str(split) == metric.split for split in table["split"]) if "split" in table else None
 
 
-def _metrics(cell: Cell) -> list[Metric]:
+def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, str]:
+    """Metrics, status and reason; what no rule knows is shown as it stands, beside an empty headline."""
     path = cell.metric
     if path is None:
-        return []
-    try:
-        value = read_json(path) if path.suffix == ".json" else None
-        return metrics_of(value if isinstance(value, dict) else read_table(path))
-    except ValueError as error:
-        raise ResultsError(f"{path.name}: {error}") from error
+        found: Mapping[str, float] = flat(cell.entry.get("metrics"))
+    else:
+        try:
+            value = read_json(path) if path.suffix == ".json" else None
+            return metrics_of(value if isinstance(value, dict) else read_table(path)), status, reason
+        except NoRule as error:
+            status, reason, found = NO_RULE, f"{path.name}: {error}", error.found
+        except ValueError as error:
+            raise ResultsError(f"{path.name}: {error}") from error
+    return [Metric("", float("nan"), True), *(Metric(*pair, part=True) for pair in found.items())], status, reason
 
 
 def _state(cell: Cell) -> tuple[str, str]:
-    """ok, failed, partial (answers without a score) or running, and why."""
+    """ok, failed, partial (answers without a score), running or no rule, and why."""
     entry, stage = cell.entry, cell.entry.get("status")
     if cell.problem:
         return "failed", cell.problem
@@ -194,19 +211,21 @@ def _state(cell: Cell) -> tuple[str, str]:
         return "running", f"stage {stage!r} was begun and not ended: still running, or killed{when}"
     if cell.metric is not None:
         return "ok", ""
+    if flat(cell.entry.get("metrics")):
+        return NO_RULE, f"no rule for a benchmark that is known from {STATUS} only: its metrics as they stand there"
     if cell.predictions is not None:
         return "partial", "predictions without a score file: not evaluated, or by a benchmark that has no rule here"
     return "failed", f"neither predictions nor a score file in {cell.run.name}"
 
 
-def _with_headline(metrics: list[Metric], table: pd.DataFrame | None) -> tuple[list[Metric], str]:
+def _with_headline(metrics: list[Metric], table: Columns | None) -> tuple[list[Metric], str]:
     """Where no split is known as the headline, the mean over all questions is."""
     if any(metric.headline for metric in metrics):
         return metrics, ""
     if table is None or "hit" not in table:
         names = ", ".join(sorted({str(metric.split) for metric in metrics}))
         raise ResultsError(f"none of the splits {names} is known as the headline, and there is no per-question table")
-    mean = float(pd.to_numeric(table["hit"], errors="coerce").mean() * 100)
+    mean = float(pd.to_numeric(pd.Series(table["hit"], dtype=object), errors="coerce").mean() * 100)
     return [Metric("Overall", mean, headline=True), *metrics], "headline: mean over the questions of all splits"
 
 
@@ -227,8 +246,7 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     category = ~frame["headline"] & ~frame["metric"].str.endswith("]")
     frame = frame[category | frame["metric"].isin(first)]
     frame = frame.assign(category=frame["metric"].where(~frame["headline"], ""))
-    asked = results.questions
-    sizes = asked[(asked["model"] == base) & (asked["benchmark"] == benchmark)]["category"].value_counts()
+    sizes = results.answers(base, benchmark)["category"].value_counts()
     frame["n"] = pd.Series(frame["category"].map(sizes).where(~frame["headline"], frame["n"]), dtype=float)
     of_base = frame[frame["model"] == base]
     baseline = {str(name): float(value) for name, value in zip(of_base["category"], of_base["value"], strict=True)}

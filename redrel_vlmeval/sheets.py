@@ -16,7 +16,7 @@ from redrel_vlmeval.writing import WriteError, atomically
 INTERVAL = "95 % CI"
 NOT_RUN = f"{comparisons.NO_TEST}: not run"
 LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
-STATES = ("failed", "running", "partial", "ok")
+STATES = ("failed", "running", "partial", "no rule", "ok")
 NOTES = {
     "model": "name given to the runner",
     "base": "the untruncated model that a variant is compared with: same prompt, same number of beams",
@@ -35,7 +35,8 @@ NOTES = {
     "KV MB": "bytes of the KV cache when the answer ends, in 1e6, mean over questions",
     "prefill ms": "wall time of the prefill, median over questions; of several benchmarks the weighted mean",
     "decode ms/token": "wall time of one decoding step, median over questions; of several benchmarks the weighted mean",
-    "status": "worst state of the row's cells: ok, partial (answers, no score), running (begun, not ended), failed",
+    "status": "worst state of the row's cells: ok, no rule (numbers as they stand, none of them the benchmark's), "
+    "partial (answers, no score), running (begun, not ended), failed",
     "note": "why a cell has no score, why a score has no delta, and what to know of the run",
 }
 

@@ -76,7 +76,9 @@ def test_a_meter_sees_prefill_and_every_later_step_and_leaves(llava: TinyModel) 
     assert record["tokens"] == [total, total, total - 11, total - 11, total - 11]
     assert record["kv_tokens"] == [n + 3 for n in record["tokens"]]
     assert record["prefill_flops"] < record["prefill_flops_untouched"]
-    assert record["kv_bytes"] < record["kv_bytes_untouched"]
+    assert record["kv_bytes_measured"] == record["kv_bytes"] < record["kv_bytes_untouched"]
+    assert record["seconds"] >= sum(meter.seconds) > 0 and record["new_tokens"] == 4
+    assert record["peak_bytes"] is None, "only a GPU's allocator tells"
     assert record["average_image_tokens"] == (16 * 2 + 5 * 3) / 5
     assert (record["mode"], record["kernel"], record["dtype"]) == ("dropped", "sdpa", "float32")
 
@@ -88,7 +90,7 @@ def test_an_untouched_model_costs_what_the_untouched_columns_say(llava: TinyMode
     record = costs(meter, None, parse("x"))
     assert record["mode"] == "untouched"
     assert record["prefill_flops"] == record["prefill_flops_untouched"]
-    assert record["kv_bytes"] == record["kv_bytes_untouched"]
+    assert record["kv_bytes_measured"] == record["kv_bytes"] == record["kv_bytes_untouched"]
 
 
 def test_records_are_lines_and_have_one_writer(tmp_path: Path) -> None:

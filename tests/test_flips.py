@@ -33,14 +33,17 @@ def test_each_question_that_changed_stands_with_both_answers(tmp_path: Path) -> 
 
 def test_up_and_down_are_those_of_the_paired_test(tmp_path: Path) -> None:
     """Also where the questions stand in another order, and where only one split makes the headline."""
-    split = {"split": ["dev", "validation", "validation", "validation", "validation"]}
-    write(tmp_path, BASE, [1, 1, 0, 1, 0], "A,A,B,A,B", **split)
-    write(tmp_path, VARIANT, [1, 0, 1, 0, 0], "A,B,A,B,B", index=[4, 3, 2, 1, 0], **split)
+    asked = ASKED["question"][::-1]
+    split = ["dev", "validation", "validation", "validation", "validation"]
+    write(tmp_path, BASE, [1, 1, 0, 1, 0], "A,A,B,A,B", split=split)
+    write(tmp_path, VARIANT, [1, 0, 1, 0, 0], "A,B,A,B,B", index=[4, 3, 2, 1, 0], split=split[::-1], question=asked)
+    for model in (BASE, VARIANT):
+        (tmp_path / model / f"{model}_X_acc.csv").write_text('"split","Overall"\n"dev","1"\n"validation","0.5"\n')
     results = read(tmp_path)
     test = comparisons.compare(results)
     test = test.loc[results.scores["model"] == VARIANT].dropna(subset=["p"]).iloc[0]
     counts = flips(results, VARIANT, "X")["change"].value_counts()
-    assert (counts["up"], counts["down"]) == (test["up"], test["down"])
+    assert (counts["up"], counts["down"]) == (test["up"], test["down"]) == (2, 2)
 
 
 def test_graded_scores_flip_by_any_change(tmp_path: Path) -> None:

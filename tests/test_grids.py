@@ -38,6 +38,11 @@ def test_schedules_percentages_and_failures_have_no_place(tmp_path: Path) -> Non
     assert grids(read(tmp_path)) == []
 
 
+def test_results_without_a_score_have_no_grid(tmp_path: Path) -> None:
+    host.status(tmp_path / BASE, BASE, X={"status": "infer"})
+    assert grids(read(tmp_path)) == []
+
+
 def test_benchmarks_prompts_and_bases_have_grids_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, "", 0.75)
     write(tmp_path, "l2_k8", 0.5)

@@ -15,7 +15,7 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking writing
+names locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
@@ -27,7 +27,7 @@ models.qwen_compat models.qwen_kernel models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.variant
 registry hostrun
 sweep
-benchmarks outputs records provenance questions pairing results
+benchmarks tables outputs records provenance questions pairing results
 statistics comparisons flips grids
 workbook sheets
 pages.render
@@ -36,7 +36,7 @@ explain.errors explain.spans explain.bands explain.grid explain.store
 explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
 explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
 explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
-report.places report.board report.curves report.changes report.pictures report.page
+report.places report.board report.curves report.changes report.pictures report.explained report.page
 benchmodels bench benchtable benchexplain
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
@@ -47,13 +47,14 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names writing prompts registry attach hostrun benchmarks outputs records provenance questions pairing results
-statistics comparisons flips grids workbook sheets pages.render figures report.page cli
+names writing hostfacts prompts registry attach hostrun
+benchmarks tables outputs records provenance questions pairing results statistics
+comparisons flips grids workbook sheets pages.render figures report.page cli
 explain.spans explain.bands explain.grid explain.store
 explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
-DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}
 
 
 def modules() -> dict[str, Path]:

@@ -8,7 +8,9 @@ import host_files as host
 import pandas as pd
 import pytest
 
+from redrel_vlmeval import sheets, tables
 from redrel_vlmeval.results import ResultsError, read
+from redrel_vlmeval.tables import empty_predictions, read_table
 
 
 def test_newest_run_wins_and_a_run_of_another_benchmark_hides_nothing(tmp_path: Path) -> None:
@@ -90,6 +92,8 @@ def _cut(path: Path) -> None:
     ("name", "damage"),
     [
         ("m_X_exact_matching_result.xlsx", _cut),
+        ("m_X.xlsx", _cut),
+        ("m_X.xlsx", lambda path: path.write_bytes(b"")),
         ("m_X_acc.csv", lambda path: path.write_text("")),
         ("m_X_acc.csv", lambda path: path.write_text('"split","Overall"\n"none",""\n')),
         ("m_X_acc.csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x81")),
@@ -108,3 +112,72 @@ def test_a_damaged_file_fails_its_cell_and_no_other(tmp_path: Path, name: str, d
     ((model, benchmark, reason),) = results.failed
     assert (model, benchmark) == ("m", "X") and name in reason
     assert host.headlines(results.scores) == {("X", "Overall"): 100.0}
+
+
+def test_a_benchmark_without_a_rule_is_shown_as_it_stands(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    host.scored(tmp_path / "m", "m", "New", 0.5)
+    (tmp_path / "m" / "m_New_acc.csv").write_text('"part","bleu","tool"\n"easy","0.25","x"\n"hard","31","x"\n')
+    results = read(tmp_path)
+    rows = results.scores[results.scores["benchmark"] == "New"]
+    assert set(rows["status"]) == {"no rule"} and rows["reason"].str.contains("no rule .* part, bleu, tool").all()
+    shown = rows[~rows["headline"]].set_index("metric")["value"].to_dict()
+    assert shown == {"easy x bleu": 0.25, "hard x bleu": 31}
+    assert rows.loc[rows["headline"], "value"].isna().all() and not results.failed
+    board = sheets.leaderboard(results)
+    assert board.loc[0, ["X", "New", "status"]].tolist() == [50.0, "no rule", "no rule"]
+
+
+def test_metrics_that_only_status_json_tells_of_are_shown_as_they_stand(tmp_path: Path) -> None:
+    host.predictions(tmp_path / "m", "m", "New", host.choices("A,B,A,B"))
+    entry = {"status": "done", "metrics": {"all": {"win rate": 0.5, "note": "fine"}, "count": "7", "open": True}}
+    host.status(tmp_path / "m", "m", New=entry)
+    rows = read(tmp_path).scores
+    assert rows.set_index("metric")["value"].dropna().to_dict() == {"all/win rate": 0.5, "count": 7}
+    assert set(rows["status"]) == {"no rule"}
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "tsv"])
+def test_answers_that_are_empty_in_the_predictions_only_are_told(tmp_path: Path, kind: str) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    path = tmp_path / "m" / "m_X.xlsx"
+    assert empty_predictions(path) == 0
+    table = read_table(path).assign(prediction=["A", None, "NA", None])
+    if kind == "xlsx":
+        host.predictions(tmp_path / "m", "m", "X", table)
+    else:
+        path.unlink()
+        table.to_csv(path.with_suffix(".tsv"), sep="\t", index=False)
+    reason = read(tmp_path).scores.loc[0, "reason"]
+    assert reason == "2 of 4 answers are empty, scored as the host judged them"
+    assert read(tmp_path).answers("m", "X")["prediction"].tolist() == ["A", None, "NA", None]
+
+
+@pytest.mark.parametrize("column", ["question", "A", "answer"])
+def test_the_same_index_with_another_question_is_not_paired(tmp_path: Path, column: str) -> None:
+    host.answered(tmp_path / host.BASE, host.BASE, "X", [1, 1, 0, 1], A="yes")
+    same = {"question": "q", "A": "yes", "answer": "A"}[column]
+    other = {"A": "yes"} | {column: [same, same, "other", same]}
+    host.answered(tmp_path / host.VARIANT, host.VARIANT, "X", [1, 0, 0, 1], **other, prediction=["A", "B", "B", "A"])
+    rows = read(tmp_path).scores
+    row = rows[rows["headline"]].set_index("model").loc[host.VARIANT]
+    assert row["note"] == "no delta: 1 of 4 questions read otherwise than the base's (index '2')"
+    assert pd.isna(row["delta"])
+
+
+def test_a_large_folder_is_read_one_table_per_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell costs one parsed table, whatever else lies there: what makes 200 models x 20 benchmarks readable."""
+    names = [host.BASE, *(f"{host.BASE}_trunc_l{layer}_k8" for layer in range(1, 8))]
+    for name in names:
+        for benchmark in "XYZ":
+            host.scored(tmp_path / name, name, benchmark, 0.5)
+    parsed: list[str] = []
+    real = tables._xlsx
+    monkeypatch.setattr(tables, "_xlsx", lambda path: parsed.append(path.name) or real(path))
+    results = read(tmp_path)
+    board = sheets.leaderboard(results)
+    assert board.shape[0] == 8 and len(parsed) == 24 and all("exact_matching_result" in name for name in parsed)
+    held = sum(len(frame) for frame in results.judged.values())
+    assert held == 24 * 4 and set(results.judged[host.BASE, "X"]) == {"index", "hit", "picture", "asked"}
+    results.answers(host.BASE, "X")
+    assert len(parsed) == 26, "the answers are read when asked for"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import host_files as host
 import pandas as pd
 import pytest
 
-from redrel_vlmeval.provenance import arguments, judge_ran
+from redrel_vlmeval.provenance import judge_ran
 from redrel_vlmeval.results import PROVENANCE, read
 
 
@@ -46,16 +47,38 @@ def test_the_host_and_its_commit(tmp_path: Path, command: str, expected: tuple) 
     assert row["arguments"] == "--data X --judge-key ..."
 
 
-def test_secrets_are_left_out_of_arguments() -> None:
-    assert arguments(["--judge-key", "s", "--key=s", "--api-token=t", "--keys", "2"]) == (
-        "--judge-key ... --key=... --api-token=... --keys 2"
-    )
-
-
 def test_a_judge_that_did_not_run_is_told() -> None:
-    table = pd.DataFrame({"log": ["Match Log: A. ", "Match Log: Failed to predict, thus randomly generate one. . "]})
+    read, random = "Match Log: A. ", "Match Log: Failed to predict, thus randomly generate one. . "
+    table = {"prediction": ["A", "hm"], "log": [read, random]}
     assert judge_ran("gpt4", table) == "no: 1 of 2 answers were given a random letter"
-    table["log"] = "Match Log: Failed in Prefetch, no GPT-based answer matching under `exact_matching` policy.. "
-    assert judge_ran("gpt4", table) == "no: 2 of 2 answers were counted wrong without a judge"
+    table["log"][1] = "Match Log: Failed in Prefetch, no GPT-based answer matching under `exact_matching` policy.. "
+    assert judge_ran("gpt4", table) == "no: 1 of 2 answers were counted wrong without a judge"
+    table["log"][1] = "Match Log: B. "
+    assert judge_ran("gpt4", table) == "yes: it read 1 of 2 answers"
+    assert judge_ran("gpt4", table | {"prediction": ["A", "B"]}).startswith("not needed")
+    assert judge_ran("gpt4", {"extracted": ["Yes", "Unknown"]}) == "no: 1 of 2 answers were left unread"
+    assert judge_ran("gpt4", {"eval_score": [1]}).startswith("no: this benchmark is scored by rule")
     assert judge_ran("exact_matching", table).startswith("yes")
     assert judge_ran(None, table) is None and judge_ran("gpt4", None) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "reason"),
+    [
+        ({"host": "ms"}, {"host": "upstream"}, "host differs (ms; base upstream)"),
+        ({"host_version": "2"}, {"host_version": "1"}, "host version differs (2; base 1)"),
+        ({"commit": "b"}, {"commit": "a"}, "commit differs (b; base a)"),
+        ({"commit": "b"}, {}, "commit differs (b; base not known)"),
+        ({}, {"host": "ms"}, "host differs (not known; base ms)"),
+        ({"commit": "a", "arguments": "--data X"}, {"commit": "a", "arguments": "--data Y"}, ""),
+    ],
+)
+def test_base_and_variant_pair_only_from_one_host(tmp_path: Path, ours: dict, theirs: dict, reason: str) -> None:
+    host.pair(tmp_path, versions={})
+    for model, run in ((host.VARIANT, ours), (host.BASE, theirs)):
+        path = host.records(tmp_path / model, model, "X", versions={}, base=host.BASE)
+        path.write_text(json.dumps({"version": 1, "run": run}) + "\n" + path.read_text())
+    rows = read(tmp_path).scores
+    row = rows[rows["headline"]].set_index("model").loc[host.VARIANT]
+    assert row["note"] == (f"no delta: {reason}" if reason else "")
+    assert pd.isna(row["delta"]) == bool(reason)

@@ -62,7 +62,7 @@ def test_redrel_commands_run_in_order_as_printed(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         if "demo" in words:
             made = tmp_path / "outputs" / "demo"
-            assert {"sheet.xlsx", "sheet.csv", "sheet.md", "accuracy_against_keep.png"} <= {
+            assert {"sheet.xlsx", "sheet.csv", "sheet.md", "page.html", "accuracy_against_keep.png"} <= {
                 p.name for p in made.iterdir()
             }
             (tmp_path / "outputs" / "demo").rename(tmp_path / "moved")

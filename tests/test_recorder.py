@@ -36,7 +36,8 @@ def test_a_record_is_written_beside_the_predictions(classes, base, pictures, tmp
     assert {key: record[key] for key in wanted} == wanted
     grown = record["new_tokens"] - 1
     assert 4 <= record["new_tokens"] <= 6 and record["kv_tokens"] == [n + grown for n in record["tokens"]] == kept.kv
-    assert record["kv_bytes"] == sum(record["kv_tokens"]) * 2 * 128 * 4
+    assert record["kv_bytes"] == record["kv_bytes_measured"] == sum(record["kv_tokens"]) * 2 * 128 * 4
+    assert record["seconds"] > record["prefill_ms"] / 1e3
     assert record["prefill_flops"] < record["prefill_flops_untouched"]
     assert record["prefill_ms"] > 0 and record["decode_ms_per_token"] > 0
     assert set(record["versions"]) == {"redrel_vlmeval", "torch", "transformers", "vlmeval"}
@@ -104,7 +105,21 @@ def test_a_torn_last_line_is_closed_off(base, classes, asked, tmp_path):
     path.write_bytes(b'{"version": 1, "index": 0}\n{"version": 1, "ind')
     in_host(lambda: classes.TruncatedVLM(base, "l2_k16").generate(asked), 1, tmp_path)
     lines = path.read_text().splitlines()
-    assert lines[:2] == ['{"version": 1, "index": 0}', '{"version": 1, "ind'] and json.loads(lines[2])["index"] == 1
+    assert lines[:2] == ['{"version": 1, "index": 0}', '{"version": 1, "ind'] and json.loads(lines[3])["index"] == 1
+
+
+def test_the_run_says_what_it_is_once_before_its_records(classes, asked, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "--data", "X", "--judge-key", "secret"])
+    variant = classes.TruncatedVLM(base, "l2_k16")
+    for index in (1, 2):
+        in_host(lambda: variant.generate(asked), index, tmp_path)
+    (path,) = tmp_path.iterdir()
+    head, *rest = map(json.loads, path.read_text().splitlines())
+    run = head["run"]
+    assert [record["index"] for record in rest] == [1, 2] and "index" not in head
+    assert (run["host"], run["commit"], run["arguments"]) == ("ms", None, "--data X --judge-key ...")
+    assert f"ms-vlmeval {run['host_version']}" == rest[0]["versions"]["vlmeval"]
+    assert run["started"] <= rest[0]["time"]
 
 
 def test_a_folder_that_is_not_there_is_an_error_before_the_answer(base, asked, tmp_path, monkeypatch):

@@ -63,3 +63,17 @@ def test_records_of_all_ranks_count_and_the_newest_of_a_question_wins(tmp_path: 
     host.records(folder, "m", "X_other", indices=range(50))
     row = read(tmp_path).efficiency.set_index("benchmark").loc["X"]
     assert row["n"] == 4 and row["prefill_ms"] == 30, "two of rank 0 at 10 ms, two of rank 1 at 50 ms"
+
+
+def test_what_a_run_measured_is_in_its_row(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    measured = {"kv_bytes_measured": 500, "seconds": 0.25, "peak_bytes": 7_000, "new_tokens": 3}
+    path = host.records(tmp_path / "m", "m", "X", tokens=[100, 100, 50, 50], **measured)
+    path.write_text('{"version": 1, "run": {"host": "ms", "started": "2025-12-31T00:00Z"}}\n' + path.read_text())
+    row = read(tmp_path).efficiency.iloc[0]
+    assert (row["n"], row["kv_bytes_measured"], row["questions_per_second"]) == (4, 500, 4)
+    assert (row["peak_bytes"], row["new_tokens"], row["tokens_per_block"]) == (7_000, 3, "100 x 2, 50 x 2")
+    assert read(tmp_path).provenance.iloc[0]["date"] == "2025-12-31T00:00Z"
+    old = host.records(tmp_path / "m", "m", "X", new_tokens=None)
+    assert old.exists() and pd.isna(read(tmp_path).efficiency.iloc[0][["kv_bytes_measured", "peak_bytes"]]).all()
+    assert read(tmp_path).provenance.iloc[0]["date"] == "2026-01-01T00:00Z"

@@ -15,8 +15,10 @@ from tabulate import tabulate
 
 from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
 from redrel_vlmeval.demo import benchmark, kept, scenes
+from redrel_vlmeval.report import page
 
 BASE = "redrel_tiny"
+PICTURES = 700  # in the page: those of all questions of RedRelShapes
 LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
 CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
 QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
@@ -75,6 +77,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
 def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
     """Print how often the cells that matter were kept; write it, the sheets and the figure of accuracy against K."""
     written = [sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")]
+    written.append(page.write(found, work_dir / "page.html", PICTURES))
     needed = kept.needed_cells_kept(found, data)
     if not needed.empty:
         print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
@@ -171,4 +174,5 @@ def record_files(work_dir: Path, models: list[str], data: str) -> Iterator[Path]
 
 def answered(work_dir: Path, models: list[str], data: str) -> int:
     """Questions answered so far, from the efficiency records."""
-    return sum(path.read_bytes().count(b"\n") for path in record_files(work_dir, models, data))
+    files = (path.read_bytes() for path in record_files(work_dir, models, data))
+    return sum(b'"index"' in line for text in files for line in text.splitlines())

@@ -211,7 +211,7 @@ def _write(figure: Figure, left: float, top: float, text: str, size: float = SMA
 def _head_lines(stored: Stored, width: float) -> list[str]:
     """Model, answer and question, wrapped to stand beside the picture."""
     letters = int(0.72 * width * 19)
-    lines = [*_lines(stored.manifest.get("model") or "", letters, 2), f"answer: {said(stored)!r}"]
+    lines = [*_lines(stored.manifest.get("model") or "", letters, 2), *_lines(f"answer: {said(stored)!r}", letters, 2)]
     return lines + _lines(stored.manifest.get("question") or "", letters, 6)
 
 

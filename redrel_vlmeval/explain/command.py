@@ -24,6 +24,7 @@ from redrel_vlmeval.explain.gradcam import Request, explain
 from redrel_vlmeval.explain.items import Item
 from redrel_vlmeval.explain.job import Job, check
 from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.truncation import TruncationError
 
 
@@ -194,7 +195,7 @@ def _maps(run: Run, host: Any, model: str, item: Item, answer: list[int] | None)
         return made
 
     wanted = settings(job, host, model, item, "cam") | ({} if answer is None else {"answer": answer})
-    return kept_or_made(run, job.output / f"{items.plain(model)}_{item.name}.npz", wanted, make)
+    return kept_or_made(run, job.output / f"{plain(model)}_{item.name}.npz", wanted, make)
 
 
 def flows(job: Job, console: Console | None = None) -> int:
@@ -206,7 +207,7 @@ def flows(job: Job, console: Console | None = None) -> int:
     with started(job, console) as (run, questions, total):
 
         def make(item: Item) -> Stored:
-            path = job.output / f"{items.plain(job.model)}_{item.name}_flow.npz"
+            path = job.output / f"{plain(job.model)}_{item.name}_flow.npz"
             return kept_or_made(run, path, settings(job, run.host, job.model, item, "flow"), lambda: _flow(run, item))
 
         found = each(run, questions, total, make)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.models.pictures import check_readable, is_missing
 from redrel_vlmeval.names import parse
+from redrel_vlmeval.report.explained import plain
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,6 @@ def tokens_on(grid: Grid, cells: Sequence[int]) -> list[int]:
     inside = (y[:, None] >= 0) & (x[None] >= 0) & (x[None] < scenes.GRID) & (y[:, None] < scenes.GRID)
     place = np.floor(y)[:, None] * scenes.GRID + np.floor(x)[None]
     return sorted(int(token) for token in grid.index[inside & np.isin(place, list(cells))])
-
-
-def plain(name: str) -> str:
-    """A name that is a file name anywhere."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "picture"
 
 
 def table() -> Any:

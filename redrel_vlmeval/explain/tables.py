@@ -12,9 +12,9 @@ from rich.console import Console
 from redrel_vlmeval.explain import comparing, drawing, flow, view
 from redrel_vlmeval.explain.comparing import Change
 from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.items import plain
 from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.store import Stored, save
+from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.writing import atomically
 
 

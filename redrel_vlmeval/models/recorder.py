@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +13,24 @@ from typing import Any
 from torch import nn
 
 import redrel_vlmeval
+from redrel_vlmeval import hostfacts
 from redrel_vlmeval.efficiency import Meter, RecordFile, costs, now
 from redrel_vlmeval.models.question import asked_by_host
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation import Trace
 
 logger = logging.getLogger("redrel_vlmeval")
-DISTRIBUTIONS = {"torch": ("torch",), "transformers": ("transformers",), "vlmeval": ("ms-vlmeval", "vlmeval")}
+DISTRIBUTIONS = ("torch", "transformers")
 
 
 def versions() -> dict[str, str]:
     """Version of this package and of what the numbers depend on, ``?`` where it cannot be told."""
     found = {"redrel_vlmeval": redrel_vlmeval.__version__}
-    for name, distributions in DISTRIBUTIONS.items():
-        found[name] = "?"
-        for distribution in distributions:
-            try:
-                found[name] = f"{distribution} {importlib.metadata.version(distribution)}"
-                break
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return found
+    for name in DISTRIBUTIONS:
+        found[name] = f"{name} {importlib.metadata.version(name)}"
+    running = hostfacts.host()
+    host = {"ms": hostfacts.MS, "upstream": hostfacts.UPSTREAM}.get(running["host"] or "")
+    return found | {"vlmeval": f"{host} {running['host_version'] or '?'}" if host else "?"}
 
 
 class Recorder:
@@ -75,4 +73,7 @@ class Recorder:
             for other in self._files.values():
                 other.close()
             self._files = {path: RecordFile(path)}
+            # What is the same for all questions stands once, before them; readers of old pass over it.
+            run = hostfacts.host() | {"arguments": hostfacts.arguments(sys.argv[1:]), "started": now()}
+            self._files[path].append({"version": 1, "run": run})
         return self._files[path]

@@ -35,7 +35,8 @@ const redrel = { data: JSON.parse(document.getElementById("data").textContent) }
     if (!known(value)) return "";
     if (value < 0.001) return "< .001";
     let digits = 2;
-    while (digits < 9 && (Number(value.toFixed(digits)) < 0.05) !== (value < 0.05)) digits += 1;
+    const lost = (text) => Number(text) === 0 || (Number(text) < 0.05) !== (value < 0.05);
+    while (digits < 9 && lost(value.toFixed(digits))) digits += 1;
     return value.toFixed(digits).replace(/^0/, "");
   };
   redrel.unique = (values) => [...new Set(values)];
@@ -49,7 +50,7 @@ const redrel = { data: JSON.parse(document.getElementById("data").textContent) }
   // A labelled select whose first choice may stand for all.
   redrel.select = (label, choices, change, all) => {
     const options = [...(all ? [["", all]] : []), ...choices.map((c) => (Array.isArray(c) ? c : [c, c]))];
-    const box = redrel.h("select", { onchange: () => change(box.value) },
+    const box = redrel.h("select", { "aria-label": label, onchange: () => change(box.value) },
       options.map(([value, text]) => redrel.h("option", { value }, text)));
     const whole = redrel.h("label", { hidden: options.length < (all ? 3 : 2) }, label, box);
     return { box, whole };

@@ -6,7 +6,12 @@
   const KINDS = { better: "▲ better", worse: "▼ worse", same: "≈ not separable", baseline: "baseline", none: "not tested" };
   redrel.badge = (row) => (row.status !== "ok" ? h("span", { class: `badge ${row.status}` }, row.status)
     : h("span", { class: `badge ${row.kind}` }, KINDS[row.kind]));
-  redrel.short = (row) => (row.model === row.base ? "not truncated" : row.setting || row.model);
+  // The setting alone names a variant beside its base; a replaced run keeps the name of its folder.
+  const folder = (model) => (model.endsWith("]") ? ` ${model.slice(model.indexOf(" [") + 1)}` : "");
+  redrel.short = (row) => (row.model === row.base ? "not truncated" : row.setting ? row.setting + folder(row.model) : row.model);
+  const bases = unique(rows.map((row) => row.base)).length;
+  const best = new Map();
+  for (const row of rows) if (row.status === "ok" && known(row.value)) best.set(row.title, Math.max(row.value, best.get(row.title) ?? -Infinity));
 
   const ratio = (value) => (known(value) ? h("span", { class: "ratio" }, h("i", { style: { width: `${Math.min(100, value * 100)}%` } }), fixed(value, 3)) : "");
   const reach = Math.max(1, ...rows.flatMap((row) => [row.low, row.high, row.delta].filter(known).map(Math.abs)));
@@ -16,7 +21,7 @@
     return h("span", { class: "forest" }, s("svg", { viewBox: "0 0 100 16", "aria-hidden": "true", preserveAspectRatio: "none" },
       s("line", { x1: 50, x2: 50, y1: 0, y2: 16, class: "zero" }),
       known(row.low) && s("line", { x1: x(row.low), x2: x(row.high), y1: 8, y2: 8, class: `span ${row.kind}` }),
-      s("rect", { x: x(row.delta) - 1.6, y: 4, width: 3.2, height: 8, class: `dot ${row.kind}` })),
+      s("rect", { x: x(row.delta) - 1.6, y: 3, width: 3.2, height: 10, class: `dot ${row.kind}` })),
     h("span", { class: "delta" }, signed(row.delta)),
     known(row.low) && h("span", { class: "ci" }, `${signed(row.low)} … ${signed(row.high)}`));
   }
@@ -30,7 +35,7 @@
   const columns = [
     ["Model", (r) => r.model, name, "name", false, "model"],
     several && ["Benchmark", (r) => r.title, (r) => r.title, "", false, null],
-    ["Score", (r) => r.value, (r) => (r.status === "ok" ? h("strong", {}, fixed(r.value)) : "–"), "r", true, null],
+    ["Score", (r) => r.value, (r) => (r.status !== "ok" ? "–" : r.value === best.get(r.title) ? h("strong", { title: "the best" }, fixed(r.value)) : fixed(r.value)), "r", true, null],
     ["Difference, 95 % CI", (r) => r.delta, forest, "", true, "delta"],
     ["Verdict", (r) => Object.keys(KINDS).indexOf(r.kind) + (r.status === "ok" ? 0 : 9), (r) => redrel.badge(r), "", false, "verdict"],
     ["p (Holm)", (r) => r.holm, (r) => pText(r.holm), "r", false, "p (Holm)"],
@@ -47,7 +52,7 @@
     const more = h("button", { type: "button", class: "quiet more", "aria-expanded": "false", "aria-label": `Details of ${row.model} on ${row.title}`,
       onclick: () => toggle(row, more) }, "›");
     const told = row.model === row.base ? h("strong", {}, row.model)
-      : [h("span", { class: "of" }, row.base), h("wbr"), h("span", { class: "setting" }, ` ${redrel.short(row)}`), row.model.endsWith("]") && h("small", {}, ` ${row.model.slice(row.model.indexOf("["))}`)];
+      : [bases > 1 && h("span", { class: "of" }, row.base), " ", h("span", { class: "setting" }, redrel.short(row))];
     return h("span", { class: "who", title: row.model }, more, h("span", {}, told, row.note && h("span", { class: "flag", title: row.note, "aria-label": "has a note" }, "*")));
   }
 
@@ -57,7 +62,7 @@
     const own = lines.find((entry) => entry.row === row);
     if (own.detail) { own.detail.remove(); own.detail = null; button.setAttribute("aria-expanded", "false"); return; }
     const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], ["Rule", row.rule],
-      ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
+      ["Numbers as they stand", row.raw.map(([metric, value]) => `${metric}: ${value}`).join(", ")], ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
       ["Decode ms/token", fixed(row.decode_ms_per_token, 2)], ["p, uncorrected", pText(row.p)]];
     own.detail = h("tr", { class: "detail" }, h("td", { colspan: columns.length }, h("dl", { class: "facts" },
       facts.filter(([, value]) => value || value === 0).map(([term, value]) => [h("dt", {}, term), h("dd", {}, String(value))]))));
@@ -87,7 +92,7 @@
   const body = h("tbody");
   byId("board").append(h("table", { id: "board-table" }, h("thead", {}, h("tr", {}, heads)), body));
   const count = h("output", { "aria-live": "polite" });
-  const search = h("input", { type: "search", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
+  const search = h("input", { type: "search", "aria-label": "Find a model", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
   const keep = (key) => (value) => { state.filters[key] = value; show(); };
   const kinds = [["better", "better"], ["same", "not separable"], ["worse", "worse"], ["none", "not tested"], ["open", "no score"]];
   const selects = [

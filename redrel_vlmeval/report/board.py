@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.results import Results
+from redrel_vlmeval.results import NO_RULE, Results
 
 # How a comparison in words ends -> its kind, by which rows are coloured and filtered.
 KINDS = {
@@ -26,10 +26,13 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
     """Every headline of every cell, also of those that failed, bases before their variants, L and K as numbers.
 
     ``compared`` is :func:`redrel_vlmeval.comparisons.compare` of the same results. A cell without a score carries its
-    status and the reason; ``kind`` is better, worse, same, baseline, or none (not tested).
+    status and the reason; ``kind`` is better, worse, same, baseline, or none (not tested). ``raw`` are the numbers, as
+    they stand, of a benchmark that no rule knows.
     """
     found = results.scores[results.scores["headline"]].join(compared)
     costs = {(row["model"], row["benchmark"]): row for row in results.efficiency.to_dict("records")}
+    loose = results.scores[(results.scores["status"] == NO_RULE) & ~results.scores["headline"]]
+    raw = {key: own[["metric", "value"]].to_numpy().tolist() for key, own in loose.groupby(["model", "benchmark"])}
     several = found[found["metric"] != ""].groupby("benchmark")["metric"].nunique()
     board = []
     for row in found.to_dict("records"):
@@ -42,6 +45,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
             | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
             | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}
             | {"verdict": verdict, "kind": KINDS.get(verdict.rpartition(": ")[2], "none")}
+            | {"raw": raw.get((row["model"], row["benchmark"]), [])}
             | {"note": "; ".join(filter(None, [row["reason"], row["note"]]))}
             | {"backend": cost.get("backend"), **{name: cost.get(name) for name in COSTS}}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,17 +23,18 @@ CHANGES = (UP, DOWN, SAME)
 _OPTION = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
 
-def collect(results: Results) -> list[dict[str, Any]]:
+def collect(results: Results, order: Sequence[str]) -> list[dict[str, Any]]:
     """One entry per variant and benchmark that can be compared with its base: model, base, benchmark, frame of flips.
 
-    Frames are cut to the first rows where a page could not hold them all; ``total`` counts what was there.
+    ``order`` are the models as the leaderboard has them. Frames are cut to the first rows where a page could not hold
+    them all; ``total`` counts what was there.
     """
     variants = results.scores.loc[results.scores["model"] != results.scores["base"], ["model", "base", "benchmark"]]
-    found = []
+    found: list[dict[str, Any]] = []
     for key, family in variants.drop_duplicates().groupby(["base", "benchmark"], sort=True):
         base, benchmark = map(str, key)
         theirs = results.answers(base, benchmark)
-        for model in map(str, family["model"]):
+        for model in sorted(map(str, family["model"]), key=order.index):
             frame = flips(results, model, benchmark, theirs)
             if len(frame):
                 entry = {"model": model, "base": base, "benchmark": benchmark}

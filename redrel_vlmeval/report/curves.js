@@ -64,7 +64,14 @@
     const current = () => all.find((curve) => titleOf(curve) === state.title && curve.category === state.category);
     const drawK = redrel.drawn(byId("over-k"), (box) => panel(box, current(), { along: 1, by: 0, names: ["L", "K"], title: "image tokens kept, K", legend: "legend-k" }));
     const drawL = redrel.drawn(byId("over-l"), (box) => panel(box, current(), { along: 0, by: 1, names: ["K", "L"], title: "layer L after which tokens are dropped", legend: "legend-l" }));
-    const draw = () => { drawK(); drawL(); };
+    const size = h("output");
+    byId("curve-filters").append(size);
+    const draw = () => {
+      drawK();
+      drawL();
+      const { n, category } = current();
+      size.textContent = [n && `n = ${n}`, category && "categories are not tested: no intervals"].filter(Boolean).join("; ");
+    };
     refill();
     draw();
   }
@@ -94,7 +101,7 @@
       ...series.map((value, i) => [() => s("g", {}, redrel.line(redrel.color(i)), redrel.marker(redrel.shapeOf(i), 13, 7, 4.5, redrel.color(i))), `${names[0]} = ${value}`]),
       ...rules.filter((rule) => rule !== "attention").map((rule) => [() => redrel.marker(redrel.ruleShape(rule), 13, 7, 5, "var(--soft)", true), rule]),
       ...(known(curve.baseline) ? [[() => s("line", { class: "base", x1: 1, x2: 25, y1: 7, y2: 7, stroke: "var(--soft)", "stroke-dasharray": "6 4" }), `not truncated: ${fixed(curve.baseline)}`]] : []),
-    ]), curve.n ? h("p", { class: "small soft" }, `${curve.category || "all questions"}, n = ${curve.n}${curve.category ? "; categories are not tested and have no interval" : ""}`) : "");
+    ]));
     return root;
   }
   function point(p, x, y, color, shape, names, value, other, curve) {

@@ -11,15 +11,16 @@
 
   const { columns, rows } = data.provenance;
   const text = (value) => (value === null ? "not known" : String(value));
-  const same = columns.filter((name, i) => !["model", "benchmark"].includes(name) && rows.length > 1 && unique(rows.map((row) => text(row[i]))).length === 1);
+  const told = (i) => unique(rows.map((row) => row[i]).filter((value) => value !== null));
+  const same = columns.filter((name, i) => !["model", "benchmark"].includes(name) && rows.length > 1 && told(i).length === 1);
   const rest = columns.map((name, i) => [name, i]).filter(([name]) => !same.includes(name));
   if (!rows.length) {
     byId("facts").append(h("p", { class: "soft" }, "No run left a record of what it ran on."));
     return;
   }
   if (same.length) {
-    byId("facts").append(h("h3", {}, "The same for every cell"), h("div", { class: "panel" }, h("dl", { class: "facts" },
-      same.map((name) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, text(rows[0][columns.indexOf(name)]))]))));
+    byId("facts").append(h("h3", {}, "The same wherever it is known"), h("div", { class: "panel" }, h("dl", { class: "facts" },
+      same.map((name) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, text(told(columns.indexOf(name))[0]))]))));
   }
   byId("facts").append(h("details", { open: rows.length <= 12 || null }, h("summary", {}, `Cell by cell (${rows.length})`), h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Provenance of each cell" },
     h("table", { class: "wide" }, h("thead", {}, h("tr", {}, rest.map(([name]) => h("th", { scope: "col" }, name.replaceAll("_", " "))))),

@@ -29,7 +29,7 @@
       .filter(([i]) => all.some((item) => String(item.change) === i)), keep("change"), "all"),
     category: redrel.select("Category", unique(all.map((item) => say(item.asked[5]))).filter(Boolean), keep("category"), "all"),
   };
-  const search = h("input", { type: "search", placeholder: "in questions and answers", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); refilter(); } });
+  const search = h("input", { type: "search", "aria-label": "Find a question or answer", placeholder: "in questions and answers", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); refilter(); } });
   byId("flip-filters").append(...Object.values(selects).map((one) => one.whole), h("label", {}, "Find", search), count);
 
   const list = h("ul", { role: "listbox", tabindex: 0, "aria-label": "Flips", id: "flip-list" });
@@ -79,7 +79,7 @@
     const current = byId(`flip-${state.at}`);
     list.setAttribute("aria-activedescendant", current ? current.id : "");
     if (current) {
-      const [top, bottom] = [current.offsetTop - list.offsetTop, current.offsetTop - list.offsetTop + current.offsetHeight];
+      const [top, bottom] = [current.offsetTop, current.offsetTop + current.offsetHeight]; // from the list's own edge
       if (top < list.scrollTop) list.scrollTop = top;
       else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
     }
@@ -111,8 +111,10 @@
         h("button", { type: "button", class: `chip ${CHANGES[other.change]}`, "aria-current": other === item ? "true" : null, onclick: () => open(other) },
           `${words(other.change)[0]} ${settings.get(other.cell.model) || other.cell.model}`))),
       // Whatever leads on from a flip stands here, side by side.
-      h("p", { class: "flip-links small" }, h("a", { href: address(item) }, "Link to this flip")),
-    ];
+      h("p", { class: "flip-links small" }, h("a", { href: address(item) }, "Link to this flip"),
+        [["variant", cell.model], ["base", cell.base]].map(([who, model]) => [who, data.explained[[model, cell.benchmark, index].join("/")]])
+          .filter(([, page]) => page).map(([who, page]) => h("a", { href: page, class: "explain-link" }, `Explain the ${who}'s answer`))),
+    ].filter(Boolean);
   }
 
   const MEAN = "#7a7468"; // CLIP's mean colour, with which pictures are padded to a square
@@ -121,7 +123,7 @@
     const files = item.asked[6].map((number) => pictures[number]);
     const note = [];
     if (known(tokens) && tokens > 0) {
-      note.push(h("strong", {}, `${kept} of ${tokens} image tokens kept`), stages.length ? `: ${[tokens, ...stages.map(([layer, left]) => `${left} after block ${layer}`)].join(", ")}.` : ".");
+      note.push(h("strong", {}, `${kept} of ${tokens} image tokens kept`), stages.length ? `, ${stages.map(([layer, left]) => `${stages.length > 1 ? `${left} ` : ""}${layer ? `after block ${layer}` : "before block 1"}`).join(", ")}.` : ".");
     } else if (!item.kept) note.push("This run left no record of the kept tokens.");
     if (known(why)) note.push(` ${say(why)}`);
     const overlaid = side > 0 && files.length < 2;
@@ -150,12 +152,15 @@
         if (!isKept(row, column + 1)) edges += `M${x + cell} ${y}v${cell}`;
       }
     }
-    const stroke = size / 130;
-    return s("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": told, class: file ? "" : "bare" },
+    // Hatched as well as dark: on a black picture darkness alone tells nothing.
+    const stroke = size / 130, gap = size / 48;
+    const hatch = s("pattern", { id: "hatch", width: gap, height: gap, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+      s("rect", { width: gap * 0.22, height: gap, class: "hatch" }));
+    return s("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": told, class: file ? "" : "bare" }, hatch,
       file && s("rect", { width: size, height: size, fill: MEAN }),
       file && s("image", { href: file.src, x: Math.floor((size - file.w) / 2), y: Math.floor((size - file.h) / 2), width: file.w, height: file.h, class: file.w < 200 ? "pixels" : "" }),
       s("g", { class: "overlay", style: file && !state.dim ? { display: "none" } : {} },
-        s("path", { d: dropped, class: "dropped", "shape-rendering": "crispEdges" }),
+        s("path", { d: dropped, class: "dropped", "shape-rendering": "crispEdges" }), s("path", { d: dropped, fill: "url(#hatch)" }),
         s("path", { d: edges, class: "edge under", "stroke-width": stroke * 2.2 }), s("path", { d: edges, class: "edge", "stroke-width": stroke })));
   }
 
@@ -194,6 +199,9 @@
     go(step === undefined ? far : state.at + step);
   });
   window.addEventListener("hashchange", follow);
+  // Begins with a variant that has something to see: tokens kept, and tokens dropped.
+  const telling = all.find((item) => item.kept && item.kept[2] > 0 && item.kept[1] > 0 && item.kept[1] < item.kept[0]);
+  if (telling && !selects.model.whole.hidden) selects.model.box.value = state.filters.model = telling.cell.model;
   refilter();
   follow();
 })();

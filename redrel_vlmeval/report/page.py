@@ -10,13 +10,17 @@ import redrel_vlmeval
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
+from redrel_vlmeval.report.explained import links
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.sheets import NOTES
 from redrel_vlmeval.writing import WriteError, atomically
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
-STATES = ("failed", "running", "partial")
+NOTED = (
+    "model", "base", "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
+    "decode ms/token",
+)  # fmt: skip
 FACTS = (
     "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
     "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments",
@@ -28,12 +32,16 @@ class ReportError(WriteError):
     """A page that cannot be written; the text names the file and what would work."""
 
 
-def write(results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None) -> Path:
+def write(
+    results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None,
+    explained: Path | None = None,
+) -> Path:  # fmt: skip
     """The page at ``path``, whole or not at all.
 
     Args:
         most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
         data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
+        explained: folder of redrel explain's pages, which flips then link to.
 
     Raises:
         ReportError: another ending than .html, or a place that cannot be written.
@@ -44,14 +52,17 @@ def write(results: Results, path: str | Path, most_pictures: int = 0, data_folde
         raise ReportError(f"{str(path)!r}: unknown ending {path.suffix!r}, a report is written as .html")
     if path.is_dir() or not path.parent.is_dir():
         atomically(path, lambda _stream: None, ReportError)  # says what is wrong before the work, not after it
-    text = html(results, most_pictures, data_folder)
+    text = html(results, most_pictures, data_folder, explained, path)
     return atomically(path, lambda stream: stream.write(encoded(text)), ReportError)
 
 
-def html(results: Results, most_pictures: int = 0, data_folder: Path | None = None) -> str:
+def html(
+    results: Results, most_pictures: int = 0, data_folder: Path | None = None, explained: Path | None = None,
+    path: Path = Path("report.html"),
+) -> str:  # fmt: skip
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
-    found = changes.collect(results)
+    found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
     shown, where, missing = _pictures(results, found, most_pictures, data_folder)
     facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
     data = {
@@ -61,6 +72,7 @@ def html(results: Results, most_pictures: int = 0, data_folder: Path | None = No
         "grids": curves.heat_maps(results),
         "curves": curves.curves(results, rows),
         "changes": changes.payload(results, found, where) | {"pictures": shown},
+        "explained": links(found, explained, path),
         "provenance": _provenance(results),
         "meta": facts,
     }
@@ -80,12 +92,12 @@ def _pictures(
 
 
 def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts()
+    states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts().sort_index()
     return {
         "folder": results.folder.absolute().name,
         "models": len({row["model"] for row in rows}),
         "benchmarks": len({row["benchmark"] for row in rows}),
-        "states": {state: int(states[state]) for state in STATES if state in states},
+        "states": {str(state): int(count) for state, count in states.items() if state != "ok"},
         "version": redrel_vlmeval.__version__,
         "written": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
         "toy": any(row["base"].startswith(TOY) for row in rows),
@@ -95,7 +107,7 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _notes() -> dict[str, str]:
     """What each quantity of the page means: the sheets' own words."""
-    return {name: text for name, text in (NOTES | comparisons.MEANINGS).items() if name != "note"}
+    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS
 
 
 def _provenance(results: Results) -> dict[str, Any]:

@@ -70,7 +70,7 @@
 
   // In one of four places beside its point, or not at all.
   function label(root, text, x, y, taken, width) {
-    const wide = text.length * 6.9, high = 13;
+    const wide = text.length * 7.1 + 2, high = 13;
     const places = [[x - wide - 8, y - 9], [x + 9, y + 3], [x - wide / 2, y - 23], [x + 9, y - 16], [x - wide - 8, y + 4]];
     const free = places.find(([left, top]) => left > 48 && left + wide < width - 4 && top > 0
       && taken.every(([a, b, w, t]) => left + wide < a || left > a + w || top + high < b || top > b + t));

@@ -99,6 +99,10 @@ class Decoder(ABC):
         """Keys that a block really holds in a cache; 0 without one."""
 
     @abstractmethod
+    def held_bytes(self, cache: Any) -> int:
+        """Bytes of the key and value tensors that the cache really holds, all blocks and all rows of the batch."""
+
+    @abstractmethod
     def check_cache(self, cache: Any, longest: int) -> None:
         """Raise TruncationError for caches whose blocks cannot differ in length, or not at ``longest`` tokens."""
 

@@ -99,6 +99,10 @@ class FusedDecoder(Decoder):
         self.check_cache(cache, 0)
         return 0 if cache is None else int(cache[block][0].shape[1])
 
+    def held_bytes(self, cache: Any) -> int:
+        self.check_cache(cache, 0)
+        return sum(tensor.nbytes for pair in cache or () for tensor in pair)
+
     def check_cache(self, cache: Any, longest: int) -> None:
         """Raise TruncationError for anything but a tuple."""
         if cache is not None and not _is_cache(cache):

@@ -84,8 +84,12 @@ class NativeDecoder(Decoder):
         cache = kwargs.get("past_key_values")
         return kwargs.get("past_key_value") if cache is None else cache
 
+    def held_bytes(self, cache: Any) -> int:
+        pairs = [(_tensor(cache, "key", block), _tensor(cache, "value", block)) for block in range(len(self.blocks))]
+        return sum(tensor.nbytes for pair in pairs for tensor in pair if tensor is not None)
+
     def held_length(self, cache: Any, block: int) -> int:
-        keys = _keys(cache, block)
+        keys = _tensor(cache, "key", block)
         return 0 if keys is None else int(keys.shape[-2])
 
     def check_cache(self, cache: Any, longest: int) -> None:
@@ -247,11 +251,13 @@ def image_token(model: nn.Module) -> int:
     return int(token)
 
 
-def _keys(cache: Any, block: int) -> torch.Tensor | None:
+def _tensor(cache: Any, kind: str, block: int) -> torch.Tensor | None:
+    """The block's ``key`` or ``value`` tensor, in the newer and the older layout of transformers' caches."""
     if cache is None:
         return None
     if hasattr(cache, "layers"):
-        keys = getattr(cache.layers[block], "keys", None) if block < len(cache.layers) else None
+        found = getattr(cache.layers[block], f"{kind}s", None) if block < len(cache.layers) else None
     else:
-        keys = cache.key_cache[block] if block < len(cache.key_cache) else None
-    return keys if isinstance(keys, torch.Tensor) and keys.numel() else None
+        every = getattr(cache, f"{kind}_cache")
+        found = every[block] if block < len(every) else None
+    return found if isinstance(found, torch.Tensor) and found.numel() else None

@@ -214,7 +214,7 @@
     box.hidden = choices.length < 2;
     box.replaceChildren(h("span", { class: "small soft" }, "Answer token"), ...choices.map((token) => h("button", { type: "button", "aria-pressed": String(token === state.token), "data-token": token,
       onclick: () => { set({ token }); for (const node of box.querySelectorAll("button")) node.setAttribute("aria-pressed", String(node.dataset.token === String(token))); } }, token < 0 ? "mean of all" : words[token] || `#${token + 1}`)),
-    data.left_out > 0 && h("span", { class: "small soft" }, `the last ${data.left_out} tokens' maps are in the .npz only`));
+    ...(data.left_out > 0 ? [h("span", { class: "small soft" }, `the last ${data.left_out} tokens' maps are in the .npz only`)] : []));
   }
 
   function controls() {
