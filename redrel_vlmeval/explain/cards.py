@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 from redrel_vlmeval.explain import pixels
 from redrel_vlmeval.explain.asking import Asked
@@ -43,7 +44,11 @@ def cards(asked: Asked, explained: Explained, request: Request, item: Item, test
 
 def on_picture(maps: Maps, explained: Explained) -> np.ndarray:
     """[l, cells]: mean over answer tokens, on the patches where the tokens themselves have no place."""
-    values = maps.values if explained.attention is None else through(maps.values, explained.attention)
+    return _mean(maps.values if explained.attention is None else through(maps.values, explained.attention))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is there; NaN where nothing is."""
     known = np.isfinite(values)
     total = np.where(known, values, 0).sum(0)
     return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan, np.float32), where=known.any(0))
@@ -76,14 +81,33 @@ def _tests(
     }
 
 
-def swapped(first: Stored, second: Stored) -> list[dict[str, Any]]:
-    """How like two questions' maps of one picture are, layer by layer: the question swap, as cards."""
-    found = []
+def swapped(first: Stored, second: Stored) -> None:
+    """Put into both explanations' cards how like their maps of one picture are, layer by layer: the question swap."""
     for name, entry in first.manifest["maps"].items():
         where, _, method = name.partition("/")
         if where != "decoder" or name not in second.manifest["maps"]:
             continue
-        one, two = (stored.maps(where, method).mean(0) for stored in (first, second))
+        maps = [stored.maps(where, method) for stored in (first, second)]
         for place, layer in enumerate(entry["layers"]):
-            found.append(card(where, method, layer, one[place], swap=compare(one[place], two[place])))
-    return found
+            one, two = (_mean(values)[place] for values in maps)
+            for stored in (first, second):
+                _add(stored.manifest["cards"], card(where, method, layer, one, swap=compare(one, two)))
+
+
+def _add(known: list[dict[str, Any]], new: dict[str, Any]) -> None:
+    """To the card of the same map, or as one of its own."""
+    for old in known:
+        if all(old[name] == new[name] for name in ("where", "method", "layer")):
+            old.update(new)
+            return
+    known.append(new)
+
+
+def swap_text(one: Stored) -> str:
+    """The question swap as a person reads it."""
+    order = list(one.manifest["maps"])
+    found = [item for item in one.manifest["cards"] if "question_swap" in item]
+    found.sort(key=lambda item: (order.index(f"{item['where']}/{item['method']}"), item["layer"]))
+    rows = [[item["method"], item["layer"], *item["question_swap"].values()] for item in found]
+    title = "the same picture under the other question: how like each layer's map stays"
+    return f"{title}\n{tabulate(rows, headers=['method', 'block', 'rank correlation', 'same peak'], floatfmt='.2f')}"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from redrel_vlmeval import locking
 from redrel_vlmeval.explain import drawing, items, page, tables
 from redrel_vlmeval.explain.asking import Asked, ask_host
-from redrel_vlmeval.explain.cards import cards
+from redrel_vlmeval.explain.cards import cards, swap_text, swapped
 from redrel_vlmeval.explain.comparing import Change, change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.explanation import choose_answer, compose, option_tokens
@@ -159,8 +159,17 @@ def cam(job: Job, console: Console | None = None) -> int:
                 tables.write_changes([made for _, made in results], job, run.console)
         else:
             found = [stored for stored, _ in results]
+            if len(found) == 2:
+                _swap(found[0][0], found[1][0], run)
             drawing.write_own(found, [made for _, made in results], job.scale, run.console)
         return run.close("explanations")
+
+
+def _swap(first: Stored, second: Stored, run: Run) -> None:
+    swapped(first, second)
+    for stored in (first, second):
+        save(stored, Path(str(stored.path)))
+    run.console.print(swap_text(first), highlight=False)
 
 
 def _cam_one(run: Run, item: Item, other: Any) -> tuple[list[Stored], Change | None]:

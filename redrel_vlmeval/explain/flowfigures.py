@@ -284,6 +284,6 @@ def _head(figure: Figure, title: str) -> float:
     """The title, wrapped, and how high it stands in inches."""
     lines = textwrap.wrap(title, int(figure.get_size_inches()[0] * 16))[:3]
     height = figure.get_size_inches()[1]
-    look = {"fontsize": SMALL + 0.5, "va": "top", "fontweight": "bold", "parse_math": False}
+    look: dict[str, Any] = {"fontsize": SMALL + 0.5, "va": "top", "fontweight": "bold", "parse_math": False}
     figure.text(0.02, 1 - 0.06 / height, "\n".join(lines), **look)
     return 0.12 * len(lines)
