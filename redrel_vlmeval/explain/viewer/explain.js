@@ -158,7 +158,7 @@
     if (item.insertion) found["insertion (high is good)"] = auc(item.insertion);
     const alike = (test) => `${redrel.known(test.rank) ? `rank correlation ${test.rank.toFixed(2)}` : "flat map"}, ${test.same_peak ? "same" : "another"} peak`;
     if (item.question_swap) found["under the other question"] = alike(item.question_swap);
-    for (const test of item.randomisation || []) found[`last ${test.blocks} blocks' weights shuffled`] = alike(test);
+    for (const test of item.randomisation || []) found[`weights shuffled, last ${test.blocks} of the blocks`] = alike(test);
     return found;
   }
 
