@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from redrel_vlmeval.explain.camfigures import SCALES
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import METHODS, WHERE, Request
 from redrel_vlmeval.explain.objectives import OBJECTIVES
@@ -50,7 +51,7 @@ def check(job: Job) -> None:
         raise ExplainError("--compare is for one question; compare two questions without it")
     for given, known, name in (
         (job.request.methods, METHODS, "--methods"), (job.request.where, WHERE, "--where"),
-        ((job.request.objective,), OBJECTIVES, "--objective"),
+        ((job.request.objective,), OBJECTIVES, "--objective"), ((job.scale,), SCALES, "--scale"),
     ):  # fmt: skip
         if not given or (unknown := [word for word in given if word not in known]):
             raise ExplainError(
