@@ -24,8 +24,8 @@ from redrel_vlmeval.explain.asking import Asked, ask
 from redrel_vlmeval.explain.formulas import elementwise
 from redrel_vlmeval.explain.modes import differentiable
 from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.passes import Wanted
 from redrel_vlmeval.explain.passes import run as run_pass
+from redrel_vlmeval.explain.taken import Wanted
 
 FASTER, LEANER, ROWS, ROW_BYTES = 8.0, 0.6, 0.10, 2e6
 MAPS = gradcam.Request(("elementwise",))

@@ -1,4 +1,4 @@
-"""Stored explanations made by hand, for figures, pages and comparisons: every number is known, and no model is there."""
+"""Stored explanations made by hand, for figures, pages and comparisons: every number is known, without a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def stored(
         entry[f"decoder/{method}"] = {"layers": list(range(1, layers + 1)), "status": status}
     light = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
     arrays["picture/0"] = light
-    grid = {"index": np.arange(side**2).reshape(side, side).tolist(), "box": list(square_box(*size)), "size": list(size)}
+    grid = {"index": np.arange(side**2).reshape(side, side).tolist(), "box": square_box(*size), "size": list(size)}
     found: dict[str, Any] = {"model": model, "variant": None, "question": "What is it?", "reply": "ab", "own": True}
     found |= {"answer": [{"id": n, "text": "abcdefgh"[n % 8]} for n in range(tokens)], "objective": "logit", "z": [1.0]}
     found |= {"groups": {"bos": 1, "sys": 3, "img": side**2, "user": 4, "out": tokens}, "maps": entry, "cards": []}

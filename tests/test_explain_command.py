@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         command.cam(Job(TINY, tmp_path / "file" / "out", [picture(tmp_path)], ["q"]))
 
 
-@pytest.mark.parametrize("layers, words", [("a", "'a' is neither"), ("3-1", "'3-1' is neither"), (",", "name at least")])
+@pytest.mark.parametrize("layers, words", [("a", "'a' is neither"), ("3-1", "'3-1' is neither"), (",", "at least one")])
 def test_layers_are_numbers_and_ranges(layers: str, words: str) -> None:
     done = CliRunner().invoke(cli.app, ["explain", "cam", "--model", TINY, "--data", "X", "--layers", layers])
     assert done.exit_code and words in str(done.exception)

@@ -1,4 +1,4 @@
-"""Figures from stored explanations: each value where it belongs on the picture, one scale, and hatching where none is."""
+"""Figures from stored explanations: each value where it belongs on the picture, one scale, hatching where none is."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_the_darkest_place_of_the_drawn_figure_is_the_highest_cell(tmp_path: Pat
     box = axis.get_position()
     drawn = imread(camfigures.save(figure, tmp_path / "f.png"))[..., :3].mean(-1)
     high, wide = drawn.shape
-    panel = drawn[int((1 - box.y1) * high) + 3 : int((1 - box.y0) * high) - 3, int(box.x0 * wide) + 3 : int(box.x1 * wide) - 3]
+    top, bottom, left, right = (1 - box.y1) * high, (1 - box.y0) * high, box.x0 * wide, box.x1 * wide
+    panel = drawn[int(top) + 3 : int(bottom) - 3, int(left) + 3 : int(right) - 3]
     rows, columns = np.nonzero(panel < 0.3)
     assert abs(columns.mean() / panel.shape[1] - 45 / 60) < 0.02 and abs(rows.mean() / panel.shape[0] - 15 / 40) < 0.03
     assert 0.8 < len(rows) / (panel.size / 24) < 1.1  # one cell of the 24 that show the picture
@@ -123,7 +124,8 @@ def test_curves_show_shares_margin_and_cliff() -> None:
     attention, gradient, causal = figure.axes
     image = next(line for line in attention.lines if line.get_color() == flowfigures.LOOKS["img"][0])
     assert np.allclose(image.get_ydata(), [0.8, 0.6, 0.4, 0.2]) and list(image.get_xdata()) == [1, 2, 3, 4]
-    assert list(causal.lines[0].get_ydata()) == [0, 0.5, 3, 3, 3] and list(causal.lines[0].get_xdata()) == [0, 1, 2, 3, 4]
+    line = causal.lines[0]
+    assert list(line.get_ydata()) == [0, 0.5, 3, 3, 3] and list(line.get_xdata()) == [0, 1, 2, 3, 4]
     assert [text.get_text() for text in causal.texts] == ["cliff: 2"]
     assert len(attention.lines) == 3, "a group without any share has no line"
     with pytest.raises(ExplainError, match="no information flow in it"):
@@ -175,7 +177,8 @@ def test_drawn_from_the_npz_alone_without_torch(tmp_path: Path) -> None:
         "import sys\nfor name in ('torch', 'transformers', 'vlmeval'):\n    sys.modules[name] = None\n"
         "from pathlib import Path\nfrom redrel_vlmeval.explain.drawing import draw\n"
         "print(*[path.name for path in draw([Path('a_v1.5_x.npz')])], sep='\\n')\n"
-        "print(*[path.name for path in draw([Path('a_v1.5_x.npz'), Path('b.npz')], Path('both'), methods=['attn'])], sep='\\n')\n"
+        "found = [Path('a_v1.5_x.npz'), Path('b.npz')]\n"
+        "print(*[path.name for path in draw(found, Path('both'), methods=['attn'])], sep='\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The page of an explanation: what it holds, how large it is, and in a real Chromium that its controls do what they say."""
+"""The page of an explanation: what it holds, how large it is, and in a real Chromium that its controls work."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def test_the_page_holds_every_value_of_the_maps() -> None:
     cells = np.frombuffer(base64.b64decode(sheet["cells"]), np.uint8).reshape(3, 4, 6, 6)
     for place, token in enumerate((None, 0, 1)):
         wanted = view.sheet(one, "decoder", "attn", token).values
-        found = np.where(cells[place] == 255, np.nan, cells[place] / 254 * np.array(sheet["peaks"][place])[:, None, None])
+        peaks = np.array(sheet["peaks"][place])[:, None, None]
+        found = np.where(cells[place] == 255, np.nan, cells[place] / 254 * peaks)
         assert (np.isnan(found) == np.isnan(wanted)).all()
-        assert np.nanmax(np.abs(found - wanted) / np.array(sheet["peaks"][place])[:, None, None]) < 0.003
+        assert np.nanmax(np.abs(found - wanted) / peaks) < 0.003
     assert held(page.html([one]))["entries"][0]["maps"][0]["sheets"][0]["status"][0][3] == "no_gradient"
 
 
@@ -102,7 +103,8 @@ class Watched:
 
     def pixel(self, x: float, y: float, stage: int = 0) -> list[int]:
         """Red, green, blue of a place of the picture, 0 to 1 each way."""
-        code = """([n, x, y]) => { const c = document.querySelectorAll('.view canvas')[n], one = document.createElement('canvas');
+        code = """([n, x, y]) => { const c = document.querySelectorAll('.view canvas')[n];
+            const one = document.createElement('canvas');
             const pen = one.getContext('2d', { willReadFrequently: true });
             one.width = one.height = 1;
             pen.drawImage(c, Math.round(x * c.width), Math.round(y * c.height), 1, 1, 0, 0, 1, 1);

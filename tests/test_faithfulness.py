@@ -12,6 +12,7 @@ from tiny_models import TinyModel, build
 
 from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.explain import faithfulness
+from redrel_vlmeval.explain.cards import examine
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.faithfulness import Deleted, card, compare, delete_test, deletion, point, randomisation
 from redrel_vlmeval.explain.gradcam import Request, explain
@@ -102,6 +103,22 @@ def test_shuffled_weights_change_the_map_and_come_back(core: LlavaCore, tmp_path
     assert all(torch.equal(p, before[name]) for name, p in core.model.named_parameters())
     with pytest.raises(ExplainError, match="9 blocks to randomise: the decoder has 8"):
         randomisation(asked, draw, [9])
+
+
+def test_a_map_is_examined_by_what_its_question_allows(core: LlavaCore, tmp_path: Path) -> None:
+    asked = ask_box(core, tmp_path / "p.png", THINGS, LINE)
+    other = ask_box(core, tmp_path / "p.png", THINGS, LINE | {"question": "What color is the cross?"})
+    request = Request(smooth=8, tower=True)
+    found = examine(
+        asked, request, "elementwise", 4, asked_cells={10}, other_cells={40, 53}, swapped=other, blocks=[8], orders=2
+    )
+    assert (found["method"], found["layer"]) == ("elementwise", 4)
+    assert found["points_at"] in ("asked", "other", "background")
+    assert found["deletion"]["oracle"] < found["deletion"]["random"]
+    assert found["insertion"]["oracle"] > found["insertion"]["random"]
+    assert found["question_swap"]["rank"] < 1 and found["randomisation"][0]["blocks"] == 8
+    tiled = ask_tiny(build("llava_next"), "tIttt", new=1)
+    assert set(examine(tiled, Request(), "attn", 2)) == {"where", "method", "layer"}
 
 
 def test_a_card_holds_what_was_tested_only() -> None:

@@ -204,7 +204,7 @@ class Quantised(torch.nn.Module):
     def __init__(self, layer: torch.nn.Linear) -> None:
         super().__init__()
         self.scale = float(layer.weight.detach().abs().max()) / 127
-        self.weight = (layer.weight.detach() / self.scale).round().to(torch.int8)
+        self.register_buffer("weight", (layer.weight.detach() / self.scale).round().to(torch.int8))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x.detach(), self.weight.to(x.dtype) * self.scale)
@@ -214,6 +214,18 @@ def test_a_model_without_gradients_says_so_and_still_shows_attention(llava: Tiny
     llava.model.lm_head = Quantised(llava.model.lm_head)
     asked = ask_tiny(llava, new=1)
     with pytest.raises(ExplainError, match="cannot be differentiated .quantised weights.*method 'attn'"):
+        explain(asked, Request(("elementwise",)))
+    assert explain(asked, Request(("attn",))).maps[0].status[0] == ("ok",) * BLOCKS
+
+
+def test_a_quantised_decoder_under_a_plain_head_says_so(llava: TinyModel) -> None:
+    decoder = ask_tiny(llava, new=1).decoder
+    for block in decoder.blocks:
+        for name, layer in list(block.named_modules()):
+            if isinstance(layer, torch.nn.Linear):
+                block.set_submodule(name, Quantised(layer))
+    asked = ask_tiny(llava, new=1)
+    with pytest.raises(ExplainError, match="cannot be differentiated .quantised weights"):
         explain(asked, Request(("elementwise",)))
     assert explain(asked, Request(("attn",))).maps[0].status[0] == ("ok",) * BLOCKS
 

@@ -34,13 +34,14 @@ pages.render
 figures
 explain.errors explain.spans explain.bands explain.grid explain.store
 explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
-explain.asking explain.modes explain.objectives explain.formulas explain.passes explain.pixels
-explain.tower explain.gradcam explain.flow explain.faithfulness explain.explanation
+explain.asking explain.modes explain.objectives explain.formulas explain.taken
+explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness
+explain.cards explain.explanation
 report.places report.board report.curves report.changes report.pictures report.explained report.page
 benchmodels bench benchtable benchexplain
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
-explain.items explain.cards explain.job explain.tables explain.command explain.app
+explain.items explain.testing explain.job explain.tables explain.command explain.app
 cli
 __main__
 """.split()

@@ -14,8 +14,9 @@ from tiny_models import FAMILIES, build
 
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.grid import Grid, locality, shown, through
-from redrel_vlmeval.explain.passes import Wanted, run
+from redrel_vlmeval.explain.passes import run
 from redrel_vlmeval.explain.pixels import grids, rollout
+from redrel_vlmeval.explain.taken import Wanted
 from redrel_vlmeval.models import llava_input
 
 

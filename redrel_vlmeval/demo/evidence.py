@@ -179,7 +179,7 @@ def other_question(case: Case) -> Case | None:
 
 
 def shifts(core: LlavaCore, questions: Sequence[Case], request: Request, layer: int) -> pd.DataFrame:
-    """The asked object moved by one cell: where the peak was, where it should go, where it went."""
+    """The asked object moved by one cell, away from others: where the peak was, should go, and went."""
     rows = []
     one = replace(request, methods=("elementwise",), layers=(layer,))
     with TemporaryDirectory() as folder:
@@ -202,20 +202,27 @@ def shifts(core: LlavaCore, questions: Sequence[Case], request: Request, layer: 
 
 
 def free_step(case: Case, cell: int) -> int | None:
-    """An empty cell beside ``cell``; None if there is none."""
-    taken = {thing.cell for thing in case.things}
-    around = (scenes.neighbour(cell, direction) for direction in scenes.DIRECTIONS)
-    return next((step for step in around if step is not None and step not in taken), None)
+    """An empty cell beside ``cell`` that touches no other object; None if there is none."""
+    taken = {thing.cell for thing in case.things} - {cell}
+    for direction in scenes.DIRECTIONS:
+        step = scenes.neighbour(cell, direction)
+        if step is not None and not {step, *(scenes.neighbour(step, side) for side in scenes.DIRECTIONS)} & taken:
+            return step
+    return None
 
 
 def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
-    """All of it, tables into ``folder``; returns what was found, a line each."""
+    """All of it, tables into ``folder``; returns what was found, a line each.
+
+    The pointing game takes ``count`` questions of one hop; all else, two and three hops too, takes ``tests``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     core = LlavaCore(TINY, device="cpu", max_new_tokens=8)
     tables = []
     for category in scenes.CATEGORIES[:3]:
         for request in (PLAIN, SMOOTH):
-            tables.append(shares(pointing(core, cases(category, count), request)))
+            size = count if category == "one-hop" else tests
+            tables.append(shares(pointing(core, cases(category, size), request)))
     table = pd.concat(tables, ignore_index=True)
     table.round(1).to_csv(folder / "pointing.csv", index=False)
     smooth = table[(table["category"] == "one-hop") & (table["smooth"] == SMOOTH.smooth)]
@@ -241,8 +248,8 @@ def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure on RedRelShapes whether maps are right.")
     parser.add_argument("--folder", type=Path, default=Path("outputs/evidence"))
-    parser.add_argument("--questions", type=int, default=200, help="of each category, for the pointing game")
-    parser.add_argument("--tests", type=int, default=60, help="questions of the other tests")
+    parser.add_argument("--questions", type=int, default=200, help="of one hop, for the pointing game")
+    parser.add_argument("--tests", type=int, default=60, help="questions of every other test")
     args = parser.parse_args()
     print("\n".join(measure(args.folder, args.questions, args.tests)))
 

@@ -57,6 +57,7 @@ def explain_cam(
     smooth: Annotated[int, typer.Option(min=0, help="SmoothGrad: mean over so many noisy copies.")] = 0,
     noise: Annotated[float, typer.Option(min=0, help="Of the pixels' range.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the noise and of the tests.")] = 0,
+    tower: Annotated[bool, typer.Option("--tower", help="Carry maps through the vision tower to the patches.")] = False,
     checkpointing: Checkpointing = False,
     scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
 ) -> None:  # fmt: skip
@@ -65,8 +66,9 @@ def explain_cam(
     from redrel_vlmeval.explain.gradcam import Request
 
     request = Request(
-        _words(methods), _words(where), _numbers(layers), objective, None, per_token, checkpointing, smooth, noise, seed
-    )
+        _words(methods), _words(where), _numbers(layers), objective, None, per_token, checkpointing,
+        smooth, noise, seed, tower,
+    )  # fmt: skip
     job = command.Job(
         model, output, image or (), question or (), data, limit, answer, compare, request, cards, scale
     )  # fmt: skip

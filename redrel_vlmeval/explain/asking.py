@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ class Asked:
     tokenizer: Any = None
     pictures: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def decoder(self) -> Decoder:
+        """The adapter of the model."""
         return find_decoder(self.model)
 
     @property

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from redrel_vlmeval import locking
 from redrel_vlmeval.explain import drawing, items, page, tables
 from redrel_vlmeval.explain.asking import Asked, ask_host
-from redrel_vlmeval.explain.cards import cards, swap_text, swapped
 from redrel_vlmeval.explain.comparing import Change, change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.explanation import choose_answer, compose, option_tokens
@@ -24,6 +23,7 @@ from redrel_vlmeval.explain.gradcam import Request, explain
 from redrel_vlmeval.explain.items import Item
 from redrel_vlmeval.explain.job import Job, check
 from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.explain.testing import cards, swap_text, swapped
 from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.truncation import TruncationError
 

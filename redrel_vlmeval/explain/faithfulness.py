@@ -20,8 +20,9 @@ from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.passes import Edit, Wanted, run
+from redrel_vlmeval.explain.passes import run
 from redrel_vlmeval.explain.pixels import grids
+from redrel_vlmeval.explain.taken import Edit, Wanted
 
 STEPS = 16  # of a deletion curve
 SCORE = "probability"  # of the answer, what the curves are of

@@ -19,8 +19,9 @@ from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.formulas import by_group
 from redrel_vlmeval.explain.gradcam import row_gradient
 from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.passes import Taken, Wanted, run
+from redrel_vlmeval.explain.passes import run
 from redrel_vlmeval.explain.spans import GROUPS
+from redrel_vlmeval.explain.taken import Taken, Wanted
 from redrel_vlmeval.names import Stage, VariantSpec
 
 
@@ -93,7 +94,7 @@ def gradient_flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(share of gradient [l, g], saliency [l, t, g]), float32, from one forward call and one backward."""
     blocks = range(len(asked.decoder.blocks))
-    group, predict = _groups(asked), torch.from_numpy(asked.spans().predict)
+    group = _groups(asked)
     nodes = [(node, block) for node in ("input_norm", "attention_output") for block in blocks]
     with run(asked, Wanted(nodes, blocks, values=True), checkpointing=checkpointing) as taken:
         gradients = taken.gradients(objective(taken.logits, asked.answer, kind, others).sum())
@@ -104,9 +105,9 @@ def gradient_flow(
             shares.append(_share(taken, gradients[("input_norm", block)], block, here))
             slope = gradients[("attention_output", block)]
             if slope is None:
-                saliency.append(torch.zeros(len(predict), len(GROUPS)))
+                saliency.append(torch.zeros(len(taken.predict), len(GROUPS)))
                 continue
-            change = taken.rows[block] * row_gradient(taken, slope, block, predict).to(taken.rows[block])
+            change = taken.rows[block] * row_gradient(taken, slope, block).to(taken.rows[block])
             saliency.append(by_group(change.sum(1).abs()[0], here).cpu())
         return torch.stack(shares).numpy(), torch.stack(saliency).float().numpy()
 

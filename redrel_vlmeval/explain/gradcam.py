@@ -25,8 +25,9 @@ from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.formulas import FORMULAS, attention_gradient, noisy
 from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.passes import Node, Taken, Wanted, run
+from redrel_vlmeval.explain.passes import run
 from redrel_vlmeval.explain.store import METHODS, WHERE
+from redrel_vlmeval.explain.taken import Node, Taken, Wanted
 from redrel_vlmeval.explain.tower import average, made_of, outside
 
 NODE = {"elementwise": "input_norm", "gradcam": "input_norm", "gradcam_official": "middle_norm"}
@@ -110,7 +111,7 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
         drawn: list[list[tuple[np.ndarray, list[str]]]] = []
         for number, (target, token) in enumerate(targets):
             gradients = taken.gradients(target, number + 1 < len(targets)) if nodes else {}
-            drawn.append([_draw(asked, taken, gradients, item, token) for item in plan])
+            drawn.append([_draw(taken, gradients, item, token) for item in plan])
         maps = tuple(
             Maps(
                 where, method, tuple(block + 1 for block in blocks),
@@ -168,7 +169,7 @@ def _nodes(plan: Sequence[Item]) -> list[Node]:
 
 
 def _draw(
-    asked: Asked, taken: Taken, gradients: dict[Node, torch.Tensor | None], item: Item, token: int | None
+    taken: Taken, gradients: dict[Node, torch.Tensor | None], item: Item, token: int | None
 ) -> tuple[np.ndarray, list[str]]:
     """One method at all its layers: (float32 [l, n], status [l])."""
     where, method, blocks = item
@@ -177,9 +178,9 @@ def _draw(
         if where != "decoder":
             found, state = outside(taken, gradients, where, method, block)
         elif method in FORMULAS:
-            found, state = _inside(asked, taken, gradients, method, block)
+            found, state = _inside(taken, gradients, method, block)
         else:
-            found, state = _attention(asked, taken, gradients, method, block, token)
+            found, state = _attention(taken, gradients, method, block, token)
         values.append(found.float().cpu().numpy())
         status.append(state)
     width = max(map(len, values))  # a vision block that never ran has no patches to count
@@ -188,12 +189,12 @@ def _draw(
 
 
 def _inside(
-    asked: Asked, taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int
+    taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int
 ) -> tuple[torch.Tensor, str]:
     """A formula at a decoder node: (map over all n image tokens, status)."""
     node = (NODE[method], block)
     activation, gradient = taken.nodes[node], gradients[node]
-    image = torch.from_numpy(asked.spans().image)
+    image = taken.image
     state, copies = "no_gradient", []
     for copy, held in enumerate(index[block] for index in taken.held):
         places, numbers = _image_places(image, held)
@@ -217,18 +218,17 @@ def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch
 
 
 def _attention(
-    asked: Asked, taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int, token: int | None
+    taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int, token: int | None
 ) -> tuple[torch.Tensor, str]:
     """``attn`` or ``attn_grad`` of a decoder block: (map over all n image tokens, status)."""
-    spans = asked.spans()
-    image = torch.from_numpy(spans.image)
+    image = taken.image
     rows = slice(None) if token is None else slice(token, token + 1)
     weights = taken.rows[block]
     if method == "attn_grad":
         gradient = gradients[("attention_output", block)]
         if gradient is None:
             return torch.full((len(image),), torch.nan), "no_gradient"
-        slope = row_gradient(taken, gradient, block, torch.from_numpy(spans.predict))
+        slope = row_gradient(taken, gradient, block)
         weights = torch.relu(weights * slope.to(weights))
     state, copies = "ok", []
     for copy, held in enumerate(index[block] for index in taken.held):
@@ -242,13 +242,13 @@ def _attention(
     return average(copies, state)
 
 
-def row_gradient(taken: Taken, gradient: torch.Tensor, block: int, predict: torch.Tensor) -> torch.Tensor:
+def row_gradient(taken: Taken, gradient: torch.Tensor, block: int) -> torch.Tensor:
     """dz/da of a block's attention at the rows that predict the answer, [b, h, t, s']; see :func:`attention_gradient`.
 
-    ``gradient`` is dz/do, [b, s', h * d]; ``predict`` the rows among all positions.
+    ``gradient`` is dz/do, [b, s', h * d].
     """
     held = [index[block] for index in taken.held]
-    rows = torch.stack([predict if index is None else torch.searchsorted(index, predict) for index in held])
+    rows = torch.stack([taken.predict if i is None else torch.searchsorted(i, taken.predict) for i in held])
     rows = rows.to(gradient.device)
     chosen = gradient.take_along_dim(rows[..., None], 1)
     return attention_gradient(chosen, taken.values[block])

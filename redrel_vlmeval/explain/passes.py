@@ -7,9 +7,8 @@ are those of a pass per layer to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,87 +21,12 @@ from redrel_vlmeval.explain.formulas import by_group
 from redrel_vlmeval.explain.modes import checkpointed, differentiable, memory_named
 from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.spans import check_greedy
+from redrel_vlmeval.explain.taken import Edit, Node, Taken, Wanted
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.adapter import Decoder
 from redrel_vlmeval.truncation.decoders import replaced_generate
 from redrel_vlmeval.truncation.ranking import head_rows
 from redrel_vlmeval.truncation.trace import PromptTrace
-
-Node = tuple[str, int]  # kind (input_norm, middle_norm, attention_output, vision, projector) and block, from 0
-Edit = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class Wanted:
-    """What a pass is to keep.
-
-    Attributes:
-        nodes: whose activation, and gradient, to keep.
-        rows: blocks (from 0) whose attention at the answer rows to keep, for each head.
-        groups: long [s]; keep sums by group and the mean over heads in their place, which is far less.
-        values: keep those blocks' values, too, which ``dz/dA`` is made of.
-        emit: rows of the answer's own tokens instead of those that predict them.
-        tower: keep the attention of the vision tower's blocks up to the last one that anything is read from.
-    """
-
-    nodes: Sequence[Node] = ()
-    rows: Sequence[int] = ()
-    groups: torch.Tensor | None = None
-    values: bool = False
-    emit: bool = False
-    tower: bool = False
-
-
-@dataclass
-class Taken:
-    """What a pass kept; b copies of the sequence, t answer tokens, s' positions that a block still held.
-
-    Attributes:
-        nodes: activation of a node, [b, s', c] in the decoder.
-        rows: block -> float32 [b, h, t, s'], attention of the answer rows, h = 1 with ``groups``.
-        shares: block -> float32 [h, t, g], with ``groups``. values: block -> [b, h_kv, s', d].
-        held: for each copy and block the positions held, long [s'] ; None for all of them.
-        resampled: Qwen-VL's resampler, [b * pictures, queries, patches]. tower: block -> [b * pictures, s, s].
-        kept: stage layer -> image tokens kept, of the first copy.
-        logits: [b, t, vocabulary], of the rows that predict the answer.
-        length: positions of the sequence.
-    """
-
-    held: list[list[torch.Tensor | None]]
-    logits: torch.Tensor
-    length: int
-    nodes: dict[Node, torch.Tensor] = field(default_factory=dict)
-    rows: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-    shares: dict[int, torch.Tensor] = field(default_factory=dict)
-    resampled: torch.Tensor | None = None
-    tower: dict[int, torch.Tensor] = field(default_factory=dict)
-    kept: dict[int, list[int]] = field(default_factory=dict)
-
-    def forget(self) -> None:
-        """Let go of every tensor."""
-        self.nodes.clear()
-        self.rows.clear()
-        self.values.clear()
-        self.shares.clear()
-        self.tower.clear()
-        self.resampled = None
-        self.logits = self.logits.detach()
-
-    def gradients(self, z: torch.Tensor, again: bool = False) -> dict[Node, torch.Tensor | None]:
-        """``dz/d(node)`` of every node from one backward; None where z does not depend on it. ``again``: keep graph.
-
-        Raises:
-            ExplainError: no gradient reaches the answer at all.
-        """
-        if not z.requires_grad:
-            raise ExplainError(
-                "no gradient reaches the answer: this model's layers cannot be differentiated (quantised weights?); "
-                "load it in float16, bfloat16 or float32, or take method 'attn', which needs none"
-            )
-        nodes = [node for node, tensor in self.nodes.items() if tensor.requires_grad]
-        found = torch.autograd.grad(z, [self.nodes[n] for n in nodes], retain_graph=again, allow_unused=True)
-        return dict.fromkeys(self.nodes) | dict(zip(nodes, found, strict=True))
 
 
 @contextmanager
@@ -203,8 +127,8 @@ class _Watch:
             out = model.generate(**prompt)  # type: ignore[operator]
         logits = out.logits if hasattr(out, "logits") else out[0]
         taken = Taken(
-            self.held, logits, self.length, self.nodes, self.rows, self.values, self.shares, self.resampled, self.tower,
-            self.kept,
+            self.held, logits, torch.from_numpy(self.spans.image), torch.from_numpy(self.spans.predict), self.length,
+            self.nodes, self.rows, self.values, self.shares, self.resampled, self.tower, self.kept,
         )  # fmt: skip
         self._check_rows(logits)
         return taken

@@ -8,8 +8,8 @@ import torch
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.formulas import FORMULAS
-from redrel_vlmeval.explain.passes import Node, Taken
 from redrel_vlmeval.explain.pixels import rollout
+from redrel_vlmeval.explain.taken import Node, Taken
 
 
 def made_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:

@@ -94,7 +94,7 @@ def sheet(stored: Stored, where: str, method: str, token: int | None = None, pic
         raise ExplainError(f"answer token {token + 1}: the file has maps of {len(values)}; choose from 1")
     grid = _grid(stored, grids, picture)
     one = grid.cells(values)
-    chosen = _mean(one) if token is None else one[token]
+    chosen = mean_known(one) if token is None else one[token]
     states = _together(status) if token is None else status[token]
     mapped = np.array([state in ("ok", "blank") for state in states])
     chosen = np.where(mapped[:, None, None], chosen, np.nan).astype(np.float32)
@@ -114,7 +114,7 @@ def _grid(stored: Stored, where: str, picture: int) -> Grid:
     return Grid.from_json(known[picture])
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
+def mean_known(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is there; NaN where nothing is."""
     known = np.isfinite(values)
     count = known.sum(0)
