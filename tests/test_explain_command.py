@@ -95,6 +95,13 @@ def test_bad_input_is_named_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_too_large_to_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = picture(tmp_path)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ExplainError, match="--image .*a picture.png: larger than is safe to open"):
+        command.cam(Job(TINY, tmp_path / "out", [path], ["q"]))
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExplainError, match="--output .*file.out: cannot be written to"):
@@ -122,6 +129,9 @@ def test_one_question_leaves_maps_figures_and_page_and_is_not_made_twice(built: 
     before = (job.output / f"{stem}.npz").stat().st_mtime_ns
     assert "1 were there already" in said(command.cam, job)[1]
     assert (job.output / f"{stem}.npz").stat().st_mtime_ns == before
+    scenes.render([scenes.Thing(9, "square", "red")]).save(job.images[0])
+    said(command.cam, job)
+    assert load(job.output / f"{stem}.npz").manifest["reply"] == "red", "another picture under the same name"
     other = Job(TINY, job.output, job.images, job.questions, request=Request(methods=("attn",), where=("decoder",)))
     assert "there already" not in said(command.cam, other)[1]
     assert set(load(job.output / f"{stem}.npz").manifest["maps"]) == {"decoder/attn"}
@@ -178,10 +188,14 @@ def test_a_question_that_cannot_be_explained_is_told_and_the_rest_goes_on(
     built: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = [{"type": "image", "value": str(picture(tmp_path))}, {"type": "text", "value": "What color is the bar?"}]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    broken = [{"type": "image", "value": str(tmp_path / "broken.png")}, message[1]]
     asked = [Item("X_1", message[1:], "?", "X", "1"), Item("X_2", message, "What color is the bar?", "X", "2")]
-    monkeypatch.setattr(items, "of_benchmark", lambda *_args: (2, iter(asked)))
+    asked.insert(1, Item("X_3", broken, "?", "X", "3"))
+    monkeypatch.setattr(items, "of_benchmark", lambda *_args: (3, iter(asked)))
     code, text = said(command.cam, Job(TINY, tmp_path / "out", data="X", request=ONE))
     assert code == 1 and "failed: X_1: the question has no picture" in text
+    assert "failed: X_3: picture" in text and "cannot be read as an image" in text
     assert names(tmp_path / "out", "npz") == ["redrel_tiny_X_2.npz"]
 
 

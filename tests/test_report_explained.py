@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from redrel_vlmeval.report import page
 from redrel_vlmeval.report.explained import links, plain
 from redrel_vlmeval.results import read
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FOUND = [{"model": "m_trunc_l2_k8", "base": "m", "benchmark": "A B", "frame": pd.DataFrame({"index": ["1", "2"]})}]
 
 
@@ -50,3 +52,25 @@ def test_the_reports_page_holds_the_links_of_its_flips(tmp_path: Path) -> None:
     text = page.write(found, tmp_path / "linked.html", explained=pages).read_text()
     linked = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["explained"]
     assert linked == {f"{model}/X/{index}": f"explained/{model}_X_{index}.html"} and held["explained"] == {}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+def test_a_flip_leads_to_its_explanation(tmp_path: Path) -> None:
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright (the extra 'test')")
+    folder = box.write(tmp_path)
+    pages = tmp_path / "explained"
+    pages.mkdir()
+    model = f"{box.BASE}_trunc_l2_k8"
+    for index in range(box.COUNT):
+        (pages / f"{model}_X_{index}.html").write_text("<title>explained</title>")
+    report = page.write(read(folder), tmp_path / "linked.html", explained=pages)
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page()
+        shown.goto(f"{report.as_uri()}")
+        shown.locator("#flip-filters select[aria-label='Variant']").select_option(model)
+        link = shown.locator("#flips .explain-link")
+        assert link.all_inner_texts() == ["Explain the variant's answer"]
+        link.click()
+        assert shown.title() == "explained"
+        browser.close()

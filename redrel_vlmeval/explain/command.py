@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
         for item in questions:
             try:
                 results.append(make(item))
-            except (ExplainError, TruncationError) as error:
+            except (ExplainError, TruncationError, ValueError) as error:
                 if item.dataset is None:
                     raise
                 run.failed.append((item.name, str(error)))
@@ -131,11 +132,10 @@ def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str
     )
 
 
-def _stamp(part: dict[str, Any]) -> list[Any]:
-    """A picture's path, size and time: another picture under the same name is another question."""
+def _stamp(part: dict[str, Any]) -> list[str]:
+    """A picture's path and what it holds: another picture under the same name is another question."""
     path = Path(str(part["value"]))
-    state = path.stat() if path.is_file() else None
-    return [str(path), state and state.st_size]
+    return [str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
 
 
 def others(asked: Asked, item: Item) -> list[int] | None:

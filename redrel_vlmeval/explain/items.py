@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from redrel_vlmeval import hostrun
 from redrel_vlmeval.attach import attach
@@ -56,6 +57,8 @@ def own(images: Sequence[Path], questions: Sequence[str]) -> list[Item]:
             check_readable(str(path))
         except ValueError as error:
             raise ExplainError(f"--image: {error}") from error
+        except Image.DecompressionBombError as error:
+            raise ExplainError(f"--image {path}: larger than is safe to open ({error}); make it smaller") from error
     if any(not question.strip() for question in questions):
         raise ExplainError("--question: the question is empty")
     pictures = [{"type": "image", "value": str(path)} for path in images]
