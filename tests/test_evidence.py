@@ -62,6 +62,10 @@ def test_maps_point_at_the_object_asked_for(shares: pd.DataFrame) -> None:
     assert evidence.best_layer(shares, on="tokens")["asked"] < 60
 
 
+def test_a_token_is_not_its_cell_alone(core: LlavaCore, questions: list[Case]) -> None:
+    assert 0.02 < evidence.own_share(core, questions[:6]) < 0.3
+
+
 def test_pooled_gradcam_finds_objects_not_the_asked_one(core: LlavaCore, questions: list[Case]) -> None:
     found = evidence.shares(evidence.pointing(core, questions[:12], replace(SMOOTH, methods=("gradcam",))))
     assert evidence.best_layer(found, "gradcam")["asked"] < 50

@@ -26,6 +26,8 @@ from redrel_vlmeval.explain.explanation import option_tokens
 from redrel_vlmeval.explain.flow import causal_curve
 from redrel_vlmeval.explain.gradcam import Request, explain
 from redrel_vlmeval.explain.grid import through
+from redrel_vlmeval.explain.passes import run
+from redrel_vlmeval.explain.taken import Wanted
 from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.models.llava_core import TINY, LlavaCore
 
@@ -160,7 +162,7 @@ def swaps(core: LlavaCore, questions: Sequence[Case], request: Request, layer: i
                 next(v for _, on, _, v, _ in drawn(put(core, which, Path(folder)), one) if on == "cells")
                 for which in (case, other)
             ]
-            points = [faithfulness.point(values, other.cells, case.cells) for values in maps]
+            points = [faithfulness.point(values, other.cells, other.others) for values in maps]
             rows.append({"index": case.line["index"], **faithfulness.compare(*maps), "before": points[0]})
             rows[-1] |= {"after": points[1]}
     return pd.DataFrame(rows)
@@ -176,6 +178,22 @@ def other_question(case: Case) -> Case | None:
             line |= {"answer": "ABCD"[choices.index(question.answer)], "cells": ",".join(map(str, question.cells))}
             return Case(line, case.things)
     return None
+
+
+def own_share(core: LlavaCore, questions: Sequence[Case]) -> float:
+    """How much of the change that erasing the asked glyph makes in the image tokens is in its own token: 0 to 1."""
+    shares = []
+    with TemporaryDirectory() as folder:
+        for case in questions:
+            asked = put(core, case, Path(folder))
+            masks = np.zeros((2, scenes.GRID, scenes.GRID), bool)
+            masks.reshape(2, -1)[1, list(case.cells)] = True
+            wanted = Wanted([("projector", 0)])
+            with run(asked, wanted, copies=2, edit=faithfulness.eraser(masks), grad=False) as taken:
+                whole, erased = taken.nodes[("projector", 0)]
+                change = (whole - erased).norm(dim=-1)
+                shares.append(float(change[list(case.cells)].sum() / change.sum()))
+    return float(np.mean(shares))
 
 
 def shifts(core: LlavaCore, questions: Sequence[Case], request: Request, layer: int) -> pd.DataFrame:
@@ -232,6 +250,7 @@ def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
     curve = causal(core, cases("one-hop", count)).mean(0)
     found.append(f"causal curve flat from {cliff(curve)} on, maps stop finding at {stops_finding(smooth)}")
     some = cases("one-hop", tests)
+    found.append(f"erasing the asked glyph: {100 * own_share(core, some):.1f} % of the change is in its own token")
     for name, frame in (("deletion", deletions(core, some, SMOOTH, layer)), ("swap", swaps(core, some, SMOOTH, layer)),
                         ("shift", shifts(core, some, SMOOTH, layer))):  # fmt: skip
         frame.to_csv(folder / f"{name}.csv", index=False)
@@ -242,6 +261,7 @@ def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
         if name == "shift":
             on = frame[frame["peak"] == frame["cell"]]
             found.append(f"shift: {(on['peak_after'] == on['moved_to']).mean():.3f} of {len(on)} peaks went along")
+    (folder / "summary.txt").write_text("\n".join(found) + "\n")
     return found
 
 

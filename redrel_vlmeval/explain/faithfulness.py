@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import integrate, stats
 
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
@@ -56,7 +56,7 @@ class Curve:
     @property
     def auc(self) -> float:
         """Area under the curve, 0 to 1."""
-        return float(np.trapezoid(self.scores, self.shares))
+        return float(integrate.trapezoid(self.scores, self.shares))
 
 
 def deletion(asked: Asked, order: Sequence[int], insertion: bool = False, grid: Grid | None = None) -> Curve:
