@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from checkpoints import import_host, needs_host
 from rich.console import Console
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from redrel_vlmeval import cli
 from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.explain import command, items
+from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import Request
 from redrel_vlmeval.explain.grid import Grid
@@ -232,3 +234,19 @@ def test_cells_of_the_benchmark_are_found_on_any_grid() -> None:
     assert items.tokens_on(finer, [9]) == rows
     padded = Grid(np.arange(16).reshape(4, 4), (-96, 0, 96, 192), (96, 96))
     assert items.tokens_on(padded, range(64)) == [2, 3, 6, 7]
+
+
+def test_a_token_that_cannot_be_decoded_alone_has_its_name() -> None:
+    """Qwen-VL's code reads a picture's opening and closing tag only together."""
+
+    class Tags:
+        def decode(self, ids: list[int]) -> str:
+            if ids != [5]:
+                raise ValueError("Unclosed image token")
+            return "word"
+
+        def convert_ids_to_tokens(self, token: int) -> Any:
+            return {1: "<img>", 2: b"\xc3\xa9"}[token]
+
+    asked = Asked(torch.nn.Identity(), {}, [], tokenizer=Tags())
+    assert asked.words([1, 5, 2]) == ["<img>", "word", "é"]
