@@ -94,7 +94,7 @@ setup(
             "py.typed",
             "*.csv",
             "demo/checkpoint/*",
-            *(f"{folder}/*.{kind}" for folder in ("pages", "report") for kind in ("j2", "css", "js")),
+            *(f"{folder}/*.{kind}" for folder in ("pages", "report", "explain/viewer") for kind in ("j2", "css", "js")),
         ]
     },
     include_package_data=False,
@@ -114,6 +114,7 @@ setup(
         "jinja2",
         "markupsafe",
         "matplotlib",
+        "pyarrow",
         "typer",
         "rich",
     ],

@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
+from redrel_vlmeval.explain.app import app as explaining
+
 app = typer.Typer(
     help="Image-token truncation for VLMEvalKit: variants run in the host's runner; this reads, shows and times them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(explaining, name="explain")
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -107,13 +110,16 @@ def report(
     all_runs: Annotated[
         bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
     ] = False,
+    explain: Annotated[
+        Path | None, typer.Option(help="Folder of redrel explain cam --data: flips link to its pages.")
+    ] = None,
 ) -> None:
     """One offline HTML page: leaderboard, cost, grids, curves, changed answers. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results
     from redrel_vlmeval.report import page
 
     found = results.read(outputs, all_runs)
-    path = page.write(found, output, pictures, data_folder)
+    path = page.write(found, output, pictures, data_folder, explain)
     typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)

@@ -26,7 +26,7 @@ def lock(file: IO[bytes], what: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise Busy(f"{what}: another run is writing here; wait for it or choose another --work-dir") from None
+        raise Busy(f"{what}: another run is writing here; wait for it or choose another folder") from None
 
 
 @contextlib.contextmanager

@@ -33,18 +33,20 @@ published blind
 boards.columns boards.table boards.leaders boards.paper boards.persample boards.details boards.every
 texts markup jsonboard workbook sheets
 pages.render
+figures
 explain.errors explain.spans explain.bands explain.grid explain.store
+explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
 explain.asking explain.modes explain.objectives explain.formulas explain.taken
 explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness
 explain.cards explain.explanation
-figures
 noninferiority cliffs gridfigures
 sweep.plan sweep.store sweep.distributed sweep.asking sweep.work sweep.hostfiles sweep.evaluate
 sweep.preview sweep.outcome sweep.run
-report.places report.board report.curves report.changes report.pictures report.page
+report.places report.board report.curves report.changes report.pictures report.explained report.page
 benchmodels bench benchtable sweepbench benchexplain
 demo.scenes demo.blank demo.lessons demo.train demo.benchmark demo.kept demo.evidence demo.show
 attach
+explain.items explain.testing explain.job explain.tables explain.command explain.app
 cli
 __main__
 """.split()
@@ -55,6 +57,7 @@ names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
 comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
 noninferiority cliffs gridfigures report.page cli explain.spans explain.bands explain.grid explain.store
+explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}

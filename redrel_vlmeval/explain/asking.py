@@ -90,7 +90,7 @@ class Asked:
         """Each token by itself as text, ``<id>`` without a tokenizer."""
         if self.tokenizer is None:
             return [f"<{token}>" for token in ids]
-        return [str(self.tokenizer.decode([token])) for token in ids]
+        return [_word(self.tokenizer, token) for token in ids]
 
     def with_answer(self, ids: Sequence[int]) -> Asked:
         """The same question with another answer, given as token ids.
@@ -256,6 +256,14 @@ def answer_ids(asked: Asked, answer: str, likelihood: Callable[[Asked], float]) 
         seen = "; ".join(" + ".join(map(repr, asked.words(ids))) for ids in unique)
         raise ExplainError(f"answer {answer!r}: its tokens do not read the same again ({seen}); give token ids")
     return same[0] if len(same) == 1 else max(same, key=lambda ids: likelihood(asked.with_answer(ids)))
+
+
+def _word(tokenizer: Any, token: int) -> str:
+    try:
+        return str(tokenizer.decode([token]))
+    except ValueError:  # the code of Qwen-VL reads a picture's opening and closing tag only together
+        known = tokenizer.convert_ids_to_tokens(token)
+        return known.decode("utf-8", "replace") if isinstance(known, bytes) else str(known)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -44,7 +44,7 @@ def compose(
         _add_maps(arrays, manifest, asked, explained)
         manifest |= {"objective": request.objective, "z": explained.z, "kept": explained.kept}
     if flow is not None:
-        fields = {"attention": flow.attention, "gradient": flow.gradient, "saliency": flow.saliency}
+        fields = {"attention": flow.attention, "rows": flow.rows, "gradient": flow.gradient, "saliency": flow.saliency}
         arrays |= {f"flow/{name}": array for name, array in fields.items() if array is not None}
         if flow.causal is not None:
             arrays["flow/causal"] = flow.causal

@@ -8,6 +8,7 @@ Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n i
 ``maps/<where>/<method>``       [t or 1, l, n] raw maps; NaN where a token was dropped or nothing is defined
 ``pixels/<where>/<method>``     [t or 1, l, cells], the same carried to the patches of the picture (:mod:`grid`)
 ``flow/attention``              [l, h, t, g] attention of each answer row by group (eqs. 4-6); sums to 1 over g
+``flow/rows``                   [l, t, s] attention of each answer row, mean over heads (eq. 7), at all s positions
 ``flow/gradient``               [l, g] share of gradient times activation by group; sums to 1
 ``flow/saliency``               [l, t, g] sum of |a dz/da| over heads and the group's columns
 ``flow/causal``                 [l + 1] margin with the picture cut before block 1, after block 1, ..., not at all

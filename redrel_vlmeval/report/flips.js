@@ -111,7 +111,9 @@
         h("button", { type: "button", class: `chip ${CHANGES[other.change]}`, "aria-current": other === item ? "true" : null, onclick: () => open(other) },
           `${words(other.change)[0]} ${settings.get(other.cell.model) || other.cell.model}`))),
       // Whatever leads on from a flip stands here, side by side.
-      h("p", { class: "flip-links small" }, h("a", { href: address(item) }, "Link to this flip")),
+      h("p", { class: "flip-links small" }, h("a", { href: address(item) }, "Link to this flip"),
+        [["variant", cell.model], ["base", cell.base]].map(([who, model]) => [who, data.explained[[model, cell.benchmark, index].join("/")]])
+          .filter(([, page]) => page).map(([who, page]) => h("a", { href: page, class: "explain-link" }, `Explain the ${who}'s answer`))),
     ].filter(Boolean);
   }
 

@@ -11,6 +11,7 @@ from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards.columns import NOTES
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
+from redrel_vlmeval.report.explained import links
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.writing import WriteError, atomically
 
@@ -31,12 +32,16 @@ class ReportError(WriteError):
     """A page that cannot be written; the text names the file and what would work."""
 
 
-def write(results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None) -> Path:
+def write(
+    results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None,
+    explained: Path | None = None,
+) -> Path:  # fmt: skip
     """The page at ``path``, whole or not at all.
 
     Args:
         most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
         data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
+        explained: folder of redrel explain's pages, which flips then link to.
 
     Raises:
         ReportError: another ending than .html, or a place that cannot be written.
@@ -47,11 +52,14 @@ def write(results: Results, path: str | Path, most_pictures: int = 0, data_folde
         raise ReportError(f"{str(path)!r}: unknown ending {path.suffix!r}, a report is written as .html")
     if path.is_dir() or not path.parent.is_dir():
         atomically(path, lambda _stream: None, ReportError)  # says what is wrong before the work, not after it
-    text = html(results, most_pictures, data_folder)
+    text = html(results, most_pictures, data_folder, explained, path)
     return atomically(path, lambda stream: stream.write(encoded(text)), ReportError)
 
 
-def html(results: Results, most_pictures: int = 0, data_folder: Path | None = None) -> str:
+def html(
+    results: Results, most_pictures: int = 0, data_folder: Path | None = None, explained: Path | None = None,
+    path: Path = Path("report.html"),
+) -> str:  # fmt: skip
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
     found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
@@ -64,6 +72,7 @@ def html(results: Results, most_pictures: int = 0, data_folder: Path | None = No
         "grids": curves.heat_maps(results),
         "curves": curves.curves(results, rows),
         "changes": changes.payload(results, found, where) | {"pictures": shown},
+        "explained": links(found, explained, path),
         "provenance": _provenance(results),
         "meta": facts,
     }

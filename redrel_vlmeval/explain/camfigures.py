@@ -1,0 +1,273 @@
+"""Maps as figures: a panel for each layer on one colour scale (Figs. 3 and 4), rows to compare (Figs. 8 and 9).
+
+Made for one column of a paper: text is as large there as it is said to be here.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path as FilePath
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+
+from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.explain.view import STATES, Sheet, said, shared_peak, sheet, spread
+from redrel_vlmeval.writing import atomically
+
+WIDTH = 3.45  # inches: one column
+EDGE, GAP, LINE = 0.06, 0.04, 0.115  # inches: margin, between panels, one line of text
+SMALL, PLAIN = 6.5, 7.5  # points
+SCALES = ("shared", "layer")
+NAMES = {"decoder": "decoder block", "vision": "vision block", "projector": "projector"}
+
+
+def _ember() -> ListedColormap:
+    """Nothing, through orange and red, to near black: darker means more, for every kind of colour vision and in grey.
+
+    A low value is transparent, so that the picture shows where a map says nothing.
+    """
+    share = np.linspace(0, 1, 256)
+    colors = matplotlib.colormaps["magma_r"](0.12 + 0.83 * share)
+    colors[:, 3] = np.minimum(0.95, 1.5 * share**0.7)
+    return ListedColormap(colors, "ember")
+
+
+EMBER = _ember()
+
+
+def grid(
+    stored: Stored, where: str, method: str, *, token: int | None = None, picture: int = 0,
+    layers: Sequence[int] | None = None, scale: str = "shared", width: float = WIDTH,
+) -> Figure:  # fmt: skip
+    """A panel for each layer of one method, under the picture with its question and answer (Figs. 3 and 4).
+
+    Args:
+        token: answer token from 0; None for the whole answer. scale: ``shared`` by all panels, or each ``layer``'s own.
+        width: of the figure, in inches.
+
+    Raises:
+        ExplainError: nothing such in the file, or an unknown scale.
+    """
+    _check(scale)
+    one = sheet(stored, where, method, token, picture)
+    one = one if layers is None else one.at(layers)
+    across = min(len(one.layers), 4 if len(one.layers) <= 8 else 6 if len(one.layers) <= 12 else 8)
+    side = (width - 2 * EDGE + GAP) / max(across, 4)
+    title = LINE * (2.2 if scale == "layer" else 1.15)
+    tall = (side - GAP) * _shape(one) + GAP + title
+    texts = _head_lines(stored, width)
+    head, foot = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12, 0.36 if scale == "shared" else 0.05
+    height = head + ceil(len(one.layers) / across) * tall + foot
+    figure = _figure(width, height)
+    _head(figure, one, f"{method}, {NAMES[where]}s", texts)
+    for number, layer in enumerate(one.layers):
+        row, column = divmod(number, across)
+        bottom = height - head - (row + 1) * tall + GAP
+        axis = _axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
+        peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
+        draw_map(axis, one, number, peak)
+        axis.set_title(_heading(one, number, scale, peak), fontsize=SMALL, pad=1.5, linespacing=1.0)
+    if scale == "shared":
+        _bar(figure, shared_peak([one]), f"{method}, one scale for all panels; hatched: no map or token dropped")
+    return figure
+
+
+def rows(
+    many: Sequence[Stored], labels: Sequence[str], where: str, method: str, *, token: int | None = None,
+    picture: int = 0, layers: Sequence[int] | None = None, scale: str = "shared", width: float = WIDTH, most: int = 8,
+    notes: Sequence[Mapping[int, str]] | None = None,
+) -> Figure:  # fmt: skip
+    """A row of panels for each explanation, all on one colour scale: prompts (Fig. 8), before and after (Fig. 9).
+
+    Args:
+        labels: what each row is, its text above the row. layers: columns; ``most`` evenly spread ones if not given.
+        scale: ``shared`` by all panels of all rows, or by each ``layer`` (one column).
+        notes: for each row, layer -> words under its panel: the share on kept tokens.
+
+    Raises:
+        ExplainError: nothing such in a file, or an unknown scale.
+    """
+    _check(scale)
+    sheets = [sheet(stored, where, method, token, picture) for stored in many]
+    chosen = list(layers) if layers is not None else spread(sheets[0].layers, most)
+    sheets = [one.at(chosen) for one in sheets]
+    side = (width - 2 * EDGE + GAP) / max(len(chosen), 4)
+    texts = [_lines(label, int(width * 21), 4) for label in labels]
+    panel = (side - GAP) * max(map(_shape, sheets))
+    tall = panel + GAP + (LINE if notes else 0)
+    height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + (0.36 if scale == "shared" else 0.02)
+    figure = _figure(width, height)
+    top = height - 0.06
+    for row, (one, text) in enumerate(zip(sheets, texts, strict=True)):
+        _write(figure, EDGE, top, "\n".join(text))
+        top -= LINE * (len(text) + 1.2)
+        for number, layer in enumerate(chosen):
+            axis = _axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
+            peak = shared_peak(sheets if scale == "shared" else [other.at([layer]) for other in sheets])
+            draw_map(axis, one, number, peak)
+            axis.set_title(f"{layer}", fontsize=SMALL, pad=1.5)
+            if notes:
+                axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
+        top -= tall
+    if scale == "shared":
+        _bar(
+            figure,
+            shared_peak(sheets),
+            f"{method}, {NAMES[where]}s; one scale{'; %: share on the kept tokens' if notes else ' for all panels'}",
+        )
+    return figure
+
+
+def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
+    """One layer over its greyed picture; dropped tokens hatched, a layer without a map hatched whole and named."""
+    width, height = one.size
+    _picture(axis, one, grey=True)
+    state = one.status[number]
+    axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    if state in ("no_gradient", "pruned"):
+        axis.add_patch(_hatched(Rectangle((0, 0), width, height)))
+        words = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
+        place: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "bbox": words,
+            "fontsize": SMALL - 1,
+            "linespacing": 1.0,
+            "zorder": 5,
+        }
+        axis.text(width / 2, height / 2, STATES[state].replace(" ", "\n"), **place)
+        return
+    left, top, right, bottom = one.box
+    axis.imshow(
+        np.ma.masked_invalid(one.values[number]), extent=(left, right, bottom, top), cmap=EMBER, vmin=0, vmax=peak,
+        interpolation="nearest", zorder=2,
+    )  # fmt: skip
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    if one.dropped[number].any():
+        axis.add_patch(_hatched(PathPatch(_cells(one.dropped[number], one.box))))
+
+
+def _cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
+    """One path around every true cell: a patch per cell would be thousands."""
+    x = np.linspace(box[0], box[2], mask.shape[1] + 1)
+    y = np.linspace(box[1], box[3], mask.shape[0] + 1)
+    corners: list[tuple[float, float]] = []
+    codes: list[Any] = []
+    for row, column in zip(*np.nonzero(mask), strict=True):
+        a, b, c, d = x[column], y[row], x[column + 1], y[row + 1]
+        corners += [(a, b), (c, b), (c, d), (a, d), (a, b)]
+        codes += [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    return Path(corners, codes)
+
+
+def _hatched(patch: Any) -> Any:
+    patch.set(facecolor="#ffffff", edgecolor="#8c8c8c", hatch="/////////", linewidth=0, alpha=0.9, zorder=3)
+    patch.set_hatch_linewidth(0.5)
+    return patch
+
+
+def _picture(axis: Axes, one: Sheet, grey: bool) -> None:
+    """The picture; in light grey where a map is to be read over it."""
+    shown = one.picture.astype(float)
+    if grey:
+        light = shown @ np.array([[0.299], [0.587], [0.114]])
+        shown = np.repeat(165 + 90 * light / 255, 3, axis=2)
+    smooth = "nearest" if max(one.size) < 200 else "antialiased"
+    axis.imshow(shown.astype(np.uint8), extent=(0, one.size[0], one.size[1], 0), interpolation=smooth, zorder=1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """Axes at left, bottom, width, height in inches."""
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+    axis.spines[:].set(linewidth=0.4, color="#999999")
+    return axis
+
+
+def _write(figure: Figure, left: float, top: float, text: str, size: float = SMALL, **look: Any) -> None:
+    """Text whose upper left corner is at ``left``, ``top``, in inches from the lower left."""
+    width, height = figure.get_size_inches()
+    figure.text(left / width, top / height, text, fontsize=size, va="top", linespacing=1.2, parse_math=False, **look)
+
+
+def _head_lines(stored: Stored, width: float) -> list[str]:
+    """Model, answer and question, wrapped to stand beside the picture."""
+    letters = int(0.72 * width * 19)
+    lines = [*_lines(stored.manifest.get("model") or "", letters, 2), *_lines(f"answer: {said(stored)!r}", letters, 2)]
+    return lines + _lines(stored.manifest.get("question") or "", letters, 6)
+
+
+def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
+    """The picture itself and, beside it, what is drawn and of what."""
+    width, height = figure.get_size_inches()
+    wide = 0.28 * width
+    axis = _axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
+    _picture(axis, one, grey=False)
+    axis.set(xticks=[], yticks=[])
+    _write(figure, EDGE + wide + 0.1, height - EDGE, title, PLAIN, fontweight="bold")
+    _write(figure, EDGE + wide + 0.1, height - EDGE - 0.16, "\n".join(texts))
+
+
+def _lines(text: str, width: int, most: int) -> list[str]:
+    """The text wrapped, each of its lines by itself; at most ``most`` lines, the last ending in dots where cut."""
+    lines = [piece for line in text.splitlines() for piece in textwrap.wrap(line, width) or [""]]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: width - 2]} …"]
+
+
+def _bar(figure: Figure, peak: float, label: str) -> None:
+    """The colour scale, flat, at the foot."""
+    width, _ = figure.get_size_inches()
+    axis = _axes(figure, (EDGE, 0.23, width - 2 * EDGE - 0.12, 0.07))
+    shades = figure.colorbar(ScalarMappable(Normalize(0, peak), EMBER), cax=axis, orientation="horizontal")
+    axis.tick_params(labelsize=SMALL - 0.5, length=1.5, pad=1, width=0.4)
+    ticks = np.linspace(0, peak, 5)
+    shades.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
+    shades.outline.set_linewidth(0.4)  # type: ignore[operator]
+    _write(figure, EDGE, 0.1, label, SMALL - 0.5, color="#444444")
+
+
+def _heading(one: Sheet, number: int, scale: str, peak: float) -> str:
+    own = f"\nto {peak:.2g}" if scale == "layer" and one.status[number] == "ok" else ""
+    blank = " (blank)" if one.status[number] == "blank" else ""
+    return f"{one.layers[number]}{blank}{own}"
+
+
+def _shape(one: Sheet) -> float:
+    """Height over width of the picture, within what a panel can show."""
+    return float(np.clip(one.size[1] / one.size[0], 0.4, 2.0))
+
+
+def _check(scale: str) -> None:
+    if scale not in SCALES:
+        raise ExplainError(f"scale {scale!r}: choose one of {', '.join(SCALES)}")
+
+
+def save(figure: Figure, path: FilePath) -> FilePath:
+    """Write a figure as .png or .pdf, whole or not at all.
+
+    Raises:
+        ExplainError: another ending. WriteError: a place that cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf"):
+        raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
+    facts: Any = {"CreationDate": None} if kind == "pdf" else None  # the same explanation makes the same file
+    return atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=300, metadata=facts))

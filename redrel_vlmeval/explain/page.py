@@ -1,0 +1,164 @@
+"""Stored explanations as one offline HTML page: layer slider, token picker, methods, hover values, the cards.
+
+Every map goes in as one byte a cell, a share of its own layer's highest value, which is there in full.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import redrel_vlmeval
+from redrel_vlmeval.explain import flowfigures, view
+from redrel_vlmeval.explain.camfigures import EMBER
+from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.pages.render import encoded, render
+from redrel_vlmeval.writing import atomically
+
+HERE = Path(__file__).resolve().parent / "viewer"
+MOST = 2_900_000  # bytes of a page
+FULL, NOTHING = 254, 255  # a byte's highest share; no token, or padding
+TOY = "redrel_tiny"
+
+
+def write(found: Sequence[Stored], path: Path) -> Path:
+    """The page of one explanation, or of several side by side.
+
+    Raises:
+        ExplainError: another ending than .html, or more than a page can hold. WriteError: a place not to be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ExplainError(f"{str(path)!r}: a page is written as .html, got the ending {path.suffix!r}")
+    text = html(found)
+    return atomically(path, lambda stream: stream.write(encoded(text)))
+
+
+def html(found: Sequence[Stored]) -> str:
+    """The page as text, under 3 MB: where maps of the last answer tokens do not fit they are left out, and it says so.
+
+    Raises:
+        ExplainError: even one map for the whole answer does not fit.
+    """
+    if not found:
+        raise ExplainError("no explanation to show")
+    most = max(
+        (len(values) for stored in found for name, values in stored.arrays.items() if name.startswith("maps/")),
+        default=1,
+    )
+    for tokens in dict.fromkeys([most, *(most * part // 8 for part in range(7, 0, -1)), 0]):
+        shown = [_entry(stored, tokens) for stored in found]
+        meta = {
+            "version": redrel_vlmeval.__version__,
+            "toy": any(str(entry["model"]).startswith(TOY) for entry in shown),
+        }
+        data = {"entries": shown, "ramp": _ramp(), "left_out": most - tokens if most > 1 else 0, "states": view.STATES}
+        data |= {"looks": {name: look[0] for name, look in flowfigures.LOOKS.items()}, "groups": flowfigures.WORDS}
+        text = render(
+            HERE, "explain.html.j2", f"{_title(found)}: redrel explain", data, meta=meta, heading=_title(found)
+        )
+        if len(text.encode("utf-8", "replace")) <= MOST:
+            return text
+    raise ExplainError(f"a page holds {MOST / 1e6:.1f} MB, these {len(found)} explanations need more: give fewer files")
+
+
+def _title(found: Sequence[Stored]) -> str:
+    names = list(dict.fromkeys(str(stored.manifest.get("model")) for stored in found))
+    return " and ".join(names)
+
+
+def _entry(stored: Stored, tokens: int) -> dict[str, Any]:
+    """One explanation as plain values; ``tokens``: maps of how many single answer tokens."""
+    manifest = stored.manifest
+    names = ("model", "variant", "question", "reply", "own", "objective", "benchmark", "index", "locality", "questions")
+    entry: dict[str, Any] = {name: manifest.get(name) for name in names}
+    entry |= {"answer": stored.tokens, "z": manifest.get("z") or [], "cards": manifest.get("cards") or []}
+    entry |= {"kept": manifest.get("kept") or {}, "provenance": _flat(manifest.get("provenance") or {})}
+    count = len(manifest.get("pictures") or [])
+    entry["pictures"] = [
+        {"src": _picture(stored.arrays[f"picture/{number}"]), "size": manifest["pictures"][number]["size"]}
+        for number in range(count)
+        if f"picture/{number}" in stored.arrays
+    ]
+    entry["maps"] = [_maps(stored, where, method, tokens) for where, method in view.pairs(stored)]
+    entry["flow"] = _flow(stored)
+    return entry
+
+
+def _maps(stored: Stored, where: str, method: str, tokens: int) -> dict[str, Any]:
+    """A method's maps for each picture: ``sheets`` of bytes, token after token, layer after layer, row after row.
+
+    With several answer tokens the first is the mean over all of them.
+    """
+    each = len(stored.maps(where, method))
+    chosen: list[int | None] = [None] if each == 1 else [None, *range(min(each, tokens))]
+    entry: dict[str, Any] = {"where": where, "method": method, "layers": stored.layers(where, method), "sheets": []}
+    entry["tokens"] = [-1 if token is None else token for token in chosen]
+    grids = "pixels" if f"pixels/{where}/{method}" in stored.arrays else where
+    for picture in range(len(stored.manifest["grids"][grids])):
+        sheets = [view.sheet(stored, where, method, token, picture) for token in chosen]
+        peaks = [np.nanmax(one.values, axis=(1, 2), initial=0.0) for one in sheets]
+        cells = b"".join(_bytes(one.values, peak).tobytes() for one, peak in zip(sheets, peaks, strict=True))
+        entry["sheets"].append(
+            {
+                "shape": list(sheets[0].grid.shape), "box": list(sheets[0].box), "size": list(sheets[0].size),
+                "inside": base64.b64encode(sheets[0].grid.inside().astype(np.uint8).tobytes()).decode(),
+                "peaks": [[float(f"{value:.6g}") for value in peak] for peak in peaks],
+                "sums": [[float(f"{np.nansum(layer):.6g}") for layer in one.values] for one in sheets],
+                "cells": base64.b64encode(cells).decode(),
+                "status": [list(one.status) for one in sheets],
+            }
+        )  # fmt: skip
+    return entry
+
+
+def _bytes(values: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+    """uint8 [l, r, c]: each layer as shares of its own peak, 0 to :data:`FULL`; :data:`NOTHING` for NaN."""
+    shares = np.divide(values, peaks[:, None, None], out=np.zeros_like(values), where=peaks[:, None, None] > 0)
+    return np.where(np.isnan(values), NOTHING, np.rint(np.nan_to_num(np.clip(shares, 0, 1)) * FULL)).astype(np.uint8)
+
+
+def _flow(stored: Stored) -> dict[str, Any] | None:
+    """Curves of a file that holds an information flow, with their bands where it is a benchmark's."""
+    if not any(name.startswith("flow/") for name in stored.arrays):
+        return None
+    curves = {
+        name: [None if part is None else np.round(part, 5).tolist() for part in (line.mean, line.low, line.high)]
+        for name, line in flowfigures.lines(stored).items()
+    }
+    sizes = stored.manifest["groups"]
+    return {"curves": curves, "cliff": stored.manifest.get("cliff"), "groups": list(flowfigures.GROUPS), "sizes": sizes}
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """A data address: PNG where pixels count, else JPEG."""
+    small = max(pixels.shape[:2]) < 200
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG" if small else "JPEG", quality=82, optimize=True)
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _ramp() -> list[list[float]]:
+    """The figures' colours: red, green, blue 0 to 255 and opacity 0 to 1, 256 of them."""
+    return [[*(round(255 * part) for part in color[:3]), round(float(color[3]), 3)] for color in EMBER(np.arange(256))]
+
+
+def _flat(provenance: dict[str, Any]) -> dict[str, str]:
+    """What was run, in one layer of names; settings that were not used left out."""
+    flat: dict[str, str] = {}
+    for name, value in provenance.items():
+        if isinstance(value, dict):
+            flat |= {str(key): _words(inner) for key, inner in value.items() if inner not in (None, False, [], "")}
+        elif value not in (None, ""):
+            flat[name] = _words(value)
+    return flat
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

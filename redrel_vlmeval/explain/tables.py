@@ -1,0 +1,106 @@
+"""Whole benchmarks: parquet tables of maps, flows and changes, and the flow's means with bootstrap bands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from redrel_vlmeval.explain import comparing, drawing, flow, view
+from redrel_vlmeval.explain.comparing import Change
+from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.job import Job
+from redrel_vlmeval.explain.store import Stored, save
+from redrel_vlmeval.report.explained import plain
+from redrel_vlmeval.writing import atomically
+
+
+def write_maps(found: list[Stored], job: Job, console: Console) -> Path:
+    """One row per question, method and layer: state, sum, highest cell, and where it points if that is known."""
+    rows = [row for stored in found for row in _map_rows(stored)]
+    path = job.output / f"{plain(job.model)}_{plain(str(job.data))}_cam.parquet"
+    _say(console, _parquet(pd.DataFrame(rows), path))
+    return path
+
+
+def _map_rows(stored: Stored) -> list[dict[str, Any]]:
+    manifest = stored.manifest
+    head = {name: manifest.get(name) for name in ("index", "model", "reply", "own")}
+    cards = {(card["where"], card["method"], card["layer"]): card for card in manifest.get("cards", [])}
+    rows = []
+    for where, method in view.pairs(stored):
+        sheet = view.sheet(stored, where, method)
+        for place, layer in enumerate(sheet.layers):
+            values = sheet.values[place]
+            card = cards.get((where, method, layer), {})
+            row = {"where": where, "method": method, "layer": layer, "status": sheet.status[place]}
+            row |= {"sum": float(np.nansum(values)), "x": None, "y": None, "points_at": card.get("points_at")}
+            if np.nanmax(values, initial=0) > 0:
+                row |= dict(zip(("x", "y"), sheet.middle(int(np.nanargmax(values))), strict=True))
+            deletion = card.get("deletion") or {}
+            row |= {"deletion_auc": deletion.get("auc"), "deletion_auc_random": deletion.get("random")}
+            rows.append(head | row)
+    return rows
+
+
+def write_changes(changes: list[Change], job: Job, console: Console) -> None:
+    """The comparison of every question, and in words the flips and mean shares."""
+    console.print(comparing.summary(changes), highlight=False)
+    name = f"{plain(job.model)}_vs_{plain(str(job.compare))}_{plain(str(job.data))}.parquet"
+    _say(console, _parquet(comparing.frame(changes), job.output / name))
+
+
+def write_flows(found: list[Stored], job: Job, console: Console) -> None:
+    """Every question's shares and margins as a table; their means with 95 % bootstrap bands as npz and figures."""
+    flows = [_flow(stored) for stored in found]
+    rows = [
+        row
+        for one, stored in zip(flows, found, strict=True)
+        for row in flow.records(one, str(stored.manifest["index"]))
+    ]
+    stem = job.output / f"{plain(job.model)}_{plain(str(job.data))}_flow"
+    _say(console, _parquet(pd.DataFrame(rows), drawing.ended(stem, ".parquet")))
+    means = benchmark(flows, found, job)
+    _say(console, save(means, drawing.ended(stem, ".npz")))
+    for path in drawing.draw_flow(means, stem):
+        _say(console, path)
+
+
+def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
+    """The means of many answers' flow, as a file that the same figures are drawn from."""
+    drawn = flow.curves(flows, job.request.seed)
+    arrays: dict[str, np.ndarray] = {}
+    for name in ("attention", "gradient", "causal"):
+        band = getattr(drawn, name)
+        if band is not None:
+            arrays |= {f"flow/mean/{name}": band.mean, f"flow/low/{name}": band.low, f"flow/high/{name}": band.high}
+    groups = {name: round(float(np.mean([one.sizes[name] for one in flows]))) for name in flows[0].sizes}
+    first = found[0].manifest
+    manifest: dict[str, Any] = {"model": job.model, "benchmark": job.data, "questions": len(found), "groups": groups}
+    manifest |= {"cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
+    manifest |= {name: first[name] for name in ("objective", "provenance")}
+    return Stored(arrays, manifest)
+
+
+def _flow(stored: Stored) -> flow.Flow:
+    """A stored answer's flow again.
+
+    Raises:
+        ExplainError: its file holds none.
+    """
+    if "flow/attention" not in stored.arrays:
+        raise ExplainError(f"{stored.path}: no information flow in it; delete it, or give another --output")
+    gradient, saliency, causal = (stored.arrays.get(f"flow/{name}") for name in ("gradient", "saliency", "causal"))
+    attention, rows = stored.arrays["flow/attention"], stored.arrays["flow/rows"]
+    return flow.Flow(attention, rows, gradient, saliency, causal, stored.manifest["groups"])
+
+
+def _parquet(frame: pd.DataFrame, path: Path) -> Path:
+    return atomically(path, lambda stream: frame.to_parquet(stream, index=False))
+
+
+def _say(console: Console, path: Path) -> None:
+    console.print(f"written: {path}", soft_wrap=True, highlight=False)

@@ -1,0 +1,41 @@
+"""Which flips have a page of ``redrel explain``, and where it lies seen from the report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+
+def links(found: Iterable[dict[str, Any]], folder: Path | None, report: Path) -> dict[str, str]:
+    """``model/benchmark/index`` of a flip, or of its base, to the address of its page, for those that exist.
+
+    Args:
+        found: of :func:`changes.collect`. folder: of ``redrel explain cam --data``; its pages are
+            ``<model>_<benchmark>_<index>.html``. report: where the report will lie, which addresses start from.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise NotADirectoryError(f"--explain {folder}: no such folder; give that of redrel explain cam --data")
+    pages = {path.name for path in folder.glob("*.html")}
+    way = Path(os.path.relpath(folder.absolute(), report.absolute().parent)).as_posix()
+    made = {}
+    for entry in found:
+        for model in (entry["model"], entry["base"]):
+            for index in entry["frame"]["index"]:
+                name = f"{plain(model)}_{plain(entry['benchmark'] + '_' + str(index))}.html"
+                if name in pages:
+                    made[f"{model}/{entry['benchmark']}/{index}"] = quote(f"{way}/{name}")
+    return made
+
+
+def plain(name: str) -> str:
+    """A name that is a file name anywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "picture"
