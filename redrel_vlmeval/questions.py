@@ -57,7 +57,9 @@ def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
     texts = [table[name] for name in ("question", *_letters(table), "answer") if name in table]
     asked = np.fromiter(map(hash, zip(*texts, strict=True)), dtype=np.int64) if texts else 0
     picture = np.array(_picture(table), dtype=object)
-    frame = pd.DataFrame({"index": index, "hit": _hits(table[column]), "picture": picture, "asked": asked})
+    # Texts as plain objects: pandas' own strings compare and look up many times slower.
+    own = pd.Series(index, dtype=object)
+    frame = pd.DataFrame({"index": own, "hit": _hits(table[column]), "picture": picture, "asked": asked})
     if split is not None and "split" in table:
         frame = frame[[str(value) == split for value in table["split"]]].reset_index(drop=True)
     return frame

@@ -19,7 +19,7 @@ from redrel_vlmeval import pairing, provenance, questions, records
 from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.outputs import STATUS, Cell, find_cells
-from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
+from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_rows
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
@@ -188,7 +188,7 @@ def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, s
     else:
         try:
             value = read_json(path) if path.suffix == ".json" else None
-            return metrics_of(value if isinstance(value, dict) else read_table(path)), status, reason
+            return metrics_of(value if isinstance(value, dict) else read_rows(path)), status, reason
         except NoRule as error:
             status, reason, found = NO_RULE, f"{path.name}: {error}", error.found
         except ValueError as error:
