@@ -6,7 +6,7 @@ Files are told apart by their columns, so a user's own POPE-like or multiple-cho
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
 # Benchmarks known to ask several questions of one picture, by how their names begin.
 _SHARED = ("AI2D", "AMBER", "ChartQA", "DocVQA", "GQA", "HallusionBench", "InfoVQA", "MME", "OCRVQA", "POPE", "TextVQA")
 
-Row = Mapping[Hashable, Any]
+Row = Mapping[Any, Any]
 Rows = Sequence[Row]
 
 

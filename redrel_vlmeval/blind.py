@@ -105,7 +105,7 @@ def _families(results: Results) -> Iterator[_Family]:
 
 
 def _sees_nothing(model: str) -> bool:
-    """True for ``l0_k0`` under any prompt and number of beams."""
+    """True for ``l0_k0`` under any prompt and decoding."""
     try:
         stages = parse(model).stages
     except KeyError:  # a replaced run, '<model> [<run>]', or a name that is none of ours

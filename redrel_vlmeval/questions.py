@@ -17,6 +17,8 @@ ANSWERS = [
     "index", "question", "options", "prediction", "answer", "hit", "category", "subject", "grade", "split", "picture",
 ]  # fmt: skip
 COLUMNS = ["model", "benchmark", *ANSWERS]
+# Columns that put questions together.
+GROUPS = ("category", "subject", "grade")
 VERDICTS = ("hit", "score", "eval_score", "verifier_match")
 # Columns by which hosts name a question's picture; the picture itself is not in their tables.
 PICTURES = ("image_path", "image_id", "img_id", "image_name")
@@ -104,6 +106,18 @@ def answers(cell: Cell) -> pd.DataFrame:
     frame = pd.DataFrame(found, columns=ANSWERS, dtype=object)
     column = _column(table)
     return frame.assign(hit=_hits(table[column]) if column else float("nan"))
+
+
+def groups(cell: Cell) -> pd.DataFrame:
+    """``GROUPS`` of each question, by index, where the table has them: all that is read of it."""
+    try:
+        table = table_of(cell) or {}
+    except ResultsError:
+        table = {}
+    found = {by: list(table[by]) for by in GROUPS if by in table and "index" in table}
+    if "subject" in found:
+        found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
+    return pd.DataFrame(found, dtype=object, index=[str(index) for index in table.get("index", [])])
 
 
 def _ocrbench(prediction: object, answer: object, category: object) -> int:

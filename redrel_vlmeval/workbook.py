@@ -147,7 +147,7 @@ class _Painter:
     def __init__(self) -> None:
         self._known: dict[_Look, StyleArray] = {}
 
-    def paint(self, cell: Cell, look: _Look) -> None:
+    def paint(self, cell: Any, look: _Look) -> None:
         if look in self._known:
             cell._style = copy(self._known[look])
             return

@@ -15,7 +15,6 @@ import pandas as pd
 from redrel_vlmeval import flips as flipped
 from redrel_vlmeval.results import Results
 
-GROUPS = ("category", "subject", "grade")
 CATEGORIES = ["benchmark", "by", "group", "model", "base", "n", "score", "base score", "delta"]
 FLIPS = ["model", "base", "benchmark", *flipped.COLUMNS]
 
@@ -30,9 +29,9 @@ def categories(results: Results) -> pd.DataFrame:
             if hits is None:
                 continue
             if theirs is None or (model != base and model not in like):
-                rows += _scores(model, base, benchmark, hits, None, _groups(results.answers(model, benchmark)))
+                rows += _scores(model, base, benchmark, hits, None, _groups(results.groups(model, benchmark)))
                 continue
-            groups = _groups(results.answers(base, benchmark)) if groups is None else groups
+            groups = _groups(results.groups(base, benchmark)) if groups is None else groups
             rows += _scores(model, base, benchmark, hits, theirs, groups)
     frame = pd.DataFrame(rows, columns=CATEGORIES)
     return frame.sort_values(["benchmark", "by", "group"], kind="stable").reset_index(drop=True)
@@ -91,12 +90,11 @@ class _Grouping:
     places: np.ndarray
 
 
-def _groups(answers: pd.DataFrame) -> dict[str, _Grouping]:
-    """For each way of grouping the group of each question."""
-    once = answers.drop_duplicates("index").set_index("index")
-    found = {}
-    for by in GROUPS:
-        if by in once and len(known := once[by].dropna()):
+def _groups(frame: pd.DataFrame) -> dict[str, _Grouping]:
+    """For each way of grouping the group of each question; ``frame`` has a column for each, by index."""
+    once, found = frame[~frame.index.duplicated()], {}
+    for by in map(str, frame.columns):
+        if len(known := once[by].dropna()):
             names, places = np.unique(known.to_numpy(dtype=str), return_inverse=True)
             found[by] = _Grouping(pd.Index(known.index, dtype=object), names, places)
     return found
