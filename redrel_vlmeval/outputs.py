@@ -137,9 +137,9 @@ def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not RUN_FOLDER.fullmatch(path.name)]
     for model in [path for path in inner if _is_model_folder(path)] or [folder]:
         yield model, model.name
-        for path in sorted(model.iterdir()):
-            if path.is_dir() and RUN_FOLDER.fullmatch(path.name):
-                yield path, model.name
+        for name in sorted(name for name in os.listdir(model) if RUN_FOLDER.fullmatch(name)):
+            if (model / name).is_dir():
+                yield model / name, model.name
 
 
 def _is_model_folder(folder: Path) -> bool:
@@ -150,7 +150,10 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _cells_of_run(folder: Path, model: str) -> list[Cell]:
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not _links_into_run(path)}
+    with os.scandir(folder) as entries:
+        # An entry knows its kind without being asked again: folders hold many files, and work-dirs many folders.
+        own = [entry for entry in entries if entry.is_file() and not (entry.is_symlink() and _links_into_run(entry))]
+    files = {name: folder / name for name in sorted(entry.name for entry in own)}
     status, problem = _read_status(files.get(STATUS))
     model = str(status.get("model_name") or model)
     entries = status.get("datasets")
@@ -169,9 +172,9 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
     return cells
 
 
-def _links_into_run(path: Path) -> bool:
+def _links_into_run(link: os.DirEntry[str]) -> bool:
     """Upstream links the newest files beside its run folders: the same cell, not a second one."""
-    return path.is_symlink() and bool(RUN_FOLDER.fullmatch(path.resolve().parent.name))
+    return bool(RUN_FOLDER.fullmatch(Path(link.path).resolve().parent.name))
 
 
 def _read_status(path: Path | None) -> tuple[dict[str, object], str]:
