@@ -6,7 +6,7 @@ Files are told apart by their columns, so a user's own POPE-like or multiple-cho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ import pandas as pd
 SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
 # Benchmarks known to ask several questions of one picture, by how their names begin.
 _SHARED = ("AI2D", "AMBER", "ChartQA", "DocVQA", "GQA", "HallusionBench", "InfoVQA", "MME", "OCRVQA", "POPE", "TextVQA")
+
+Row = Mapping[Any, Any]
+Rows = Sequence[Row]
 
 
 class NoRule(ValueError):
@@ -38,8 +41,8 @@ class Metric:
     part: bool = False
 
 
-def metrics_of(table: pd.DataFrame | Mapping[str, Any]) -> list[Metric]:
-    """Metrics of a score file, headlines first.
+def metrics_of(table: pd.DataFrame | Rows | Mapping[str, Any]) -> list[Metric]:
+    """Metrics of a score file, headlines first: of a table, or of the object that a JSON file holds.
 
     Raises:
         NoRule: no rule knows these columns.
@@ -47,20 +50,21 @@ def metrics_of(table: pd.DataFrame | Mapping[str, Any]) -> list[Metric]:
     """
     if isinstance(table, Mapping):
         return _ocrbench(table)
-    columns = set(table.columns)
-    if table.empty:
+    rows = table.to_dict("records") if isinstance(table, pd.DataFrame) else table
+    if not rows:
         raise ValueError("the score file has no rows")
+    columns = rows[0].keys()
     if {"perception", "reasoning"} <= columns:
-        return _mme(table)
+        return _mme(rows[0])
     if {"split", "aAcc", "fAcc", "qAcc"} <= columns:
-        return _by_split(table, {"aAcc": "aAcc", "fAcc": "fAcc", "qAcc": "qAcc"}, ())
+        return _by_split(rows, {"aAcc": "aAcc", "fAcc": "fAcc", "qAcc": "qAcc"}, ())
     if {"split", "Overall", "acc", "precision", "recall"} <= columns:
-        return _by_split(table, {"Overall": "F1", "acc": "acc"}, ("precision", "recall"))
+        return _by_split(rows, {"Overall": "F1", "acc": "acc"}, ("precision", "recall"))
     if {"Category", "Accuracy"} <= columns:
-        return _verifier(table)
+        return _verifier(rows)
     if "Overall" in columns:
-        return _multiple_choice(table) if "split" in columns else _one_row(table)
-    raise _no_rule(f"the columns {', '.join(map(str, table.columns))}", _numbers_of(table))
+        return _multiple_choice(rows) if "split" in columns else _one_row(rows[0])
+    raise _no_rule(f"the columns {', '.join(map(str, columns))}", _numbers_of(rows))
 
 
 def _no_rule(what: str, found: Mapping[str, float]) -> ValueError:
@@ -77,21 +81,27 @@ def flat(value: Any, name: str = "") -> dict[str, float]:
     return {} if isinstance(value, bool) or number is None or pd.isna(number) else {name: float(number)}
 
 
-def _numbers_of(table: pd.DataFrame) -> dict[str, float]:
+def _numbers_of(rows: Rows) -> dict[str, float]:
     """Numbers of a table by column, with the row's words in front where it has several rows."""
     found: dict[str, float] = {}
-    for place, row in enumerate(table.to_dict("records")):
+    for place, row in enumerate(rows):
         words = [str(value) for value in row.values() if value is not None and not flat(value, "x")]
-        front = f"{' '.join(words) or place} " if len(table) > 1 else ""
+        front = f"{' '.join(words) or place} " if len(rows) > 1 else ""
         found |= {f"{front}{name}": number for name, number in flat(row).items()}
     return found
 
 
 def _number(value: Any, what: str) -> float:
-    number = pd.to_numeric(value, errors="coerce")
-    if pd.isna(number):
+    number = _float(value)
+    if number is None:
         raise ValueError(f"{what} is {value!r}, not a number")
-    return float(number)
+    return number
+
+
+def _float(value: Any) -> float | None:
+    """A number, also one that is written as text; None for anything else."""
+    number = value if type(value) is float else pd.to_numeric(value, errors="coerce")
+    return float(number) if pd.notna(number) else None
 
 
 def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
@@ -102,18 +112,17 @@ def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
     return [Metric("Final Score / 10", _number(table["Final Score"], "Final Score") / 10, True), *parts]
 
 
-def _mme(table: pd.DataFrame) -> list[Metric]:
+def _mme(row: Row) -> list[Metric]:
     """Perception (0..2000) + reasoning (0..800), both kept; not a percentage."""
-    row = table.iloc[0]
     both = [Metric(name, _number(row[name], name), part=True) for name in ("perception", "reasoning")]
-    rest = [column for column in table.columns if column not in ("perception", "reasoning")]
+    rest = [column for column in row if column not in ("perception", "reasoning")]
     parts = both + [Metric(str(column), _number(row[column], str(column)), part=True) for column in rest]
     return [Metric("perception + reasoning", sum(metric.value for metric in both), True), *parts]
 
 
-def _by_split(table: pd.DataFrame, headline: Mapping[str, str], rest: tuple[str, ...]) -> list[Metric]:
+def _by_split(table: Rows, headline: Mapping[str, str], rest: tuple[str, ...]) -> list[Metric]:
     """Row ``Overall`` is the headline, other rows are its categories; already in points."""
-    rows = {str(row["split"]): row for _, row in table.iterrows()}
+    rows = {str(row["split"]): row for row in table}
     if "Overall" not in rows:
         raise ValueError(f"no row 'Overall' among the splits {', '.join(rows)}")
     found = [Metric(name, _number(rows["Overall"][column], column), True) for column, name in headline.items()]
@@ -125,41 +134,39 @@ def _by_split(table: pd.DataFrame, headline: Mapping[str, str], rest: tuple[str,
     return found
 
 
-def _one_row(table: pd.DataFrame) -> list[Metric]:
+def _one_row(row: Row) -> list[Metric]:
     """VQA and plain Y/N files: one row, per cent."""
-    row = table.iloc[0]
-    rest = [c for c in table.columns if c != "Overall" and pd.notna(pd.to_numeric(row[c], errors="coerce"))]
-    parts = [Metric(str(column), float(row[column]), part=True) for column in rest]
+    numbers = {column: number for column in row if column != "Overall" and (number := _float(row[column])) is not None}
+    parts = [Metric(str(column), number, part=True) for column, number in numbers.items()]
     return [Metric("Overall", _number(row["Overall"], "Overall"), True), *parts]
 
 
-def _verifier(table: pd.DataFrame) -> list[Metric]:
-    rows = {str(row["Category"]): _number(row["Accuracy"], "Accuracy") for _, row in table.iterrows()}
+def _verifier(table: Rows) -> list[Metric]:
+    rows = {str(row["Category"]): _number(row["Accuracy"], "Accuracy") for row in table}
     if "Overall" not in rows:
         raise ValueError(f"no row 'Overall' among the categories {', '.join(rows)}")
     overall = Metric("Overall", rows.pop("Overall"), True)
     return [overall, *(Metric(name, value, part=True) for name, value in rows.items())]
 
 
-def _multiple_choice(table: pd.DataFrame) -> list[Metric]:
+def _multiple_choice(table: Rows) -> list[Metric]:
     """Fractions, one row per split in random order; without a split known by name there is no headline.
 
     A file whose values exceed 1 is in points already and is taken as it is.
     """
-    splits = [str(split) for split in table["split"]]
-    overall = pd.to_numeric(table["Overall"], errors="coerce")
-    factor = 1.0 if (overall > 1).any() else 100.0
+    splits = [str(row["split"]) for row in table]
+    overall = [_float(row["Overall"]) for row in table]
+    factor = 1.0 if any(value is not None and value > 1 for value in overall) else 100.0
     chosen = next((split for split in SPLITS if split in splits), splits[0] if len(splits) == 1 else None)
     found: list[Metric] = []
-    for split, (_, row) in sorted(zip(splits, table.iterrows(), strict=True), key=lambda pair: pair[0] != chosen):
+    for split, row in sorted(zip(splits, table, strict=True), key=lambda pair: pair[0] != chosen):
         alone = None if len(splits) == 1 else split
         where = "" if split == chosen else f" [{split}]"
         value = _number(row["Overall"], f"Overall of split {split!r}")
         found.append(Metric(f"Overall{where}", value * factor, split == chosen, alone))
-        for column in table.columns:
-            number = pd.to_numeric(row[column], errors="coerce")
-            if column not in ("split", "Overall") and pd.notna(number):
-                found.append(Metric(f"{column}{where}", float(number) * factor, split=alone, part=True))
+        for column, value in row.items():
+            if column not in ("split", "Overall") and (number := _float(value)) is not None:
+                found.append(Metric(f"{column}{where}", number * factor, split=alone, part=True))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -86,8 +87,10 @@ def lines(results: Results) -> list[str]:
     return told
 
 
-def _families(results: Results) -> Iterator[_Family]:
-    """Bases with a run without any image whose questions all have a verdict."""
+@lru_cache(maxsize=1)
+def _families(results: Results) -> list[_Family]:
+    """Bases with a run without any image whose questions all have a verdict; kept for the last results."""
+    found = []
     for (base, benchmark), models in _comparable(results).items():
         for model in models:
             if not _sees_nothing(model):
@@ -95,17 +98,17 @@ def _families(results: Results) -> Iterator[_Family]:
             hits = _hits(results, model, benchmark)
             if hits is None:
                 continue
-            answers = results.answers(model, benchmark)
+            groups = results.groups(model, benchmark)
             category = pd.Series("", index=hits.index)
-            if not answers.empty:
-                known = answers.assign(index=answers["index"].astype(str)).drop_duplicates("index")
-                named = known.set_index("index")["category"].reindex(hits.index)
+            if "category" in groups:
+                named = groups.loc[~groups.index.duplicated(), "category"].reindex(hits.index)
                 category = named.where(named.notna(), "").astype(str)
-            yield _Family(base, benchmark, model, (hits >= 1 - 1e-9).astype(int), category)
+            found.append(_Family(base, benchmark, model, (hits >= 1 - 1e-9).astype(int), category))
+    return found
 
 
 def _sees_nothing(model: str) -> bool:
-    """True for ``l0_k0`` under any prompt and number of beams."""
+    """True for ``l0_k0`` under any prompt and decoding."""
     try:
         stages = parse(model).stages
     except KeyError:  # a replaced run, '<model> [<run>]', or a name that is none of ours

@@ -5,10 +5,11 @@ Tests are of the questions' verdicts. A headline that is no mean of them (F1, MM
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from redrel_vlmeval import pairing, statistics
@@ -45,11 +46,12 @@ def compare(results: Results) -> pd.DataFrame:
     bases = set(rows.loc[rows["base"] != rows["model"], "base"])
     lines: dict[Hashable, dict[str, object]] = {}
     for _, family in rows.groupby(["base", "benchmark", "metric"], sort=False):
-        found = {i: _outcome(results, rows, family.loc[i]) for i in family.index}
+        members = family.to_dict("index")
+        found = {i: _outcome(results, rows, row) for i, row in members.items()}
         tested = {i: outcome for i, outcome in found.items() if isinstance(outcome, statistics.Comparison)}
         corrected = dict(zip(tested, statistics.holm([test.p for test in tested.values()]), strict=True))
         for i, outcome in found.items():
-            row = family.loc[i]
+            row = members[i]
             if isinstance(outcome, statistics.Comparison):
                 lines[i] = _line(results, row, outcome, corrected[i], len(tested))
             elif row["model"] == row["base"]:
@@ -60,7 +62,7 @@ def compare(results: Results) -> pd.DataFrame:
 
 
 def _line(
-    results: Results, row: pd.Series, test: statistics.Comparison, corrected: float, variants: int
+    results: Results, row: Mapping[Hashable, Any], test: statistics.Comparison, corrected: float, variants: int
 ) -> dict[str, object]:
     words = statistics.sentence(test, corrected, variants)
     if test.pictures is None and shares_pictures(str(row["benchmark"])):
@@ -72,7 +74,7 @@ def _line(
     return line | {"verdict": f"mean score per question, not {row['metric']}: {words}"}
 
 
-def _outcome(results: Results, rows: pd.DataFrame, row: pd.Series) -> statistics.Comparison | str:
+def _outcome(results: Results, rows: pd.DataFrame, row: Mapping[Hashable, Any]) -> statistics.Comparison | str:
     """The comparison of a row with its base, or why there is none."""
     if row["model"] == row["base"]:
         return ""
@@ -86,34 +88,35 @@ def _outcome(results: Results, rows: pd.DataFrame, row: pd.Series) -> statistics
             return f"{problem} ({name})"
     if not _is_mean(results, row):
         same = rows[(rows["model"] == row["model"]) & (rows["benchmark"] == row["benchmark"])]
-        other = [str(found["metric"]) for _, found in same.iterrows() if _is_mean(results, found)]
+        other = [str(found["metric"]) for found in same.to_dict("records") if _is_mean(results, found)]
         if other:
             return f"{row['metric']} is no mean over questions; {other[0]} is, and is tested"
     return _paired(ours, theirs)
 
 
 def _paired(ours: Any, theirs: Any) -> statistics.Comparison:
-    same = ours["index"].equals(theirs["index"])
+    same = np.array_equal(ours["index"], theirs["index"])
     base = theirs if same else theirs.set_index("index").loc[ours["index"]]
     pictures = ours["picture"]
     # A question whose picture is not named stands for itself.
-    named = [(True, p) if p is not None else (False, i) for i, p in enumerate(pictures.astype(object))]
+    named = [(True, p) if p is not None else (False, i) for i, p in enumerate(pictures)]
     return statistics.compare(base["hit"].to_numpy(), ours["hit"].to_numpy(), named)
 
 
 def _unusable(frame: pd.DataFrame | None) -> str:
     if frame is None or frame.empty:
         return "no table with a verdict per question"
-    if missing := int(frame["hit"].isna().sum()):
+    hits = frame["hit"].to_numpy()
+    if missing := int(np.isnan(hits).sum()):
         return f"{missing} of {len(frame)} questions have no verdict"
-    if repeated := int(frame["index"].duplicated().sum()):
+    if repeated := len(frame) - len(set(frame["index"])):
         return f"{repeated} questions stand twice in the table per question"
-    if not frame["hit"].between(0, 1).all():
+    if hits.min() < 0 or hits.max() > 1:
         return "scores per question are not between 0 and 1"
     return ""
 
 
-def _is_mean(results: Results, row: pd.Series) -> bool:
+def _is_mean(results: Results, row: Mapping[Hashable, Any]) -> bool:
     """Whether the headline is the mean over the questions' verdicts; hosts round to two digits."""
     frame = results.judged.get((row["model"], row["benchmark"]))
     return frame is not None and abs(100 * float(frame["hit"].mean()) - float(row["value"])) < 0.011

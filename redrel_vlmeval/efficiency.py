@@ -145,7 +145,7 @@ def costs(
     whole, decoder = meter.prompt, meter.decoder
     if whole is None or decoder is None:
         return found
-    return found | computed(decoder, whole, trace or whole, spec, len(meter.seconds))
+    return found | computed(decoder, whole, trace or whole, spec, new_tokens)
 
 
 def computed(

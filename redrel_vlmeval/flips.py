@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pandas as pd
 
@@ -47,10 +46,10 @@ def changes(ours: pd.DataFrame, theirs: pd.DataFrame, judged: pd.DataFrame | Non
     rows = ours.join(theirs[["prediction", "hit"]].add_prefix("base_"), how="left")
     rows = rows[rows["hit"].notna() & rows["base_hit"].notna()]
     step = (rows["hit"] - rows["base_hit"]).to_numpy(dtype=float)
-    rows["change"] = [UP if by > 1e-9 else DOWN if by < -1e-9 else SAME for by in step]
-    moved = [_moved(row) for row in rows[["prediction", "base_prediction", "options"]].itertuples(index=False)]
-    rows = rows[(rows["change"] != SAME) | pd.Series(moved, index=rows.index, dtype=bool)]
-    return rows.reset_index()[COLUMNS]
+    told = zip(rows["prediction"], rows["base_prediction"], rows["options"], strict=True)
+    rows["change"] = [UP if by > 1e-9 else DOWN if by < -1e-9 else SAME if _moved(*said) else None
+                      for by, said in zip(step, told, strict=True)]  # fmt: skip
+    return rows[rows["change"].notna()].reset_index()[COLUMNS]
 
 
 def comparable_base(results: Results, model: str, benchmark: str) -> str | None:
@@ -60,10 +59,12 @@ def comparable_base(results: Results, model: str, benchmark: str) -> str | None:
     return str(rows["base"].iloc[0]) if len(rows) else None
 
 
-def _moved(row: Any) -> bool:
+def _moved(prediction: object, base_prediction: object, options: object) -> bool:
     """Another letter; where neither side names one, another text: reasoning put differently is no other answer."""
-    here, there = (_text(value) for value in (row.prediction, row.base_prediction))
-    first, second = (letter(text, row.options) for text in (here, there))
+    here, there = _text(prediction), _text(base_prediction)
+    if here == there:
+        return False
+    first, second = (letter(text, options) for text in (here, there))
     return first != second if first or second else _plain(here) != _plain(there)
 
 

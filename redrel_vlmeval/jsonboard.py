@@ -14,10 +14,8 @@ import pandas as pd
 
 from redrel_vlmeval import comparisons, published
 from redrel_vlmeval.boards.every import printed
+from redrel_vlmeval.boards.leaders import COSTS
 from redrel_vlmeval.results import Results
-
-COSTS = ("image_tokens", "kept", "average_image_tokens", "flops_ratio", "kv_ratio", "prefill_flops", "kv_bytes",
-         "prefill_ms", "decode_ms_per_token")  # fmt: skip
 
 
 def openvlm(results: Results) -> str:

@@ -133,6 +133,13 @@ class VariantSpec:
         return "_".join(parts)
 
     @property
+    def decoding(self) -> str:
+        """How an answer is reached, in the words of the paper's Table 2."""
+        if self.ppl:
+            return "options ranked by likelihood"
+        return "greedy search" if self.beam == 1 else f"beam search (n={self.beam})"
+
+    @property
     def baseline(self) -> str:
         """Name of the run to compare with: the same base, prompt and way to answer, nothing truncated."""
         return str(VariantSpec(self.base, prompt=self.prompt, beam=self.beam, ppl=self.ppl))

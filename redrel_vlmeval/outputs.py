@@ -22,6 +22,8 @@ STATUS = "status.json"
 # Each process of a run with several ranks keeps a file of its own.
 RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
 TABLES = ("xlsx", "tsv", "csv", "json")
+# What follows ``<model>_<benchmark>_`` in the name of a table that a named judge made.
+_JUDGED = re.compile(r"([^_]\S*)_result\.(?:xlsx|tsv)")
 # Side files of an evaluation: their names begin like a prediction file's and are none.
 _SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
 
@@ -73,16 +75,19 @@ class Cell:
         fixed = ["exact_matching_result", "auxmatch", "results"]
         names = ([f"{judge}_result"] if judge else []) + fixed
         found = self.file(*(f"_{name}.{kind}" for name in names for kind in ("xlsx", "tsv")))
-        pattern = re.compile(re.escape(f"{self.model}_{self.benchmark}_") + r"[^_]\S*_result\.(?:xlsx|tsv)")
+        if found is not None:
+            return found
         # Judges are renamed by the host (chatgpt-0125 -> openai), so any other judge's table is better than none.
-        return found or next((path for name, path in sorted(self.files.items()) if pattern.fullmatch(name)), None)
+        start = f"{self.model}_{self.benchmark}_"
+        own = sorted(name for name in self.files if name.startswith(start) and _JUDGED.fullmatch(name, len(start)))
+        return self.files[own[0]] if own else None
 
     @property
     def judge(self) -> str | None:
         """Who judged: as the table per question is named, else (Y/N and VQA tables name none) by ``status.json``."""
         path, known = self.per_sample, self.entry.get("judge_model")
-        pattern = re.escape(f"{self.model}_{self.benchmark}_") + r"(.+)_result\.\w+"
-        match = re.fullmatch(pattern, path.name) if path else None
+        rest = path.name.removeprefix(f"{self.model}_{self.benchmark}_") if path else ""
+        match = re.fullmatch(r"(.+)_result\.\w+", rest)
         return match[1] if match else str(known) if known else None
 
 
@@ -132,9 +137,9 @@ def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not RUN_FOLDER.fullmatch(path.name)]
     for model in [path for path in inner if _is_model_folder(path)] or [folder]:
         yield model, model.name
-        for path in sorted(model.iterdir()):
-            if path.is_dir() and RUN_FOLDER.fullmatch(path.name):
-                yield path, model.name
+        for name in sorted(name for name in os.listdir(model) if RUN_FOLDER.fullmatch(name)):
+            if (model / name).is_dir():
+                yield model / name, model.name
 
 
 def _is_model_folder(folder: Path) -> bool:
@@ -145,7 +150,10 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _cells_of_run(folder: Path, model: str) -> list[Cell]:
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not _links_into_run(path)}
+    with os.scandir(folder) as entries:
+        # An entry knows its kind without being asked again: folders hold many files, and work-dirs many folders.
+        own = [entry for entry in entries if entry.is_file() and not (entry.is_symlink() and _links_into_run(entry))]
+    files = {name: folder / name for name in sorted(entry.name for entry in own)}
     status, problem = _read_status(files.get(STATUS))
     model = str(status.get("model_name") or model)
     entries = status.get("datasets")
@@ -164,9 +172,9 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
     return cells
 
 
-def _links_into_run(path: Path) -> bool:
+def _links_into_run(link: os.DirEntry[str]) -> bool:
     """Upstream links the newest files beside its run folders: the same cell, not a second one."""
-    return path.is_symlink() and bool(RUN_FOLDER.fullmatch(path.resolve().parent.name))
+    return bool(RUN_FOLDER.fullmatch(Path(link.path).resolve().parent.name))
 
 
 def _read_status(path: Path | None) -> tuple[dict[str, object], str]:

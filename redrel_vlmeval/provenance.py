@@ -17,7 +17,7 @@ from redrel_vlmeval.tables import Columns
 
 COLUMNS = [
     "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision", "torch", "transformers",
-    "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments", "run",
+    "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "date", "arguments", "run",
 ]  # fmt: skip
 HOSTS = {MS: "ms", UPSTREAM: "upstream"}
 _FROM_RECORDS = ("backend", "weights", "revision", "device", "dtype", "kernel")
@@ -38,7 +38,7 @@ def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | Non
         "judge": cell.judge,
         "judge_ran": judge_ran(cell.judge, table),
         "prompt": spec.prompt,
-        "beams": spec.beam if measured else None,
+        "decoding": spec.decoding if measured else None,
         "date": measured.get("started") or cell.status.get("created_at") or cell.entry.get("updated_at"),
         "arguments": arguments(argv[1:]) if argv else measured.get("arguments"),
         "run": cell.run.name,

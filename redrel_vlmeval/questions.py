@@ -17,6 +17,8 @@ ANSWERS = [
     "index", "question", "options", "prediction", "answer", "hit", "category", "subject", "grade", "split", "picture",
 ]  # fmt: skip
 COLUMNS = ["model", "benchmark", *ANSWERS]
+# Columns that put questions together.
+GROUPS = ("category", "subject", "grade")
 VERDICTS = ("hit", "score", "eval_score", "verifier_match")
 # The host's word for an answer that it did not get.
 NO_ANSWER = "Failed to obtain answer"
@@ -59,7 +61,9 @@ def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
     texts = [table[name] for name in ("question", *_letters(table), "answer") if name in table]
     asked = np.fromiter(map(hash, zip(*texts, strict=True)), dtype=np.int64) if texts else 0
     picture = np.array(_picture(table), dtype=object)
-    frame = pd.DataFrame({"index": index, "hit": _hits(table[column]), "picture": picture, "asked": asked})
+    # Texts as plain objects: pandas' own strings compare and look up many times slower.
+    own = pd.Series(index, dtype=object)
+    frame = pd.DataFrame({"index": own, "hit": _hits(table[column]), "picture": picture, "asked": asked})
     if split is not None and "split" in table:
         frame = frame[[str(value) == split for value in table["split"]]].reset_index(drop=True)
     return frame
@@ -108,6 +112,18 @@ def answers(cell: Cell) -> pd.DataFrame:
     frame = pd.DataFrame(found, columns=ANSWERS, dtype=object)
     column = _column(table)
     return frame.assign(hit=_hits(table[column]) if column else float("nan"))
+
+
+def groups(cell: Cell) -> pd.DataFrame:
+    """``GROUPS`` of each question, by index, where the table has them: all that is read of it."""
+    try:
+        table = table_of(cell) or {}
+    except ResultsError:
+        table = {}
+    found = {by: list(table[by]) for by in GROUPS if by in table and "index" in table}
+    if "subject" in found:
+        found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
+    return pd.DataFrame(found, dtype=object, index=[str(index) for index in table.get("index", [])])
 
 
 def _ocrbench(prediction: object, answer: object, category: object) -> int:

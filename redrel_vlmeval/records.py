@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -74,9 +75,10 @@ def records_of(cell: Cell) -> dict[str, dict[str, object]]:
             break
     found: dict[str, dict[str, object]] = {}
     name = f"{cell.model}_{cell.benchmark}"
-    for path in (path for folder in reversed(folders) for path in sorted(folder.iterdir())):
-        if path.name.startswith(name) and RECORDS.fullmatch(path.name[len(name) :]):
-            for index, record in read_records(path).items():
+    for folder in reversed(folders):
+        files = (file for file in os.listdir(folder) if file.startswith(name))
+        for file in sorted(file for file in files if RECORDS.fullmatch(file, len(name))):
+            for index, record in read_records(folder / file).items():
                 # Ranks are dealt anew on a resume: the same question can stand in two ranks' files.
                 if str(record.get("time") or "") >= str(found.get(index, {}).get("time") or ""):
                     found[index] = record

@@ -19,7 +19,7 @@ from redrel_vlmeval import pairing, provenance, questions, records
 from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.outputs import STATUS, Cell, find_cells
-from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_table
+from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_rows
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
@@ -65,8 +65,17 @@ class Results:
 
         A table that cannot be read, or a cell that is not there, gives no rows here; ``scores`` says so.
         """
-        cell = next((cell for cell in self.cells if (cell.label, cell.benchmark) == (model, benchmark)), None)
+        cell = self._by_key.get((model, benchmark))
         return questions.answers(cell) if cell else pd.DataFrame(columns=questions.ANSWERS)
+
+    def groups(self, model: str, benchmark: str) -> pd.DataFrame:
+        """Category, subject and grade of a cell's questions by index, where its table has them; read at each call."""
+        cell = self._by_key.get((model, benchmark))
+        return questions.groups(cell) if cell else pd.DataFrame()
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str], Cell]:
+        return {(cell.label, cell.benchmark): cell for cell in self.cells}
 
     @cached_property
     def questions(self) -> pd.DataFrame:
@@ -188,7 +197,7 @@ def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, s
     else:
         try:
             value = read_json(path) if path.suffix == ".json" else None
-            return metrics_of(value if isinstance(value, dict) else read_table(path)), status, reason
+            return metrics_of(value if isinstance(value, dict) else read_rows(path)), status, reason
         except NoRule as error:
             status, reason, found = NO_RULE, f"{path.name}: {error}", error.found
         except ValueError as error:
@@ -247,7 +256,8 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     category = ~frame["headline"] & ~frame["metric"].str.endswith("]")
     frame = frame[category | frame["metric"].isin(first)]
     frame = frame.assign(category=frame["metric"].where(~frame["headline"], ""))
-    sizes = results.answers(base, benchmark)["category"].value_counts()
+    groups = results.groups(base, benchmark)
+    sizes: Mapping | pd.Series = groups["category"].value_counts() if "category" in groups else {}
     frame["n"] = pd.Series(frame["category"].map(sizes).where(~frame["headline"], frame["n"]), dtype=float)
     of_base = frame[frame["model"] == base]
     baseline = {str(name): float(value) for name, value in zip(of_base["category"], of_base["value"], strict=True)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
+import numpy as np
 import pandas as pd
 from python_calamine import CalamineError, CalamineWorkbook
 
@@ -40,16 +41,17 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         frame = _frame(path)
     except _UNREADABLE as error:
         raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-    return {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame}
+    return {str(name): [None if value != value else value for value in frame[name].tolist()] for name in frame}
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The same as a frame.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The same as a dict for each row.
 
     Raises:
         ResultsError: the file cannot be read as what its ending says.
     """
-    return pd.DataFrame(read_columns(path))
+    table = read_columns(path)
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
 def _frame(path: Path) -> pd.DataFrame:
@@ -69,6 +71,11 @@ def _xlsx(path: Path) -> dict[str, list[Any]]:
 def _plain(column: list[Any]) -> list[Any]:
     """Sheets hold no whole numbers, only 7.0 where the host wrote 7; an empty field is the empty text."""
     kinds = set(map(type, column))
+    if kinds == {float}:
+        numbers = np.array(column)
+        # Beyond 2 ** 53 a float has no next whole number.
+        if (np.abs(numbers) < 2**53).all() and (numbers == np.trunc(numbers)).all():
+            return numbers.astype(np.int64).tolist()
     if float in kinds:
         column = [int(value) if type(value) is float and value.is_integer() else value for value in column]
     if str in kinds and "" in column:

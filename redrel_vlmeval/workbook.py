@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from openpyxl import Workbook
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE, Cell
 from openpyxl.formatting.rule import ColorScaleRule
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
+from openpyxl.styles.cell_style import StyleArray
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.page import PageMargins
 from openpyxl.worksheet.properties import PageSetupProperties
@@ -32,6 +34,11 @@ DETAILS = ("CI low", "CI high", "up", "down", "p")
 WRAPPED = {"verdict": 50, "note": 50, "question": 60, "options": 30, "prediction": 30, "base_prediction": 30,
            "meaning": 110, "arguments": 50, "reason": 50, "best of": 30, "answer": 24, "backend": 32}  # fmt: skip
 WIDEST = 44
+ALIGNMENTS = {
+    "top": Alignment(vertical="top"),
+    "left": Alignment(vertical="top", horizontal="left", indent=1),
+    "wrap": Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1),
+}
 # Points of one line of text, and how many lines a row may show.
 LINE, MOST_LINES = 15, 12
 
@@ -95,36 +102,67 @@ def _head(sheet: Worksheet, names: list[str]) -> None:
 def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
     """Writes the rows; returns the longest text of each column."""
     formats = [_excel_format(number_format(name)) for name in names]
-    wrapped = [_kind(name) in WRAPPED for name in names]
-    longest = [0] * len(names)
-    numeric, deltas = [False] * len(names), _verdicts(table, names)
-    bold, grey = _font(bold=True), _font(italic=True, color=GREY)
-    top, plain = Alignment(vertical="top"), Alignment(vertical="top", horizontal="left", indent=1)
-    wrap = Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1)
+    kinds = [_kind(name) for name in names]
+    longest, numeric = [0] * len(names), [False] * len(names)
+    deltas = _verdicts(table, names)
+    painter = _Painter()
     for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
+        grey = position in table.grey
         for number, value in enumerate(row):
             cell = _put(sheet.cell(position + 2, number + 1), value)
-            if cell.value is None and position not in table.grey:
+            if cell.value is None and not grey:
                 continue
+            strong = (position, names[number]) in table.bold or (number == 0 and _is_base(names, row))
             if isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool):
-                cell.number_format, cell.alignment, numeric[number] = formats[number], top, True
-                length = 7
+                length, numeric[number] = 7, True
+                colour = deltas.get((position, number)) if isinstance(cell.value, float) else None
+                look = _Look("top", formats[number], colour, None, strong, grey)
             else:
                 length = max(map(len, str(cell.value or "").split("\n")))
-                _mark_text(cell, names[number])
                 # Text is set off from the number that ends at its left.
-                cell.alignment = top if number == 0 else wrap if wrapped[number] and length > 12 else plain
+                where = "top" if number == 0 else "wrap" if kinds[number] in WRAPPED and length > 12 else "left"
+                look = _Look(where, None, *_marks(cell.value, kinds[number]), strong, grey)
             longest[number] = max(longest[number], length)
-            if (colour := deltas.get((position, number))) and isinstance(cell.value, float):
-                cell.font = _font(color=colour)
-            if (position, names[number]) in table.bold or (number == 0 and _is_base(names, row)):
-                cell.font = bold
-            if position in table.grey:
-                cell.font, cell.fill = grey, BAND
+            painter.paint(cell, look)
     for number, right in enumerate(numeric, start=1):
         side: dict[str, Any] = {"horizontal": "right"} if right else {"horizontal": "left", "indent": int(number > 1)}
         sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
     return longest
+
+
+class _Look(NamedTuple):
+    """What a cell looks like; ``colour`` is of its text, ``fill`` the name of a state."""
+
+    where: str
+    form: str | None
+    colour: str | None
+    fill: str | None
+    strong: bool
+    grey: bool
+
+
+class _Painter:
+    """Gives cells their look; openpyxl works out a style by comparing all of its parts, so each look is set up once."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Look, StyleArray] = {}
+
+    def paint(self, cell: Any, look: _Look) -> None:
+        if look in self._known:
+            cell._style = copy(self._known[look])
+            return
+        cell.alignment = ALIGNMENTS[look.where]
+        if look.form is not None:
+            cell.number_format = look.form
+        if look.fill is not None:
+            cell.fill = PatternFill("solid", fgColor=STATE_FILLS[look.fill])
+        if look.grey:
+            cell.font, cell.fill = _font(italic=True, color=GREY), BAND
+        elif look.strong:
+            cell.font = _font(bold=True)
+        elif look.colour is not None or look.fill is not None:
+            cell.font = _font(color=look.colour) if look.colour else _font()
+        self._known[look] = copy(cell._style)
 
 
 def _font(**look: Any) -> Font:
@@ -148,12 +186,11 @@ def _is_base(names: list[str], row: tuple) -> bool:
     return names[0] == "model" and "base" in names and row[0] == row[names.index("base")]
 
 
-def _mark_text(cell: Cell, name: str) -> None:
-    if cell.value in STATE_FILLS:
-        cell.fill = PatternFill("solid", fgColor=STATE_FILLS[str(cell.value)])
-        cell.font = _font(color=RED) if cell.value == "failed" else _font()
-    elif _kind(name) == "verdict" and (end := str(cell.value).rpartition(": ")[2]) in VERDICTS:
-        cell.font = _font(color=VERDICTS[end])
+def _marks(value: Any, kind: str) -> tuple[str | None, str | None]:
+    """(colour of the text, state that fills the field) of a text."""
+    if value in STATE_FILLS:
+        return RED if value == "failed" else None, value
+    return VERDICTS.get(str(value).rpartition(": ")[2]) if kind == "verdict" else None, None
 
 
 def _kind(name: str) -> str:

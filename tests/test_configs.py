@@ -141,7 +141,8 @@ def test_the_host_builds_every_model_of_a_file(path, built, monkeypatch):
 
     from redrel_vlmeval.attach import expose_models
 
-    monkeypatch.setattr(run, "supported_VLM", registry.register(run.supported_VLM))
+    monkeypatch.setattr(registry, "_installed", lambda _package: False)
+    monkeypatch.setattr(run, "supported_VLM", registry.register(dict(run.supported_VLM)))
     monkeypatch.delitem(vars(vlmeval.vlm), "__getattr__", raising=False)
     expose_models(vlmeval.vlm)
     models = read(path)["model"]

@@ -8,7 +8,7 @@ import host_files as host
 import pytest
 
 from redrel_vlmeval.grids import grids
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results import category_curves, read
 
 BASE = host.BASE
 
@@ -43,12 +43,19 @@ def test_results_without_a_score_have_no_grid(tmp_path: Path) -> None:
     assert grids(read(tmp_path)) == []
 
 
-def test_benchmarks_prompts_and_bases_have_grids_of_their_own(tmp_path: Path) -> None:
+def test_benchmarks_prompts_and_decoding_have_grids_and_curves_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, "", 0.75)
     write(tmp_path, "l2_k8", 0.5)
     write(tmp_path, "l2_k8", 0.25, "Y")
-    write(tmp_path, "l2_k8_p-cqm", 1.0)
-    found = {(grid.base, grid.benchmark): grid for grid in grids(read(tmp_path))}
-    assert set(found) == {(BASE, "X"), (BASE, "Y"), (f"{BASE}_p-cqm", "X")}
+    others = {"p-cqm": 1.0, "ppl": 0.0, "beam3": 0.75, "p-cqm_ppl": 0.25}
+    for tail, value in others.items():
+        write(tmp_path, f"l2_k8_{tail}", value)
+    results = read(tmp_path)
+    found = {(grid.base, grid.benchmark): grid for grid in grids(results)}
+    assert set(found) == {(BASE, "X"), (BASE, "Y"), *((f"{BASE}_{tail}", "X") for tail in others)}
+    for tail, value in others.items():
+        points, baseline = category_curves(results, f"{BASE}_{tail}", "X")
+        assert points.loc[points["category"] == "", "value"].tolist() == [100 * value] and not baseline
+        assert found[f"{BASE}_{tail}", "X"].values.loc[2, 8] == 100 * value
     assert found[BASE, "X"].baseline == 75 and found[BASE, "Y"].baseline is None
     assert found[BASE, "Y"].values.loc[2, 8] == pytest.approx(25)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from redrel_vlmeval import sheets, tables
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.results import ResultsError, read
-from redrel_vlmeval.tables import empty_predictions, read_table
+from redrel_vlmeval.tables import empty_predictions, read_columns
 
 
 def test_newest_run_wins_and_a_run_of_another_benchmark_hides_nothing(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_answers_that_are_empty_in_the_predictions_only_are_told(tmp_path: Path,
     host.scored(tmp_path / "m", "m", "X", 0.5)
     path = tmp_path / "m" / "m_X.xlsx"
     assert empty_predictions(path) == 0
-    table = read_table(path).assign(prediction=["A", None, "NA", None])
+    table = pd.DataFrame(read_columns(path)).assign(prediction=["A", None, "NA", None])
     if kind == "xlsx":
         host.predictions(tmp_path / "m", "m", "X", table)
     else:

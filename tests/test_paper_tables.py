@@ -57,6 +57,19 @@ def test_table_2_is_prompts_and_decoding_in_the_papers_words(tmp_path: Path) -> 
     assert printed["CQM-A", "beam search (n=5)"] == 58.54 and printed["QCM-A", "greedy search"] == 46.06
 
 
+def test_ranked_options_are_a_decoding_of_their_own(tmp_path: Path) -> None:
+    for tail in ("", "_ppl", "_trunc_l5_k128_ppl", "_p-qwen_ppl", "_trunc_l5_k128"):
+        sheet_files.answered(tmp_path, f"{BASE}{tail}", [1, 0, 1, 1], "Shapes")
+    results = read(tmp_path)
+    two = paper.table_2(results).frame.set_index("model")
+    ranked = "options ranked by likelihood"
+    assert two["decoding"].to_dict() == {
+        BASE: "greedy search", f"{BASE}_ppl": ranked, f"{BASE}_trunc_l5_k128_ppl": ranked, f"{BASE}_p-qwen_ppl": ranked,
+    }  # fmt: skip
+    assert two.loc[f"{BASE}_trunc_l5_k128_ppl", "base"] == f"{BASE}_ppl"
+    assert paper.table_1(results).frame["model"].tolist() == [BASE, f"{BASE}_trunc_l5_k128"]
+
+
 def test_tables_without_rows_of_this_folder_say_so(tmp_path: Path) -> None:
     sheet_files.answered(tmp_path, BASE, [1, 0], "ScienceQA_TEST")
     results = read(tmp_path)

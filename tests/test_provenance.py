@@ -25,7 +25,7 @@ def test_every_cell_has_a_row(tmp_path: Path) -> None:
     row = frame.set_index("model").loc[host.VARIANT]
     assert (row["setting"], row["weights"], row["revision"], row["kernel"]) == ("l2_k16", "w", "sha256:1", "sdpa")
     assert (row["torch"], row["judge"], row["run"]) == ("2.0", "exact_matching", host.VARIANT)
-    assert (row["prompt"], row["beams"]) == ("stock", 1)
+    assert (row["prompt"], row["decoding"]) == ("stock", "greedy search")
 
 
 @pytest.mark.parametrize(

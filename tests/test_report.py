@@ -120,6 +120,17 @@ def test_texts_and_flips_are_cut_to_what_a_page_can_hold(
     assert found["cut"] == changes.CUTS[-1]
 
 
+def test_of_many_variants_the_first_of_each_base_are_read_and_the_others_counted(
+    folder: Path, data: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data["changes"]["unread"] == 0
+    paired = sum(row["model"] != row["base"] and row["delta"] is not None for row in data["rows"])
+    monkeypatch.setattr(changes, "MOST_CELLS", 2)
+    found = box.data_of(page.html(read(folder)))
+    assert found["changes"]["unread"] == paired - 2 > 0
+    assert [row["model"] for row in found["rows"]] == [row["model"] for row in data["rows"]], "all are on the board"
+
+
 def test_long_answers_are_cut_visibly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box.answered(tmp_path, BASE, [1] * 10)
     box.answered(tmp_path, VARIANT, [0] * 10, prediction=["B " + "because " * 90] * 10)

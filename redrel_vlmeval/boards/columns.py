@@ -16,8 +16,8 @@ FLOPS = (
 SCORE = "score in points, by the host's own evaluation, or the state of a cell that has none; grey: printed by others"
 NOTES = {
     "model": "name given to the runner; grey: a model as its source calls it",
-    "base": "the untruncated model that a variant is compared with: same prompt, same number of beams",
-    "setting": "what is truncated (l<L>_k<K>: all tokens up to block L, K image tokens after it), prompt and beams",
+    "base": "the untruncated model that a variant is compared with: same prompt, same decoding",
+    "setting": "what is truncated (l<L>_k<K>: all tokens up to block L, K image tokens after it), prompt and decoding",
     "L": "decoder blocks that see every token; ranking happens at the end of block L. Several stages: several numbers",
     "K": "image tokens kept after block L; with % a share of the prompt's image tokens",
     "rule": "what the kept tokens are picked by: attention (of the last prompt token), or a control of the same budget",
@@ -53,7 +53,7 @@ NOTES = {
     "best of": "the attention-ranked variant with the highest score there, of so many: chosen after the fact, which is "
     "why the p beside it is corrected for all variants of the base",
     "prompt": "order of question (Q), context (C), options (M) and chain-of-thought request (P1..P3) before the answer",
-    "decoding": "greedy search, or beam search with n beams",
+    "decoding": "greedy search, beam search with n beams, or the options ranked by likelihood (nothing is generated)",
     "truncation": "the variant's stages and rule; empty: nothing is truncated",
     "benchmark": "the host's name of the data",
     "metric": "the host's name of the score",
@@ -82,7 +82,6 @@ NOTES = {
     "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
     "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",
     "device": "where the decoder ran", "dtype": "of its weights", "kernel": "its attention",
-    "beams": "1: greedy search",
     "reason": "why a cell has no score, or how its headline was chosen",
     "arguments": "of the runner; keys and tokens left out", "run": "folder of the run", "path": "below the folder read",
 }  # fmt: skip
@@ -109,7 +108,7 @@ def meanings(frame: pd.DataFrame, scores: tuple[str, ...] = ()) -> dict[str, str
 def number_format(column: str) -> str:
     """Python format of a column's numbers; 'p' for a p-value."""
     beside = statistic(column)
-    whole = ("L", "K", "n", "rest n", "resolution", "beams", "up", "down")
+    whole = ("L", "K", "n", "rest n", "resolution", "up", "down")
     if column in whole or beside in ("up", "down"):
         return "d"
     if column in ("FLOPs ratio", "KV ratio"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,11 @@ from redrel_vlmeval import comparisons
 from redrel_vlmeval.results import NO_RULE, Results
 
 NOT_RUN = f"{comparisons.NO_TEST}: not run"
+# What of a cell's efficiency stands beside its scores.
+COSTS = (
+    "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes", "kv_ratio",
+    "prefill_ms", "decode_ms_per_token",
+)  # fmt: skip
 STATES = ("failed", "running", "partial", NO_RULE, "ok")
 
 
@@ -58,7 +64,8 @@ def leaderboard(results: Results) -> pd.DataFrame:
     frame["backend"] = backends.agg(lambda names: " | ".join(sorted(set(names)))).reindex(frame.index)
     frame["status"] = [min(cells[model]["status"], key=STATES.index) for model in frame.index]
     frame["note"] = [_notes(cells[model]) for model in frame.index]
-    return frame.loc[_order(frame)].reset_index(drop=True)
+    order = [row["model"] for row in sorted(frame.to_dict("records"), key=place)]
+    return frame.loc[order].reset_index(drop=True)
 
 
 def score_columns(results: Results) -> list[ScoreColumn]:
@@ -103,13 +110,11 @@ def units(efficiency: pd.DataFrame) -> dict[str, tuple[str, float]]:
 
 def _costs(efficiency: pd.DataFrame) -> pd.DataFrame:
     """Efficiency per model: means over its benchmarks, weighted by questions; units by size."""
-    names = ["image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes", "kv_ratio",
-             "prefill_ms", "decode_ms_per_token"]  # fmt: skip
-    numbers = efficiency[names].astype(float)
+    numbers = efficiency[list(COSTS)].astype(float)
     weights = numbers.notna().mul(efficiency["n"].astype(float), axis=0)
     frame = (numbers * weights).groupby(efficiency["model"]).sum() / weights.groupby(efficiency["model"]).sum()
     titles = units(frame)
-    return pd.DataFrame({titles[name][0]: frame[name] / titles[name][1] for name in names})
+    return pd.DataFrame({titles[name][0]: frame[name] / titles[name][1] for name in COSTS})
 
 
 def _notes(rows: pd.DataFrame) -> str:
@@ -121,15 +126,11 @@ def _notes(rows: pd.DataFrame) -> str:
     return "; ".join(told)
 
 
-def _order(frame: pd.DataFrame) -> list[str]:
-    """Models by base, each base before its variants, these by rule, then L and K as numbers."""
-
-    def key(row: dict[Any, Any]) -> tuple:
-        numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
-        control = row["rule"] not in ("attention", None)
-        return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"]
-
-    return [row["model"] for row in sorted(frame.to_dict("records"), key=key)]
+def place(row: Mapping[Any, Any]) -> tuple:
+    """Sorts rows by base, each base before its variants, these by rule, controls last, then L and K as numbers."""
+    numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
+    control = row["rule"] not in ("attention", None)
+    return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"]
 
 
 def two_words(verdict: Any) -> Any:

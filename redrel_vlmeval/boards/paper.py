@@ -74,27 +74,26 @@ def table_2(results: Results) -> Table:
     found = score_columns(results)
     rows = leaderboard(results)
     specs = {model: _spec(model) for model in rows["model"]}
-    asked = {spec.base for spec in specs.values() if spec.prompt != "stock" or spec.beam > 1}
+    asked = {spec.base for spec in specs.values() if not _is_stock(spec)}
     lines = []
     for row in rows.to_dict("records"):
         spec = specs[row["model"]]
-        plain = spec.prompt == "stock" and spec.beam == 1
-        if spec.base not in asked or (plain and spec.stages):
+        if spec.base not in asked or (_is_stock(spec) and spec.stages):
             continue
         cut = VariantSpec(stages=spec.stages, rule=spec.rule, row=spec.row, official=spec.official)
         line = {"model": row["model"], "base": row["base"], "prompt": _order_of(spec.prompt)}
-        line |= {"decoding": _decoding(spec.beam), "truncation": str(cut) or None} | _scores(row, found)
+        line |= {"decoding": spec.decoding, "truncation": str(cut) or None} | _scores(row, found)
         lines.append(line | {"note": row["note"] or None})
     text = published.on({column.benchmark for column in found})
     printed = _printed(text[text["method"] == "prompt"], found)
     for line in printed:
         prompt, _, rest = str(line["setting"]).partition(" ")
         beams = int(rest.removeprefix("beam ")) if "beam" in rest else 1
-        line |= {"prompt": _order_of(prompt), "decoding": _decoding(beams)}
+        line |= {"prompt": _order_of(prompt), "decoding": VariantSpec(beam=beams).decoding}
         line["setting"] = None
     frame, grey = _beside(_frame(lines, found, ["prompt", "decoding", "truncation"]), printed)
     remarks = [] if lines else [
-        "no rows of this folder: no model ran under another prompt (_p-cqm, ...) or with beams (_beam3, ...)"
+        "no rows of this folder: no model ran under another prompt (_p-cqm) or with other decoding (_beam3, _ppl)"
     ]  # fmt: skip
     frame = frame.drop(columns=[name for name in ("setting", "note") if name in frame and frame[name].isna().all()])
     scores = tuple(column.title for column in found)
@@ -111,9 +110,14 @@ def _spec(model: str) -> VariantSpec:
         return VariantSpec(base=name) if name.replace("_trunc", "") == name else VariantSpec()
 
 
+def _is_stock(spec: VariantSpec) -> bool:
+    """Whether the host's own prompt and greedy search were used."""
+    return spec.prompt == "stock" and spec.decoding == "greedy search"
+
+
 def _stock(rows: pd.DataFrame) -> pd.DataFrame:
     specs = [_spec(model) for model in rows["model"]]
-    return rows[[spec.prompt == "stock" and spec.beam == 1 and " [" not in model
+    return rows[[_is_stock(spec) and " [" not in model
                  for spec, model in zip(specs, rows["model"], strict=True)]]  # fmt: skip
 
 
@@ -138,10 +142,6 @@ def _scores(row: dict[Any, Any], found: Sequence[ScoreColumn]) -> dict[str, Any]
 
 def _order_of(prompt: str) -> str:
     return "stock" if prompt == "stock" else f"{prompt.upper()}-A"
-
-
-def _decoding(beams: int) -> str:
-    return "greedy search" if beams == 1 else f"beam search (n={beams})"
 
 
 def _frame(lines: list[dict[str, Any]], found: Sequence[ScoreColumn], own: list[str]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ words are shown. Memory holds one base and one variant at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ import pandas as pd
 from redrel_vlmeval import flips as flipped
 from redrel_vlmeval.results import Results
 
-GROUPS = ("category", "subject", "grade")
 CATEGORIES = ["benchmark", "by", "group", "model", "base", "n", "score", "base score", "delta"]
 FLIPS = ["model", "base", "benchmark", *flipped.COLUMNS]
 
@@ -29,9 +29,9 @@ def categories(results: Results) -> pd.DataFrame:
             if hits is None:
                 continue
             if theirs is None or (model != base and model not in like):
-                rows += _scores(model, base, benchmark, hits, None, _groups(results.answers(model, benchmark)))
+                rows += _scores(model, base, benchmark, hits, None, _groups(results.groups(model, benchmark)))
                 continue
-            groups = _groups(results.answers(base, benchmark)) if groups is None else groups
+            groups = _groups(results.groups(base, benchmark)) if groups is None else groups
             rows += _scores(model, base, benchmark, hits, theirs, groups)
     frame = pd.DataFrame(rows, columns=CATEGORIES)
     return frame.sort_values(["benchmark", "by", "group"], kind="stable").reset_index(drop=True)
@@ -47,7 +47,7 @@ def flips(results: Results, most: int | None = None) -> tuple[pd.DataFrame, int]
             after = verdicts(results, model, benchmark)
             if model == base or model not in like or before is None or after is None:
                 continue
-            moved = after.index[(after - before.reindex(after.index)).abs() > 1e-9]
+            moved = after.index[np.abs(after.to_numpy() - _at(before, after.index)) > 1e-9]
             total += len(moved)
             if len(moved) and (most is None or have < most):
                 theirs = results.answers(base, benchmark) if theirs is None else theirs
@@ -62,10 +62,14 @@ def flips(results: Results, most: int | None = None) -> tuple[pd.DataFrame, int]
 def verdicts(results: Results, model: str, benchmark: str) -> pd.Series | None:
     """Scores by index of the judged questions that the headline is over; None without any, or if one stands twice."""
     frame = results.judged.get((model, benchmark))
-    frame = None if frame is None else frame[frame["hit"].notna()]
-    if frame is None or frame.empty or frame["index"].duplicated().any():
+    if frame is None:
         return None
-    return pd.Series(frame["hit"].to_numpy(dtype=float), index=frame["index"].to_numpy(dtype=object))
+    hits, index = frame["hit"].to_numpy(dtype=float), frame["index"].to_numpy(dtype=object)
+    known = ~np.isnan(hits)
+    hits, index = hits[known], index[known]
+    if not len(index) or len(set(index)) < len(index):
+        return None
+    return pd.Series(hits, index=pd.Index(index, dtype=object))
 
 
 def _families(results: Results) -> Iterator[tuple[str, str, list[str], set[str]]]:
@@ -77,19 +81,32 @@ def _families(results: Results) -> Iterator[tuple[str, str, list[str], set[str]]
         yield base, benchmark, models, set(family.loc[family["delta"].notna(), "model"])
 
 
-def _groups(answers: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each way of grouping the group of each question, by index."""
-    once = answers.drop_duplicates("index").set_index("index")
-    return {by: once[by].dropna().astype(str) for by in GROUPS if by in once and once[by].notna().any()}
+@dataclass(frozen=True, eq=False)
+class _Grouping:
+    """The questions that have a group, by index, and the place of each one's group in ``names``."""
+
+    index: pd.Index
+    names: np.ndarray
+    places: np.ndarray
+
+
+def _groups(frame: pd.DataFrame) -> dict[str, _Grouping]:
+    """For each way of grouping the group of each question; ``frame`` has a column for each, by index."""
+    once, found = frame[~frame.index.duplicated()], {}
+    for by in map(str, frame.columns):
+        if len(known := once[by].dropna()):
+            names, places = np.unique(known.to_numpy(dtype=str), return_inverse=True)
+            found[by] = _Grouping(pd.Index(known.index, dtype=object), names, places)
+    return found
 
 
 def _scores(
-    model: str, base: str, benchmark: str, hits: pd.Series, theirs: pd.Series | None, groups: dict[str, pd.Series]
+    model: str, base: str, benchmark: str, hits: pd.Series, theirs: pd.Series | None, groups: dict[str, _Grouping]
 ) -> list[tuple]:
     found = []
-    for by, names in groups.items():
-        own = _means(hits, names)
-        before = _means(theirs, names) if theirs is not None else {}
+    for by, grouping in groups.items():
+        own = _means(hits, grouping)
+        before = _means(theirs, grouping) if theirs is not None else {}
         for group, (count, score) in own.items():
             # The base may have been asked more; a group compares only with the very same number of questions.
             old = before[group][1] if group in before and before[group][0] == count else None
@@ -98,11 +115,16 @@ def _scores(
     return found
 
 
-def _means(hits: pd.Series, names: pd.Series) -> dict[str, tuple[int, float]]:
+def _means(hits: pd.Series, grouping: _Grouping) -> dict[str, tuple[int, float]]:
     """(n, mean score in points) of each group."""
-    groups, codes = np.unique(names.to_numpy(dtype=str), return_inverse=True)
-    values = hits.reindex(names.index).to_numpy()
+    values = _at(hits, grouping.index)
     asked = ~np.isnan(values)
-    counts = np.bincount(codes[asked], minlength=len(groups))
-    sums = np.bincount(codes[asked], weights=values[asked], minlength=len(groups))
-    return {str(g): (int(n), 100 * float(s) / n) for g, n, s in zip(groups, counts, sums, strict=True) if n}
+    places, most = grouping.places[asked], len(grouping.names)
+    counts, sums = np.bincount(places, minlength=most), np.bincount(places, weights=values[asked], minlength=most)
+    return {str(g): (int(n), 100 * float(s) / n) for g, n, s in zip(grouping.names, counts, sums, strict=True) if n}
+
+
+def _at(hits: pd.Series, index: pd.Index) -> np.ndarray:
+    """Scores of the questions in ``index``, nan where there is none; nearly always they are the very same ones."""
+    same = np.array_equal(hits.index.to_numpy(), index.to_numpy())
+    return (hits if same else hits.reindex(index)).to_numpy()

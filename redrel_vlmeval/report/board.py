@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from redrel_vlmeval.boards.leaders import COSTS, place
 from redrel_vlmeval.results import NO_RULE, Results
 
 # How a comparison in words ends -> its kind, by which rows are coloured and filtered.
@@ -16,10 +17,6 @@ KINDS = {
     "baseline": "baseline",
 }
 SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
-COSTS = (
-    "image_tokens", "kept", "average_image_tokens", "flops_ratio", "kv_ratio", "prefill_ms", "decode_ms_per_token",
-    "prefill_flops", "kv_bytes",
-)  # fmt: skip
 
 
 def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
@@ -49,13 +46,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
             | {"note": "; ".join(filter(None, [row["reason"], row["note"]]))}
             | {"backend": cost.get("backend"), **{name: cost.get(name) for name in COSTS}}
         )
-    return sorted(board, key=_order)
-
-
-def _order(row: dict[str, Any]) -> tuple:
-    numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
-    control = row["rule"] not in ("attention", None)
-    return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"], row["title"]
+    return sorted(board, key=lambda row: (*place(row), row["title"]))
 
 
 def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:

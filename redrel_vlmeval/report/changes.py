@@ -15,6 +15,8 @@ from redrel_vlmeval.questions import answers
 from redrel_vlmeval.report.places import Kept, kept_of
 from redrel_vlmeval.results import Results
 
+# Variants and benchmarks whose tables are read for the flips; of more, each base shows its first variants.
+MOST_CELLS = 500
 # A page holds this many flips, and characters of answers and questions; beyond, each cell shows its first, and long
 # texts are cut. 2000 questions and 10 models fit.
 MOST_FLIPS = 20_000
@@ -30,40 +32,53 @@ def collect(results: Results, order: Sequence[str]) -> list[dict[str, Any]]:
     ``order`` are the models as the leaderboard has them. Frames are cut to the first rows where a page could not hold
     them all; ``total`` counts what was there.
     """
-    rows = results.scores
-    # A headline with a delta is the mark of two cells that were run alike, as in flips.flips.
-    paired = rows.loc[rows["headline"] & rows["delta"].notna(), ["model", "base", "benchmark"]].drop_duplicates()
     cells = {(cell.label, cell.benchmark): cell for cell in results.cells}
     place = {model: number for number, model in enumerate(order)}
     found: list[dict[str, Any]] = []
-    for key, family in paired.groupby(["base", "benchmark"], sort=True):
-        base, benchmark = map(str, key)
+    families = _families(results)
+    first = _share([len(models) for models in families.values()], MOST_CELLS)
+    for (base, benchmark), models in families.items():
         theirs = answers(cells[base, benchmark])
-        for model in sorted(map(str, family["model"]), key=place.__getitem__):
+        for model in sorted(models, key=place.__getitem__)[:first]:
             judged = results.judged.get((model, benchmark))
             frame = flips.changes(answers(cells[model, benchmark]), theirs, judged)
             if len(frame):
                 entry = {"model": model, "base": base, "benchmark": benchmark}
                 found.append(entry | {"frame": frame, "total": len(frame)})
-    most = _share([entry["total"] for entry in found])
+    most = _share([entry["total"] for entry in found], MOST_FLIPS)
     return [entry | {"frame": entry["frame"].head(most)} for entry in found]
 
 
-def _share(sizes: list[int]) -> int:
-    """The most rows per entry with which all of them stay within the page's number of flips."""
-    if sum(sizes) <= MOST_FLIPS:
+def unread(results: Results) -> int:
+    """Of how many variants and benchmarks :func:`collect` does not look for flips."""
+    sizes = [len(models) for models in _families(results).values()]
+    first = _share(sizes, MOST_CELLS)
+    return sum(size - min(size, first) for size in sizes)
+
+
+def _families(results: Results) -> dict[tuple[str, str], list[str]]:
+    """The variants of each base and benchmark that were run as it was: a headline with a delta, as in flips.flips."""
+    rows = results.scores
+    paired = rows.loc[rows["headline"] & rows["delta"].notna(), ["model", "base", "benchmark"]].drop_duplicates()
+    families = paired.groupby(["base", "benchmark"], sort=True)["model"]
+    return {(str(base), str(benchmark)): [str(model) for model in models] for (base, benchmark), models in families}
+
+
+def _share(sizes: list[int], room: int) -> int:
+    """The most of each, at least one, with which all of them have ``room``."""
+    if sum(sizes) <= room:
         return max(sizes, default=0)
     low, high = 0, max(sizes)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if sum(min(size, middle) for size in sizes) <= MOST_FLIPS else (low, middle - 1)
+        low, high = (middle, high) if sum(min(size, middle) for size in sizes) <= room else (low, middle - 1)
     return max(low, 1)
 
 
 def payload(
     results: Results, found: list[dict[str, Any]], pictures: dict[tuple[str, str], list[int]]
 ) -> dict[str, Any]:
-    """``texts``, ``questions`` and ``cells`` of the flips browser.
+    """``texts``, ``questions`` and ``cells`` of the flips browser, and how many cells are ``unread``.
 
     A question is [benchmark, index, text, options, answer, category, picture numbers]; a flip is [question, change,
     hit, base's hit, answer, base's answer, kept tokens or null, letter, base's letter]; texts stand as numbers into
@@ -90,7 +105,8 @@ def payload(
             rows.append([places[key], change, flip["hit"], flip["base_hit"], *said, _packed(own, texts), *letters])
         entries.append({name: entry[name] for name in ("model", "base", "benchmark", "total")} | {"flips": rows})
     shortened, cut = _shortened(texts)
-    return {"texts": shortened, "cut": cut, "questions": list(questions.values()), "cells": entries}
+    return {"texts": shortened, "cut": cut, "questions": list(questions.values()), "cells": entries,
+            "unread": unread(results)}  # fmt: skip
 
 
 def _question(benchmark: str, flip: dict[str, Any], texts: dict[str, int], shown: list[int]) -> list[Any]:

@@ -6,21 +6,21 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.grids import grids
+from redrel_vlmeval.grids import Grid
 from redrel_vlmeval.results import Results, category_curves
 
 
-def heat_maps(results: Results) -> list[dict[str, Any]]:
+def heat_maps(grids: list[Grid]) -> list[dict[str, Any]]:
     """Every grid, its values as lists by layer."""
     return [
         {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric, "rule": grid.rule}
         | {"layers": grid.layers, "keeps": grid.keeps, "baseline": grid.baseline}
         | {"values": grid.values.to_numpy().tolist()}
-        for grid in grids(results)
+        for grid in grids
     ]
 
 
-def curves(results: Results, board: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def curves(results: Results, grids: list[Grid], board: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per base, benchmark and category ('' for all questions): baseline, n and points [L, K, rule, value, low, high].
 
     The interval is that of the difference to the baseline, set around the baseline's own score: it misses the
@@ -28,7 +28,7 @@ def curves(results: Results, board: list[dict[str, Any]]) -> list[dict[str, Any]
     """
     found = []
     spans = {(row["base"], row["benchmark"], row["L"], row["K"], row["rule"], row["value"]): row for row in board}
-    for base, benchmark in sorted({(grid.base, grid.benchmark) for grid in grids(results)}):
+    for base, benchmark in sorted({(grid.base, grid.benchmark) for grid in grids}):
         frame, baselines = category_curves(results, base, benchmark)
         for category, own in frame.groupby("category", sort=False):
             points = []

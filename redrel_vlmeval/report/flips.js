@@ -2,7 +2,7 @@
 // The flips browser: one question at a time, with the picture, the tokens that were kept and both answers.
 (() => {
   const { h, s, data, byId, fixed, known, unique } = redrel;
-  const { texts, questions, cells, pictures, cut } = data.changes;
+  const { texts, questions, cells, pictures, cut, unread } = data.changes;
   const CHANGES = ["up", "down", "same"], PAGE = 100;
   const say = (number) => (known(number) ? texts[number] : null);
   const words = (change) => ["▲ up", "▼ down", "≈ same score"][change];
@@ -40,6 +40,7 @@
   browser.append(h("div", { class: "browser panel" }, h("div", { class: "side" }, list, pager), h("div", { class: "stage" }, h("div", { class: "step" }, back, place, forth), detail)));
   const partial = cells.filter((cell) => cell.total > cell.flips.length);
   if (partial.length) browser.append(h("p", { class: "small soft" }, `Not all fit into one page: of ${partial.length} variants the first ${Math.max(...partial.map((cell) => cell.flips.length))} flips are here. The leaderboard counts all of them.`));
+  if (unread) browser.append(h("p", { class: "small soft" }, `The flips of ${unread} more variants and benchmarks are not here; 'redrel sheet' with '-o FOLDER/' writes all flips to flips.csv.`));
   if (cut) browser.append(h("p", { class: "small soft" }, `Texts longer than ${cut} characters end in “…”; the host's tables hold them whole.`));
 
   function matches(item) {

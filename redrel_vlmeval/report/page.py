@@ -9,6 +9,7 @@ from typing import Any
 import redrel_vlmeval
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards.columns import NOTES
+from redrel_vlmeval.grids import grids
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
 from redrel_vlmeval.report.explained import links
@@ -23,7 +24,7 @@ NOTED = (
 )  # fmt: skip
 FACTS = (
     "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
-    "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "beams", "date", "arguments",
+    "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "date", "arguments",
     "run", "path",
 )  # fmt: skip
 
@@ -64,13 +65,14 @@ def html(
     rows = board.rows(results, comparisons.compare(results))
     found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
     shown, where, missing = _pictures(results, found, most_pictures, data_folder)
+    maps = grids(results)
     facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
     data = {
         "rows": rows,
         "glance": board.glance(rows),
         "notes": _notes(),
-        "grids": curves.heat_maps(results),
-        "curves": curves.curves(results, rows),
+        "grids": curves.heat_maps(maps),
+        "curves": curves.curves(results, maps, rows),
         "changes": changes.payload(results, found, where) | {"pictures": shown},
         "explained": links(found, explained, path),
         "provenance": _provenance(results),
