@@ -150,10 +150,10 @@ def _is_model_folder(folder: Path) -> bool:
 
 
 def _cells_of_run(folder: Path, model: str) -> list[Cell]:
-    with os.scandir(folder) as entries:
+    with os.scandir(folder) as listed:
         # An entry knows its kind without being asked again: folders hold many files, and work-dirs many folders.
-        own = [entry for entry in entries if entry.is_file() and not (entry.is_symlink() and _links_into_run(entry))]
-    files = {name: folder / name for name in sorted(entry.name for entry in own)}
+        own = [file.name for file in listed if file.is_file() and not (file.is_symlink() and _links_into_run(file))]
+    files = {name: folder / name for name in sorted(own)}
     status, problem = _read_status(files.get(STATUS))
     model = str(status.get("model_name") or model)
     entries = status.get("datasets")

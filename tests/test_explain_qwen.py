@@ -71,7 +71,7 @@ def test_a_map_is_that_of_its_own_pass(core: QwenCore, picture: str) -> None:
     found = asked(core, picture)
     drawn = explain(found, Request(("elementwise",), where=("decoder", "vision", "projector")))
     decoder, vision, projector = drawn.maps
-    assert decoder.status[0] == ("ok",) * BLOCKS and set(vision.status[0]) == {"ok"}
+    assert decoder.status[0] == ("ok",) * BLOCKS and "no_gradient" not in vision.status[0]
     assert projector.values.shape == (1, 1, 256)
     image = found.spans().image
     kept = []

@@ -87,7 +87,7 @@ def test_a_second_writer_is_refused_before_it_answers(classes, base, asked, tmp_
     first, second = (classes.TruncatedVLM(base, "l2_k16") for _ in range(2))
     in_host(lambda: first.generate(asked), 1, tmp_path, CUT)
     monkeypatch.setattr(base.core, "reply", lambda _message: pytest.fail("answered although the file is taken"))
-    with pytest.raises(RuntimeError, match=r"RedRelShapes_redrel.jsonl: another run .*--work-dir"):
+    with pytest.raises(RuntimeError, match=r"RedRelShapes_redrel.jsonl: another run .* another folder"):
         in_host(lambda: second.generate(asked), 2, tmp_path, CUT)
     assert [record["index"] for record in records(tmp_path)] == [1]
 
