@@ -6,9 +6,11 @@ score file counts only where that file tells of no error.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -150,8 +152,20 @@ def _one_or_list(values: list) -> object:
 
 def _read_cells(cells: list[Cell]) -> list[tuple]:
     """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, _no_collection():
         return list(pool.map(_read_cell, cells))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within the context no cycles are looked for: reading makes millions of objects and none, and it is slow."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
