@@ -195,7 +195,7 @@ def test_what_cannot_be_ranked_is_refused(llava: TinyModel) -> None:
         rank(llava.model, "", SEVERAL, padded)
     with pytest.raises(TruncationError, match="KV cache of type StaticCache"):
         rank(llava.model, "", SEVERAL, llava.prompt("ttIttt"), cache_implementation="static")
-    torch.nn.init.constant_(llava.model.lm_head.weight, math.nan)
+    torch.nn.init.constant_(llava.model.get_output_embeddings().weight, math.nan)
     with pytest.raises(TruncationError, match="x_: the model's log-probabilities are no numbers"):
         rank(llava.model, "", ONE, llava.prompt("ttIttt"))
 
