@@ -88,10 +88,11 @@ def sheet(
 
     for path in output or []:
         sheets.check(path)
-    found = results.read(outputs, all_runs)
-    typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
-    for path in output or []:
-        typer.echo(f"written: {sheets.write(found, path)}")
+    with results.no_collection():
+        found = results.read(outputs, all_runs)
+        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
+        for path in output or []:
+            typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
     raise typer.Exit(int(bool(found.failed)))

@@ -152,13 +152,13 @@ def _one_or_list(values: list) -> object:
 
 def _read_cells(cells: list[Cell]) -> list[tuple]:
     """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, _no_collection():
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, no_collection():
         return list(pool.map(_read_cell, cells))
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Within the context no cycles are looked for: reading makes millions of objects and none, and it is slow."""
+def no_collection() -> Iterator[None]:
+    """Within the context Python looks for no cycles: large folders make millions of objects, and hardly a cycle."""
     collecting = gc.isenabled()
     gc.disable()
     try:

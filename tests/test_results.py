@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from redrel_vlmeval import questions
 from redrel_vlmeval.benchmarks import metrics_of
-from redrel_vlmeval.results import category_curves, read
+from redrel_vlmeval.results import category_curves, no_collection, read
 
 YES_NO = pd.DataFrame(
     {
@@ -259,3 +260,16 @@ def test_reading_needs_neither_torch_nor_the_host(tmp_path: Path) -> None:
         "assert not {'torch', 'vlmeval', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_collection_is_put_back_also_after_an_error(collecting):
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(OSError, match="gone"), no_collection():
+            assert not gc.isenabled()
+            raise OSError("gone")
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
