@@ -36,3 +36,14 @@ def atomically(
         with contextlib.suppress(OSError):
             part.unlink()
     return path
+
+
+def make_and_try(folder: Path) -> None:
+    """Make a folder and write into it, so that what cannot be written fails before anything runs.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".writable").touch()
+    (folder / ".writable").unlink()

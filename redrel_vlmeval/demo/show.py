@@ -16,6 +16,7 @@ from tabulate import tabulate
 from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
 from redrel_vlmeval.demo import benchmark, kept, scenes
 from redrel_vlmeval.report import page
+from redrel_vlmeval.writing import make_and_try
 
 BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
@@ -95,9 +96,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
 def prepare(work_dir: Path) -> None:
     """Make and try the work dir and the data folder before anything runs; LMUData defaults to inside the work dir."""
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        (work_dir / ".writable").touch()
-        (work_dir / ".writable").unlink()
+        make_and_try(work_dir)
     except OSError as error:
         raise PermissionError(f"--work-dir {work_dir}: cannot be written to ({error.strerror})") from error
     if "LMUData" not in os.environ:

@@ -16,6 +16,7 @@ from torch import nn
 
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.spans import Spans, spans
+from redrel_vlmeval.models.holders import find_torch_model, tokenizer_of
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation.adapter import Decoder
 from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
@@ -156,8 +157,6 @@ def ask_host(host: Any, message: Sequence[Mapping[str, Any]], dataset: str | Non
     Raises:
         ExplainError: see :func:`ask`. TruncationError: the host model holds no known decoder.
     """
-    from redrel_vlmeval.models.variant import find_torch_model
-
     kinds = [str(item.get("type")) for item in message]
     if "video" in kinds:
         raise ExplainError("the question has a video: explanations are for pictures")
@@ -167,16 +166,7 @@ def ask_host(host: Any, message: Sequence[Mapping[str, Any]], dataset: str | Non
     spec = getattr(host, "spec", None)
     spec = spec if isinstance(spec, VariantSpec) and spec.stages else None
     pictures = [str(item["value"]) for item in message if item["type"] == "image"]
-    return ask(model, lambda: host.generate(list(message), dataset), find_tokenizer(host), spec, pictures)
-
-
-def find_tokenizer(host: Any) -> Any:
-    """The tokenizer among the attributes of a host model, its core or its processor; None without one."""
-    for holder in (host, getattr(host, "inner", None), getattr(host, "core", None), getattr(host, "processor", None)):
-        found = getattr(holder, "tokenizer", None)
-        if hasattr(found, "decode"):
-            return found
-    return None
+    return ask(model, lambda: host.generate(list(message), dataset), tokenizer_of(host), spec, pictures)
 
 
 def _tensors(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from redrel_vlmeval.explain.store import Stored, load, save
 from redrel_vlmeval.explain.testing import cards, swap_text, swapped
 from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.truncation import TruncationError
+from redrel_vlmeval.writing import make_and_try
 
 
 def prepare(folder: Path) -> None:
@@ -36,9 +37,7 @@ def prepare(folder: Path) -> None:
         ExplainError: it cannot be made or written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        make_and_try(folder)
     except OSError as error:
         raise ExplainError(f"--output {folder}: cannot be written to ({error.strerror})") from error
 

@@ -1,4 +1,4 @@
-"""What a host's model holds: its torch model, and the recorder of ours; needs no host."""
+"""What a host's model holds: its torch model, its tokenizer, and the recorder of ours; needs no host."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def find_torch_model(holder: Any, variant: str) -> nn.Module:
                 reasons.append(f"{name}: {error}")
     what = "; ".join(reasons) or "it holds no torch model (is it an API?)"
     raise TruncationError(f"{variant}: {type(holder).__name__} cannot be truncated: {what}")
+
+
+def tokenizer_of(holder: Any) -> Any:
+    """The tokenizer among the attributes of a host model, where its class, or ours, keeps it; None without one."""
+    for owner in (holder, getattr(holder, "core", None)):
+        for name in ("tokenizer", "processor"):
+            value = getattr(owner, name, None)
+            for candidate in (value, getattr(value, "tokenizer", None)):  # a processor has one, and cannot encode
+                if callable(candidate) and hasattr(candidate, "encode"):
+                    return candidate
+    return None

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.models.holders import tokenizer_of
 from redrel_vlmeval.truncation import TruncationError
 from redrel_vlmeval.truncation.decoders import find_decoder
 
@@ -185,20 +186,17 @@ def _log_sum(logs: Iterable[float]) -> float:
 
 
 def find_tokenizer(holder: Any, variant: str) -> Any:
-    """The tokenizer among the attributes of a host model, where its class, or ours, keeps it.
+    """The tokenizer of a host model, see :func:`tokenizer_of`.
 
     Raises:
         TruncationError: there is none.
     """
-    for owner in (holder, getattr(holder, "core", None)):
-        for name in ("tokenizer", "processor"):
-            value = getattr(owner, name, None)
-            for candidate in (value, getattr(value, "tokenizer", None)):  # a processor has one, and cannot encode
-                if callable(candidate) and hasattr(candidate, "encode"):
-                    return candidate
-    raise TruncationError(
-        f"{variant}: {type(holder).__name__} has neither tokenizer nor processor, so options have no tokens to rank"
-    )
+    found = tokenizer_of(holder)
+    if found is None:
+        raise TruncationError(
+            f"{variant}: {type(holder).__name__} has neither tokenizer nor processor, so options have no tokens to rank"
+        )
+    return found
 
 
 def spellings(tokenizer: Any, letters: Sequence[str], variant: str) -> list[dict[str, list[int]]]:
