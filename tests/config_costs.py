@@ -76,9 +76,7 @@ def seconds(spec: VariantSpec, benchmark: str) -> float:
     sizes = SIZES[spec.base]
     macs = sizes.vision + prefill_flops([TEXT + n for n in image_tokens(spec, sizes)], sizes.shape)
     step = 2 * sizes.parameters / (BANDWIDTH * MEMORY)
-    return QUESTIONS[benchmark] * (
-        2 * macs * spec.beam / (PEAK * COMPUTE) + new_tokens(spec, benchmark) * step
-    )
+    return QUESTIONS[benchmark] * (2 * macs * spec.beam / (PEAK * COMPUTE) + new_tokens(spec, benchmark) * step)
 
 
 def hours(path: Path) -> float:

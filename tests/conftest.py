@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, built from configs: nothing is downloaded."""
+"""What several tests begin with: tiny random models of every family (nothing is downloaded), and folders of results."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
+from pathlib import Path
+from typing import Any
+
 import modelbox
 import pytest
+import qwen_box
+import sheet_files
 import torch
 from tiny_models import FAMILIES, TinyModel, build
+
+from redrel_vlmeval.results import Results, read
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +54,40 @@ def pictures(tmp_path_factory) -> list[str]:
 @pytest.fixture
 def asked(pictures):
     return modelbox.message(pictures, 0, modelbox.QUESTION)
+
+
+@pytest.fixture(scope="module")
+def qwen_folders(tmp_path_factory) -> dict[str, Path]:
+    return qwen_box.write(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def qwen_models(qwen_folders) -> dict[str, Any]:
+    return qwen_box.ours(qwen_folders)
+
+
+@pytest.fixture(scope="module")
+def qwen_pictures(tmp_path_factory) -> list[str]:
+    return qwen_box.draw(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def no_environment(monkeypatch) -> None:
+    """No device or dtype is chosen from outside."""
+    monkeypatch.delenv("REDREL_DEVICE", raising=False)
+    monkeypatch.delenv("REDREL_DTYPE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Runs of every state beside each other: finished, failed, partial, without a rule."""
+    out = tmp_path_factory.mktemp("outputs")
+    sheet_files.mixed(out)
+    return read(out)
+
+
+@pytest.fixture
+def clear(tmp_path: Path) -> Results:
+    """A base and variants that are better and worse beyond chance."""
+    sheet_files.clear(tmp_path)
+    return read(tmp_path)

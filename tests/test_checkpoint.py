@@ -34,12 +34,7 @@ def folder(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "broken"))
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
-    monkeypatch.delenv("REDREL_DEVICE", raising=False)
-    monkeypatch.delenv("REDREL_DTYPE", raising=False)
-
-
+pytestmark = pytest.mark.usefixtures("no_environment")
 refused = partial(checkpoints.refused, LlavaCore)
 
 

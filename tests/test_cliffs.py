@@ -121,9 +121,7 @@ def test_the_winner_is_reported_on_questions_that_did_not_choose_it(grid):
     cells = cells.assign(K=0, tokens=1.0, flops=0.5)
     for _ in range(20):
         after = (rng.random((settings, 200)) < 0.5).astype(float)
-        found = cliffs.best(
-            cliffs.GridScores(BASE, "X", cells, np.ones(200), after, list(range(200))), Budget(5)
-        )
+        found = cliffs.best(cliffs.GridScores(BASE, "X", cells, np.ones(200), after, list(range(200))), Budget(5))
         assert found.comparison.n == 100 and found.candidates == settings
         rise.append((found.chosen_on, found.score))
     chosen, reported = np.mean(rise, axis=0)
@@ -202,9 +200,7 @@ def test_lines_of_the_figure_are_the_frame_and_published_points_are_hollow(grid,
 
 
 def points(axis) -> list[dict]:
-    return [
-        {int(x): round(float(y), 6) for x, y in zip(*line.get_data(), strict=True)} for line in axis.get_lines()
-    ]
+    return [{int(x): round(float(y), 6) for x, y in zip(*line.get_data(), strict=True)} for line in axis.get_lines()]
 
 
 def test_the_same_numbers_give_the_same_files(grid, tmp_path):
@@ -216,5 +212,3 @@ def test_the_same_numbers_give_the_same_files(grid, tmp_path):
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         gridfigures.heat_map(pd.DataFrame(columns=cliffs.CURVES), tmp_path / "x", "t", 2.0)
-
-

@@ -17,13 +17,6 @@ from redrel_vlmeval.statistics import newcombe
 BASE = sheet_files.BASE
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    out = tmp_path_factory.mktemp("outputs")
-    sheet_files.mixed(out)
-    return read(out)
-
-
 @pytest.fixture
 def board(results: Results) -> pd.DataFrame:
     return sheets.leaderboard(results)
@@ -123,12 +116,6 @@ def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
     assert row["Shapes verdict"].endswith("(Holm 1.00 over 2), 1 up / 0 down: not separable from the baseline")
     verdicts = board["Shapes verdict"].tolist()
     assert verdicts[0] == "baseline" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
-
-
-@pytest.fixture
-def clear(tmp_path: Path) -> Results:
-    sheet_files.clear(tmp_path)
-    return read(tmp_path)
 
 
 def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:

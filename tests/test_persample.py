@@ -39,12 +39,6 @@ def test_no_delta_where_the_two_were_not_run_alike(tmp_path: Path) -> None:
     assert changed.empty
 
 
-@pytest.fixture
-def clear(tmp_path: Path) -> Results:
-    sheet_files.clear(tmp_path)
-    return read(tmp_path)
-
-
 def test_flips_are_those_that_the_test_counts(clear: Results) -> None:
     frame, count = flips(clear)
     assert count == 30

@@ -12,16 +12,9 @@ import pytest
 import sheet_files
 
 from redrel_vlmeval import sheets
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results import Results
 
 BASE = sheet_files.BASE
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    out = tmp_path_factory.mktemp("outputs")
-    sheet_files.mixed(out)
-    return read(out)
 
 
 def test_csv_keeps_full_precision(results: Results, tmp_path: Path) -> None:

@@ -91,9 +91,7 @@ def test_the_host_has_scored_every_name_and_counts_the_failure(swept):
     assert variants["delta"].notna().all(), variants["note"].tolist()
     for model in swept.plan.settings.values():
         hits = read.judged[model, DATA].set_index("index")["hit"]
-        assert hits[str(BAD)] == 0 and 100 * hits.mean() == pytest.approx(
-            rows.set_index("model").loc[model, "value"]
-        )
+        assert hits[str(BAD)] == 0 and 100 * hits.mean() == pytest.approx(rows.set_index("model").loc[model, "value"])
         status = json.loads((folder_of(swept, model) / "status.json").read_text())["datasets"][DATA]
         assert status["status"] == "done" and "error_message" not in status
     assert not list(swept.work.rglob("01_*.pkl"))

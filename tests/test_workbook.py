@@ -19,19 +19,6 @@ from redrel_vlmeval.workbook import build
 BASE = sheet_files.BASE
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    out = tmp_path_factory.mktemp("outputs")
-    sheet_files.mixed(out)
-    return read(out)
-
-
-@pytest.fixture
-def clear(tmp_path: Path) -> Results:
-    sheet_files.clear(tmp_path)
-    return read(tmp_path)
-
-
 def test_xlsx_colours_verdicts_and_keeps_p_a_number(clear: Results, tmp_path: Path) -> None:
     sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
     at = {cell.value: cell.column for cell in sheet[1]}
@@ -126,7 +113,7 @@ def test_details_of_a_test_are_folded_not_lost(clear: Results, tmp_path: Path) -
 
 def test_text_that_looks_like_a_formula_stays_text(tmp_path: Path) -> None:
     """Also in a header, and with characters that a workbook cannot hold."""
-    bad = ["=HYPERLINK(\"http://x\")", "=1+1", "+1", "@x", "-1", "\x07=2", "torn \ud83d"]
+    bad = ['=HYPERLINK("http://x")', "=1+1", "+1", "@x", "-1", "\x07=2", "torn \ud83d"]
     numbers = [np.int64(3), float("inf"), None, 1, 2.5, True, 0]
     frame = pd.DataFrame({"=model": bad, "question": bad, "n": numbers}, dtype=object)
     marks = {"grey": frozenset({1}), "bold": frozenset({(0, "question")})}

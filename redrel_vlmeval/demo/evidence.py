@@ -3,7 +3,7 @@
 ``python -m redrel_vlmeval.demo.evidence --folder FOLDER`` measures and writes tables; tests hold fewer questions to
 the same bars. In ``redrel_tiny`` an image token is made of its cell and of those around it, and its answers are so sure
 that plain gradients are flat; so maps are measured with and without SmoothGrad, on the tokens and carried to the cells
-they are made of.
+they are made of. How many noisy copies the mean needs is measured on questions that are not the benchmark's.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from redrel_vlmeval.explain.taken import Wanted
 from redrel_vlmeval.models import llava_input
 from redrel_vlmeval.models.llava_core import TINY, LlavaCore
 
-SMOOTH = Request(("elementwise", "attn_grad", "gradcam", "attn"), smooth=32, noise=0.1, tower=True)
+SMOOTH = Request(("elementwise", "attn_grad", "gradcam", "attn"), smooth=64, noise=0.1, tower=True)
 PLAIN = replace(SMOOTH, smooth=0)
+COPIES = (4, 8, 16, 32, 64, 128)
 FINDS = 0.5  # of the best layer's hits: where maps still find the object
 
 
@@ -62,6 +63,22 @@ def cases(category: str, count: int, name: str = "RedRelShapes") -> list[Case]:
         things, _ = benchmark.question_for(category, np.random.default_rng([benchmark.SEED, number, item]))
         found.append(Case({str(key): value for key, value in row.items()}, tuple(things)))
     return found
+
+
+def fresh(count: int) -> list[Case]:
+    """Questions of one hop, drawn like the benchmark's and none of them: for choosing settings."""
+    drawn = [(number, np.random.default_rng(number)) for number in range(count)]
+    return [_case(*benchmark.question_for("one-hop", rng), rng, {"index": number}) for number, rng in drawn]
+
+
+def _case(
+    things: Sequence[scenes.Thing], question: scenes.Question, rng: np.random.Generator, line: dict[str, Any]
+) -> Case:
+    """``line`` with the question, options drawn for it, answer and cells."""
+    choices = scenes.options(question, rng)
+    asked = {"category": question.category, "question": question.text, **dict(zip("ABCD", choices, strict=True))}
+    asked |= {"answer": "ABCD"[choices.index(question.answer)], "cells": ",".join(map(str, question.cells))}
+    return Case(line | asked, tuple(things))
 
 
 def put(core: LlavaCore, case: Case, folder: Path) -> Asked:
@@ -106,6 +123,12 @@ def shares(points: pd.DataFrame) -> pd.DataFrame:
     counts = points.groupby(keys)["points_at"].value_counts(normalize=True).unstack(fill_value=0)
     wanted = ["asked", "other", "background", "none"]
     return (100 * counts.reindex(columns=wanted, fill_value=0.0)).reset_index()
+
+
+def by_copies(core: LlavaCore, questions: Sequence[Case], request: Request) -> pd.DataFrame:
+    """How :func:`shares` of the elementwise map settle with the number of SmoothGrad's copies."""
+    counts = [replace(request, methods=("elementwise",), smooth=copies) for copies in COPIES]
+    return pd.concat([shares(pointing(core, questions, one)) for one in counts], ignore_index=True)
 
 
 def best_layer(found: pd.DataFrame, method: str = "elementwise", on: str = "cells") -> dict[str, Any]:
@@ -173,10 +196,7 @@ def other_question(case: Case) -> Case | None:
     asked = scenes.visual_questions(list(case.things))["one-hop"]
     for question in asked:
         if not set(question.cells) & case.cells:
-            choices = scenes.options(question, np.random.default_rng(int(case.line["index"])))
-            line = {**case.line, "question": question.text, **dict(zip("ABCD", choices, strict=True))}
-            line |= {"answer": "ABCD"[choices.index(question.answer)], "cells": ",".join(map(str, question.cells))}
-            return Case(line, case.things)
+            return _case(case.things, question, np.random.default_rng(int(case.line["index"])), case.line)
     return None
 
 
@@ -246,6 +266,7 @@ def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
     smooth = table[(table["category"] == "one-hop") & (table["smooth"] == SMOOTH.smooth)]
     best = best_layer(smooth)
     layer = int(best["layer"])
+    by_copies(core, fresh(tests), SMOOTH).round(1).to_csv(folder / "copies.csv", index=False)
     found = [f"pointing: block {layer}, asked {best['asked']:.1f} %, other {best['other']:.1f} %"]
     curve = causal(core, cases("one-hop", count)).mean(0)
     found.append(f"causal curve flat from {cliff(curve)} on, maps stop finding at {stops_finding(smooth)}")
