@@ -32,6 +32,7 @@ test-matrix: .venv
 
 lint: .venv
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy redrel_vlmeval
 
 clean:

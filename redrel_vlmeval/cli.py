@@ -198,9 +198,7 @@ def sweep(
     """The whole (L, K) grid of a base in one pass, scored by the host; cliff layers, Fig. 6. Exit code 1: a failure."""
     from redrel_vlmeval.sweep import run
 
-    request = run.Request(
-        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin
-    )
+    request = run.Request(model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin)
     raise typer.Exit(run.run(request))
 
 

@@ -126,9 +126,7 @@ def _wait(model: nn.Module) -> None:
         torch.cuda.synchronize()
 
 
-def costs(
-    meter: Meter, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None
-) -> dict[str, Any]:
+def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None) -> dict[str, Any]:
     """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model.
 
     ``new_tokens`` is the answer's length where it is not the number of forward calls: several options were tried.

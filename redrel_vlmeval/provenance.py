@@ -34,15 +34,19 @@ def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | Non
     known |= {name: versions.get(name) for name in ("torch", "transformers", "redrel_vlmeval")}
     spec = _spec(cell.model)
     argv = _argv(cell)
-    return known | _host(cell, measured, versions.get("vlmeval"), argv) | {
-        "judge": cell.judge,
-        "judge_ran": judge_ran(cell.judge, table),
-        "prompt": spec.prompt,
-        "decoding": spec.decoding if measured else None,
-        "date": measured.get("started") or cell.status.get("created_at") or cell.entry.get("updated_at"),
-        "arguments": arguments(argv[1:]) if argv else measured.get("arguments"),
-        "run": cell.run.name,
-    }
+    return (
+        known
+        | _host(cell, measured, versions.get("vlmeval"), argv)
+        | {
+            "judge": cell.judge,
+            "judge_ran": judge_ran(cell.judge, table),
+            "prompt": spec.prompt,
+            "decoding": spec.decoding if measured else None,
+            "date": measured.get("started") or cell.status.get("created_at") or cell.entry.get("updated_at"),
+            "arguments": arguments(argv[1:]) if argv else measured.get("arguments"),
+            "run": cell.run.name,
+        }
+    )
 
 
 def judge_ran(judge: str | None, table: Columns | None) -> str | None:

@@ -13,9 +13,7 @@ class WriteError(RuntimeError):
     """A file that cannot be written; the text names it and says what would work."""
 
 
-def atomically(
-    path: str | Path, save: Callable[[IO[bytes]], object], error: type[WriteError] = WriteError
-) -> Path:
+def atomically(path: str | Path, save: Callable[[IO[bytes]], object], error: type[WriteError] = WriteError) -> Path:
     """``save(stream)`` into ``path``: a reader, or a crash, never meets half a file; returns the path.
 
     Raises:

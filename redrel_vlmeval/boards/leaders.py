@@ -88,9 +88,7 @@ def averaged_columns(results: Results) -> list[ScoreColumn]:
     summed = {key for key in values if str(key[1]).startswith("perception")}
     points = {key for key, group in values.items() if group.between(0, 100).all()} - summed
     found = [
-        column
-        for column in score_columns(results)
-        if column.first and (column.benchmark, column.metric) in points
+        column for column in score_columns(results) if column.first and (column.benchmark, column.metric) in points
     ]
     return found if len(found) > 1 else []
 

@@ -32,8 +32,10 @@ def board(results: Results) -> Table:
     frame, grey = _beside(frame, printed)
     scores = tuple(column.title for column in found)
     if any(name.endswith(" verdict") for name in frame.columns):
-        remarks.append("delta in green: better, in red: worse than the base at p (Holm) < .05; the columns folded "
-                       "beside it hold interval, counts, p and, with more than two scores, the verdict in words")
+        remarks.append(
+            "delta in green: better, in red: worse than the base at p (Holm) < .05; the columns folded "
+            "beside it hold interval, counts, p and, with more than two scores, the verdict in words"
+        )
     remarks += _disclaimer(grey)
     means = ("mean",) if "mean" in frame else ()
     return Table("Leaderboard", frame, "every model of the folder, each variant tested against its base",

@@ -114,8 +114,11 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
             drawn.append([_draw(taken, gradients, item, token) for item in plan])
         maps = tuple(
             Maps(
-                where, method, tuple(block + 1 for block in blocks),
-                np.stack([token[i][0] for token in drawn]), tuple(tuple(token[i][1]) for token in drawn),
+                where,
+                method,
+                tuple(block + 1 for block in blocks),
+                np.stack([token[i][0] for token in drawn]),
+                tuple(tuple(token[i][1]) for token in drawn),
             )  # fmt: skip
             for i, (where, method, blocks) in enumerate(plan)
         )

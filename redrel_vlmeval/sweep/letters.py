@@ -41,9 +41,7 @@ def letter_tokens(host: Any) -> dict[str, list[int]]:
 
 def letter_logits(logits: torch.Tensor, letters: Sequence[str], tokens: Mapping[str, list[int]]) -> dict[str, float]:
     """Each option letter's largest logit among the tokens that read as it; ``logits`` [vocabulary]."""
-    return {
-        letter: round(float(logits[tokens[letter]].max()), 4) for letter in letters if tokens.get(letter)
-    }
+    return {letter: round(float(logits[tokens[letter]].max()), 4) for letter in letters if tokens.get(letter)}
 
 
 def margin(logits: torch.Tensor, token: int) -> float:

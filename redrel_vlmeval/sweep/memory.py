@@ -67,9 +67,7 @@ class Sizes:
         cached = (self.blocks - tail.layer) * (prefix + count + room) + tail.layer * room
         return cached * self.kv + 2 * count * self.shape.width * self.item + 8 * self.vocabulary
 
-    def batches(
-        self, tails: Sequence[Tail], length: int, prefix: int, room: int, budget: int
-    ) -> Iterator[list[Tail]]:
+    def batches(self, tails: Sequence[Tail], length: int, prefix: int, room: int, budget: int) -> Iterator[list[Tail]]:
         """Tails in order, as many at a time as ``budget`` bytes hold, at least one."""
         batch: list[Tail] = []
         held = 0
