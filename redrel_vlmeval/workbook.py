@@ -19,13 +19,14 @@ from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
 from redrel_vlmeval.boards.columns import number_format, statistic
+from redrel_vlmeval.boards.leaders import two_words
 from redrel_vlmeval.boards.table import Table
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
 STATE_FILLS = {"failed": "F8CBAD", "no rule": "E2EFDA", "partial": "FFE699", "running": "DDEBF7"}
 RED, GREEN, GREY = "9C0006", "006100", "7F7F7F"
-VERDICTS = {"worse than the baseline": RED, "better than the baseline": GREEN, "worse": RED, "better": GREEN}
+VERDICTS = {"worse": RED, "better": GREEN}
 # Low, middle and high of a heat map: told apart by every kind of colour vision.
 HEAT = ("F4A582", "FFFFFF", "92C5DE")
 # With more score columns than this, the verdict's sentence is folded; the colour of the delta tells it.
@@ -177,7 +178,7 @@ def _verdicts(table: Table, names: list[str]) -> dict[tuple[int, int], str]:
         other = f"{name.removesuffix(' delta')} verdict"
         if statistic(name) == "delta" and other in names:
             for position, verdict in enumerate(table.frame[other]):
-                colour = VERDICTS.get(str(verdict).rpartition(": ")[2])
+                colour = VERDICTS.get(two_words(str(verdict)))
                 found |= {(position, names.index(name)): colour} if colour else {}
     return found
 
@@ -190,7 +191,7 @@ def _marks(value: Any, kind: str) -> tuple[str | None, str | None]:
     """(colour of the text, state that fills the field) of a text."""
     if value in STATE_FILLS:
         return RED if value == "failed" else None, value
-    return VERDICTS.get(str(value).rpartition(": ")[2]) if kind == "verdict" else None, None
+    return VERDICTS.get(two_words(str(value))) if kind == "verdict" else None, None
 
 
 def _kind(name: str) -> str:

@@ -6,16 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.boards.leaders import COSTS, place
+from redrel_vlmeval.boards.leaders import COSTS, place, two_words
 from redrel_vlmeval.results import NO_RULE, Results
 
-# How a comparison in words ends -> its kind, by which rows are coloured and filtered.
-KINDS = {
-    "better than the baseline": "better",
-    "worse than the baseline": "worse",
-    "not separable from the baseline": "same",
-    "baseline": "baseline",
-}
+# A verdict in two words -> its kind, by which rows are coloured and filtered.
+KINDS = {"better": "better", "worse": "worse", "not separable": "same", "baseline": "baseline"}
 SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
 
 
@@ -41,7 +36,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
             | {"title": " ".join(filter(None, [row["benchmark"], row["metric"] if many else ""])) or "(no benchmark)"}
             | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
             | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}
-            | {"verdict": verdict, "kind": KINDS.get(verdict.rpartition(": ")[2], "none")}
+            | {"verdict": verdict, "kind": KINDS.get(two_words(verdict), "none")}
             | {"raw": raw.get((row["model"], row["benchmark"]), [])}
             | {"note": "; ".join(filter(None, [row["reason"], row["note"]]))}
             | {"backend": cost.get("backend"), **{name: cost.get(name) for name in COSTS}}
