@@ -160,6 +160,11 @@ def test_smoothing_is_the_mean_over_noisy_copies_of_a_seed(llava: TinyModel) -> 
         np.testing.assert_array_equal(maps(one, method).values, maps(again, method).values)
         assert not np.allclose(maps(one, method).values, maps(other, method).values)
         np.testing.assert_allclose(maps(still, method).values, maps(plain, method).values, atol=1e-5)
+    for batch in (1, 2):  # how the copies are dealt to passes is a matter of memory
+        dealt = explain(asked, replace(request, batch=batch))
+        for method in request.methods:
+            np.testing.assert_allclose(maps(dealt, method).values, maps(one, method).values, atol=1e-6)
+        np.testing.assert_allclose(dealt.z, one.z, rtol=1e-5)
     truncated = explain(ask_tiny(llava, new=1, setting="l2_k5"), request)
     assert np.isfinite(maps(truncated, "elementwise").values[0, 3]).sum() >= 5
 
@@ -195,7 +200,7 @@ def test_what_does_not_exist_is_refused(llava: TinyModel) -> None:
 def test_more_than_memory_holds_is_said(llava: TinyModel) -> None:
     asked = ask_tiny(llava, new=1)
     with pytest.raises(ExplainError, match="does not fit into memory: use checkpointing, fewer"):
-        explain(asked, Request(smooth=10**12))
+        explain(asked, Request(smooth=10**12, batch=10**12))
 
 
 class Quantised(torch.nn.Module):

@@ -29,7 +29,7 @@ HERE = Path("outputs/explain")
 def explain_flow(
     model: ModelName, image: Images = None, question: Questions = None, data: Data = None, limit: Limit = None,
     answer: Answer = None, output: Folder = HERE, objective: Objective = "logit", checkpointing: Checkpointing = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
 ) -> None:  # fmt: skip
     """Attention and gradient shares and the margin after a cut, over the layers, as curves (Figs. 1, 2b)."""
     from redrel_vlmeval.explain import command
@@ -56,7 +56,8 @@ def explain_cam(
     cards: Annotated[bool, typer.Option("--cards", help="Test maps: deletion, insertion, shuffled weights.")] = False,
     smooth: Annotated[int, typer.Option(min=0, help="SmoothGrad: mean over so many noisy copies.")] = 0,
     noise: Annotated[float, typer.Option(min=0, help="Of the pixels' range.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the noise and of the tests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise and of the tests.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Noisy copies a pass: fewer take less memory.")] = 8,
     tower: Annotated[bool, typer.Option("--tower", help="Carry maps through the vision tower to the patches.")] = False,
     checkpointing: Checkpointing = False,
     scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
@@ -67,7 +68,7 @@ def explain_cam(
 
     request = Request(
         _words(methods), _words(where), _numbers(layers), objective, None, per_token, checkpointing,
-        smooth, noise, seed, tower,
+        smooth, noise, seed, batch, tower,
     )  # fmt: skip
     job = command.Job(
         model, output, image or (), question or (), data, limit, answer, compare, request, cards, scale

@@ -29,6 +29,8 @@ from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.truncation import TruncationError
 from redrel_vlmeval.writing import make_and_try
 
+MEMORY = ("batch", "checkpointing")  # settings that change what a pass needs, not what it finds
+
 
 def prepare(folder: Path) -> None:
     """Make the folder and try it before anything runs.
@@ -121,14 +123,9 @@ def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str
     """Everything that an explanation's numbers depend on and that a call can change."""
     own = {"what": what, "model": model, "question": item.question, "dataset": item.dataset, "index": item.index}
     weights = items.facts(host) | {"answer": job.answer, "tested": job.tested}
-    return (
-        own
-        | weights
-        | {
-            "pictures": [_stamp(part) for part in item.message if part["type"] == "image"],
-            "request": asdict(job.request),
-        }
-    )
+    request = {name: value for name, value in asdict(job.request).items() if name not in MEMORY}
+    pictures = [_stamp(part) for part in item.message if part["type"] == "image"]
+    return own | weights | {"pictures": pictures, "request": request}
 
 
 def _stamp(part: dict[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from redrel_vlmeval.explain.spans import GROUPS
@@ -51,13 +52,16 @@ def by_group(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return sums.index_add_(-1, group.to(values.device), values)
 
 
-def noisy(noise: float, seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Adds noise of ``noise`` times the pixels' range; drawn on the CPU, so that a seed means the same anywhere."""
+def noisy(noise: float, seed: int, copies: Sequence[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Adds noise of ``noise`` times the pixels' range to a batch of copies, each drawn by seed and its own number.
+
+    Drawn on the CPU, so that a seed means the same on any device and however the copies are dealt to batches.
+    """
 
     def edit(pixels: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
         scale = noise * float(pixels.max() - pixels.min())
-        drawn = torch.randn(pixels.shape, generator=generator)
-        return pixels + (scale * drawn).to(pixels)
+        shape = (len(pixels) // len(copies), *pixels.shape[1:])
+        drawn = [np.random.default_rng([seed, copy]).standard_normal(shape, np.float32) for copy in copies]
+        return pixels + (scale * torch.from_numpy(np.concatenate(drawn))).to(pixels)
 
     return edit

@@ -28,9 +28,12 @@ from redrel_vlmeval.explain.objectives import objective
 from redrel_vlmeval.explain.passes import run
 from redrel_vlmeval.explain.store import METHODS, WHERE
 from redrel_vlmeval.explain.taken import Node, Taken, Wanted
-from redrel_vlmeval.explain.tower import average, made_of, outside
+from redrel_vlmeval.explain.tower import Drawn, average, made_of, outside
 
 NODE = {"elementwise": "input_norm", "gradcam": "input_norm", "gradcam_official": "middle_norm"}
+
+
+Item = tuple[str, str, list[int]]  # where, method, blocks from 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Request:
     smooth: int = 0
     noise: float = 0.1
     seed: int = 0
+    batch: int = 8
     tower: bool = False
 
 
@@ -85,48 +89,73 @@ class Explained:
     kept: dict[int, list[int]]
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over ``copies``: z [copies, t], :data:`tower.Drawn` by token, item of the plan and layer, the rest."""
+
+    copies: int
+    z: np.ndarray
+    drawn: list[list[list[Drawn]]]
+    attention: np.ndarray | None
+    kept: dict[int, list[int]]
+
+
 def explain(asked: Asked, request: Request | None = None) -> Explained:
     """Maps of one answer at all layers asked for, from one forward call and one backward (one per token with
     ``per_token``).
 
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
-    copies in one batch whose pixels carry noise of ``noise`` times their range, drawn from ``seed``. ``tower``: also
-    keep the vision tower's attention.
+    copies whose pixels carry noise of ``noise`` times their range, drawn from ``seed``; ``batch`` of them make one
+    pass, which is a matter of memory only. ``tower``: also keep the vision tower's attention.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
     """
     request = request or Request()
     plan = _plan(asked, request)
+    copies = range(max(1, request.smooth))
+    batch = max(1, request.batch)
+    passes = [_pass(asked, request, plan, copies[first : first + batch]) for first in copies[::batch]]
+    weights = [one.copies for one in passes]
+    attention = [one.attention for one in passes if one.attention is not None]
+    return Explained(
+        tuple(_maps(item, [[token[i] for token in one.drawn] for one in passes]) for i, item in enumerate(plan)),
+        np.concatenate([one.z for one in passes]).mean(0),
+        np.average(attention, axis=0, weights=weights).astype(np.float32) if attention else None,
+        passes[0].kept,
+    )
+
+
+def _pass(asked: Asked, request: Request, plan: Sequence[Item], copies: Sequence[int]) -> _Pass:
+    """One forward call over some of the copies, and its backward."""
     rows = sorted({block for where, method, blocks in plan if method.startswith("attn") for block in blocks})
     nodes = _nodes(plan)
     tower = request.tower and asked.decoder.resampling() is None
     wanted = Wanted(nodes, rows, values=any(method == "attn_grad" for _, method, _ in plan), tower=tower)
-    copies = max(1, request.smooth)
-    edit = noisy(request.noise, request.seed) if request.smooth else None
-    options = {"copies": copies, "edit": edit, "grad": bool(nodes), "checkpointing": request.checkpointing}
+    edit = noisy(request.noise, request.seed, copies) if request.smooth else None
+    options = {"copies": len(copies), "edit": edit, "grad": bool(nodes), "checkpointing": request.checkpointing}
     with run(asked, wanted, **options) as taken:  # type: ignore[arg-type]
         z = objective(taken.logits, asked.answer, request.objective, request.others)
         targets = [(z[:, t].sum(), t) for t in range(z.shape[1])] if request.per_token else [(z.sum(), None)]
-        drawn: list[list[tuple[np.ndarray, list[str]]]] = []
+        drawn = []
         for number, (target, token) in enumerate(targets):
             gradients = taken.gradients(target, number + 1 < len(targets)) if nodes else {}
             drawn.append([_draw(taken, gradients, item, token) for item in plan])
-        maps = tuple(
-            Maps(
-                where,
-                method,
-                tuple(block + 1 for block in blocks),
-                np.stack([token[i][0] for token in drawn]),
-                tuple(tuple(token[i][1]) for token in drawn),
-            )  # fmt: skip
-            for i, (where, method, blocks) in enumerate(plan)
-        )
-        attention = made_of(asked, taken, tower)
-        return Explained(maps, z.detach().mean(0).float().cpu().numpy(), attention, taken.kept)
+        return _Pass(len(copies), z.detach().float().cpu().numpy(), drawn, made_of(asked, taken, tower), taken.kept)
 
 
-Item = tuple[str, str, list[int]]
+def _maps(item: Item, passes: Sequence[Sequence[Sequence[Drawn]]]) -> Maps:
+    """One item of the plan from what every pass drew of it by token and layer."""
+    where, method, blocks = item
+    values, status = [], []
+    for token in zip(*passes, strict=True):
+        layers = [average(layer) for layer in zip(*token, strict=True)]
+        rows = [mean.float().cpu().numpy() for mean, _ in layers]
+        width = max(map(len, rows))  # a vision block that never ran has no patches to count
+        rows = [row if len(row) == width else np.full(width, np.nan, np.float32) for row in rows]
+        values.append(np.stack(rows).astype(np.float32))
+        status.append(tuple(state for _, state in layers))
+    return Maps(where, method, tuple(block + 1 for block in blocks), np.stack(values), tuple(status))
 
 
 def _plan(asked: Asked, request: Request) -> list[Item]:
@@ -171,30 +200,18 @@ def _nodes(plan: Sequence[Item]) -> list[Node]:
     return list(dict.fromkeys(nodes))
 
 
-def _draw(
-    taken: Taken, gradients: dict[Node, torch.Tensor | None], item: Item, token: int | None
-) -> tuple[np.ndarray, list[str]]:
-    """One method at all its layers: (float32 [l, n], status [l])."""
+def _draw(taken: Taken, gradients: dict[Node, torch.Tensor | None], item: Item, token: int | None) -> list[Drawn]:
+    """One method at all its layers, from one pass."""
     where, method, blocks = item
-    values, status = [], []
-    for block in blocks:
-        if where != "decoder":
-            found, state = outside(taken, gradients, where, method, block)
-        elif method in FORMULAS:
-            found, state = _inside(taken, gradients, method, block)
-        else:
-            found, state = _attention(taken, gradients, method, block, token)
-        values.append(found.float().cpu().numpy())
-        status.append(state)
-    width = max(map(len, values))  # a vision block that never ran has no patches to count
-    values = [row if len(row) == width else np.full(width, np.nan, np.float32) for row in values]
-    return np.stack(values).astype(np.float32), status
+    if where != "decoder":
+        return [outside(taken, gradients, where, method, block) for block in blocks]
+    if method in FORMULAS:
+        return [_inside(taken, gradients, method, block) for block in blocks]
+    return [_attention(taken, gradients, method, block, token) for block in blocks]
 
 
-def _inside(
-    taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int
-) -> tuple[torch.Tensor, str]:
-    """A formula at a decoder node: (map over all n image tokens, status)."""
+def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int) -> Drawn:
+    """A formula at a decoder node, over all n image tokens."""
     node = (NODE[method], block)
     activation, gradient = taken.nodes[node], gradients[node]
     image = taken.image
@@ -209,7 +226,7 @@ def _inside(
         elif not len(places):
             state = "pruned"
         copies.append(whole)
-    return average(copies, state)
+    return copies, state
 
 
 def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,15 +239,15 @@ def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch
 
 def _attention(
     taken: Taken, gradients: dict[Node, torch.Tensor | None], method: str, block: int, token: int | None
-) -> tuple[torch.Tensor, str]:
-    """``attn`` or ``attn_grad`` of a decoder block: (map over all n image tokens, status)."""
+) -> Drawn:
+    """``attn`` or ``attn_grad`` of a decoder block, over all n image tokens."""
     image = taken.image
     rows = slice(None) if token is None else slice(token, token + 1)
     weights = taken.rows[block]
     if method == "attn_grad":
         gradient = gradients[("attention_output", block)]
         if gradient is None:
-            return torch.full((len(image),), torch.nan), "no_gradient"
+            return [torch.full((len(image),), torch.nan)], "no_gradient"
         slope = row_gradient(taken, gradient, block)
         weights = torch.relu(weights * slope.to(weights))
     state, copies = "ok", []
@@ -242,7 +259,7 @@ def _attention(
         else:
             state = "pruned"
         copies.append(whole)
-    return average(copies, state)
+    return copies, state
 
 
 def row_gradient(taken: Taken, gradient: torch.Tensor, block: int) -> torch.Tensor:

@@ -85,5 +85,6 @@ def memory_named(what: str) -> Any:
         if not full:
             raise
         raise ExplainError(
-            f"{what} does not fit into memory: use checkpointing, fewer layers, fewer copies, or a smaller picture"
+            f"{what} does not fit into memory: use checkpointing, fewer layers, fewer noisy copies a pass (batch), "
+            "or a smaller picture"
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -31,27 +33,31 @@ def tower_depth(asked: Asked, blocks: int) -> int:
     return layer if layer >= 0 else blocks + 1 + layer
 
 
-def average(copies: list[torch.Tensor], state: str) -> tuple[torch.Tensor, str]:
-    """Mean over noisy copies, each cell over those that hold it; ``blank`` where nothing is positive."""
+Drawn = tuple[list[torch.Tensor], str]  # a map at one layer for each copy of a pass, [n] each, and its status
+
+
+def average(passes: Sequence[Drawn]) -> tuple[torch.Tensor, str]:
+    """Mean over all noisy copies, each cell over those that hold it; ``blank`` where nothing is positive."""
+    copies = [copy for drawn, _ in passes for copy in drawn]
+    states = [state for _, state in passes]
+    state = "ok" if "ok" in states else states[0]
     mean = copies[0] if len(copies) == 1 else torch.stack(copies).nanmean(0)
     if state == "ok" and not bool((mean.nan_to_num() > 0).any()):
         state = "blank"
     return mean, state
 
 
-def outside(
-    taken: Taken, gradients: dict[Node, torch.Tensor | None], where: str, method: str, block: int
-) -> tuple[torch.Tensor, str]:
-    """A formula at a vision block or the projector: (map over all patches of all pictures, status)."""
+def outside(taken: Taken, gradients: dict[Node, torch.Tensor | None], where: str, method: str, block: int) -> Drawn:
+    """A formula at a vision block or the projector, over all patches of all pictures."""
     node = (where, block)
     activation, gradient = taken.nodes.get(node), gradients.get(node)
     if activation is None:
-        return torch.full((1,), torch.nan), "no_gradient"
+        return [torch.full((1,), torch.nan)], "no_gradient"
     activation = _patches(activation.detach(), taken)
     if gradient is None or not bool(gradient.any()):
-        return torch.full((activation.shape[0] * activation.shape[1] // len(taken.held),), torch.nan), "no_gradient"
+        return [torch.full((activation.shape[0] * activation.shape[1] // len(taken.held),), torch.nan)], "no_gradient"
     cam = FORMULAS[method](activation, _patches(gradient, taken))
-    return average(list(cam.reshape(len(taken.held), -1).cpu()), "ok")
+    return list(cam.reshape(len(taken.held), -1).cpu()), "ok"
 
 
 def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
