@@ -131,32 +131,21 @@ def _in_grid(spec: VariantSpec) -> bool:
 
 
 def curves(grid: GridScores, margin: float) -> pd.DataFrame:
-    """``CURVES``: accuracy of each cell with 95 % bootstrap intervals over pictures, of itself and of its delta.
+    """``CURVES``: accuracy of each cell, and its delta, each with its 95 % interval, the same as in the sheets.
 
     ``p not worse`` is the one-sided p of being worse by ``margin`` points or more, of this cell alone.
     """
-    paired = grid.paired()
-    z = paired.z(margin / 100)[0]
-    accuracy = noninferiority.Paired.of(np.zeros_like(grid.before), grid.after, grid.pictures)
-    low, high = _interval(accuracy)
-    down, up = _interval(paired)
+    z = grid.paired().z(margin / 100)[0]
+    low, high = zip(*(statistics.interval(after, grid.pictures) for after in grid.after), strict=True)
+    deltas = [statistics.compare(grid.before, after, grid.pictures) for after in grid.after]
     value = 100 * grid.after.mean(axis=1)
     frame = grid.cells.rename(columns={"tokens": "average tokens", "flops": "FLOPs ratio"}).assign(
         base=grid.base, benchmark=grid.benchmark, n=len(grid.before), value=value, low=low, high=high,
         delta=value - grid.baseline, baseline=grid.baseline,
     )  # fmt: skip
-    frame["delta low"], frame["delta high"] = down, up
+    frame["delta low"], frame["delta high"] = [one.low for one in deltas], [one.high for one in deltas]
     frame["p not worse"] = [noninferiority.p_not_worse(float(one)) for one in z]
     return frame[CURVES]
-
-
-def _interval(paired: noninferiority.Paired) -> np.ndarray:
-    """95 % percentile interval of the mean change of each cell, in points: 2 x cells; nan below ten pictures."""
-    if len(paired.size) < noninferiority.FEWEST:
-        return np.full((2, len(paired.change)), np.nan)
-    weights = paired.draws()
-    means = weights @ paired.change.T / (weights @ paired.size)[:, None]
-    return np.quantile(100 * means, [0.025, 0.975], axis=0)
 
 
 def cliff_layers(grid: GridScores, margin: float) -> pd.DataFrame:

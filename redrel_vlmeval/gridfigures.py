@@ -59,7 +59,7 @@ def accuracy_over_layers(
     if published is not None and not published.empty:
         hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], color="#444444", label="published", **hollow))  # type: ignore[arg-type]
-    note = "bands: 95 % bootstrap interval of the difference to the baseline"
+    note = "bands: 95 % interval of the difference to the baseline"
     return _finish(figure, title, handles, note, stem)
 
 

@@ -22,6 +22,9 @@ RESAMPLES = 9999
 FEWEST = 10
 
 
+Scores = Sequence[float] | np.ndarray  # one per question
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A variant beside its base over ``n`` questions; ``difference``, ``low`` and ``high`` are in points.
@@ -40,7 +43,7 @@ class Comparison:
     pictures: int | None = None
 
 
-def compare(base: Sequence[float], variant: Sequence[float], pictures: Sequence[object] | None = None) -> Comparison:
+def compare(base: Scores, variant: Scores, pictures: Sequence[object] | None = None) -> Comparison:
     """The variant against the base, question by question; ``pictures`` names the picture of each question.
 
     Raises:
@@ -65,6 +68,17 @@ def compare(base: Sequence[float], variant: Sequence[float], pictures: Sequence[
         p = sign_flip(sums)
     difference = 100 * float(change.mean())
     return Comparison(before.size, up, down, difference, 100 * low, 100 * high, p, len(sums) if shared else None)
+
+
+def interval(scores: Scores, pictures: Sequence[object] | None = None) -> tuple[float, float]:
+    """95 % interval of a mean score, in points: Wilson's, or drawn over pictures where :func:`compare` does so."""
+    values = np.asarray(scores, dtype=float)
+    sums, sizes = _by_picture(values, pictures)
+    if len(sums) == len(values) and np.isin(values, (0, 1)).all():
+        low, high = _wilson(int(values.sum()), len(values))
+    else:
+        low, high = bootstrap(sums, sizes)
+    return 100 * low, 100 * high
 
 
 def _by_picture(change: np.ndarray, pictures: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +119,7 @@ def newcombe(both: int, up: int, down: int, neither: int) -> tuple[float, float]
 
 
 def _wilson(count: int, n: int) -> tuple[float, float]:
+    """E. B. Wilson's 95 % interval of a proportion (1927)."""
     middle = (count + Z * Z / 2) / (n + Z * Z)
     half = Z * sqrt(count * (n - count) / n + Z * Z / 4) / (n + Z * Z)
     return middle - half, middle + half

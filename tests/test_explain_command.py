@@ -140,6 +140,15 @@ def test_one_question_leaves_maps_figures_and_page_and_is_not_made_twice(built: 
 
 
 @needs_host
+def test_an_answer_of_several_tokens_is_explained_at_once(built: None, tmp_path: Path) -> None:
+    job = Job(TINY, tmp_path / "out", [picture(tmp_path)], ["What color is the square?"], answer="blue.", request=ONE)
+    assert said(command.cam, job)[0] == 0
+    one = load(job.output / "redrel_tiny_a-picture.npz")
+    assert len(one.manifest["answer"]) == len(one.manifest["z"]) > 1
+    assert names(job.output, "html") == ["redrel_tiny_a-picture.html"]
+
+
+@needs_host
 def test_before_and_after_a_truncation(built: None, tmp_path: Path) -> None:
     job = Job(TINY, tmp_path / "out", [picture(tmp_path)], ["What color is the square?"], compare=CUT, request=ONE)
     code, text = said(command.cam, job)

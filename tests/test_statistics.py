@@ -173,3 +173,15 @@ def test_plain_words() -> None:
 def test_a_printed_p_never_crosses_the_level() -> None:
     shown = {0.09: ".09", 0.0496: ".0496", 0.05: ".05", 0.004: ".004", 0.0009: "< .001", 1.0: "1.00", 0.0146: ".01"}
     assert {value: p_text(value) for value in shown} == shown
+
+
+def test_interval_of_a_score_is_wilsons_or_drawn_over_pictures():
+    wilson = binomtest(17, 40).proportion_ci(method="wilson")
+    assert statistics.interval([1] * 17 + [0] * 23) == pytest.approx((100 * wilson.low, 100 * wilson.high))
+    low, high = statistics.interval([1] * 40)
+    assert 90 < low < 92 and high == pytest.approx(100)
+    shared = statistics.interval([1] * 20 + [0] * 20, [n // 4 for n in range(40)])
+    alone = statistics.interval([1] * 20 + [0] * 20)
+    assert shared[1] - shared[0] > alone[1] - alone[0]
+    graded = statistics.interval([0.2, 0.4] * 20)
+    assert 20 < graded[0] < 30 < graded[1] < 40

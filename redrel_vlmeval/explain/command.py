@@ -116,7 +116,7 @@ def kept_or_made(run: Run, path: Path, settings: dict[str, Any], make: Callable[
     stored.manifest["settings"] = settings
     save(stored, path)
     run.made += 1
-    return stored
+    return load(path)  # figures and page are drawn of what is written
 
 
 def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def compose(
     manifest |= {"groups": asked.spans().sizes(), "tokens": _tokens(asked), "cards": list(cards)}
     if explained is not None:
         _add_maps(arrays, manifest, asked, explained)
-        manifest |= {"objective": request.objective, "z": explained.z, "kept": explained.kept}
+        manifest |= {"objective": request.objective, "z": explained.z.tolist(), "kept": explained.kept}
     if flow is not None:
         fields = {"attention": flow.attention, "rows": flow.rows, "gradient": flow.gradient, "saliency": flow.saliency}
         arrays |= {f"flow/{name}": array for name, array in fields.items() if array is not None}
