@@ -13,7 +13,7 @@ from explain_box import ask_tiny, build_double
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 
 from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.explain import formulas
+from redrel_vlmeval.explain import formulas, gradcam
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import Explained, Maps, Request, explain
@@ -167,6 +167,21 @@ def test_smoothing_is_the_mean_over_noisy_copies_of_a_seed(llava: TinyModel) -> 
         np.testing.assert_allclose(dealt.z, one.z, rtol=1e-5)
     truncated = explain(ask_tiny(llava, new=1, setting="l2_k5"), request)
     assert np.isfinite(maps(truncated, "elementwise").values[0, 3]).sum() >= 5
+
+
+def test_gradients_too_small_for_float16_are_not_lost(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a large model's late blocks, where dz/dA is below float16's normal numbers (6e-5)."""
+    monkeypatch.setattr(gradcam, "objective", lambda *given: 1e-6 * objective(*given))
+    asked = ask_tiny(llava, new=1)
+    request = Request(methods=("elementwise", "gradcam", "attn_grad"))
+    expected = explain(asked, request)
+    llava.model.half()
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in asked.inputs.items()}
+    found = explain(replace(asked, inputs=half, own=False), request)
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        assert one.values.dtype == np.float32 and one.status == other.status
+        for layer in (0, 2, 3):
+            assert np.corrcoef(one.values[0, layer], other.values[0, layer])[0, 1] > 0.98, (one.method, layer)
 
 
 def test_objectives_differ_and_contrast_is_against_the_options_given(llava: TinyModel) -> None:

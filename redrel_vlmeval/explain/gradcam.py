@@ -218,7 +218,7 @@ def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: st
     state, copies = "no_gradient", []
     for copy, held in enumerate(index[block] for index in taken.held):
         places, numbers = _image_places(image, held)
-        whole = torch.full((len(image),), torch.nan, dtype=activation.dtype)
+        whole = torch.full((len(image),), torch.nan, dtype=torch.promote_types(activation.dtype, torch.float32))
         if len(places) and gradient is not None and bool(gradient[copy, places].any()):
             cam = FORMULAS[method](activation[copy, places].detach(), gradient[copy, places])
             whole[numbers] = cam.cpu()
