@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval import gpus
 from redrel_vlmeval.benchmodels import Subject
 from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.truncation import truncated
@@ -121,7 +122,7 @@ def count_flops(subject: Subject, arm: Arm) -> int:
 
 def measure_peak(subject: Subject, arm: Arm) -> int | None:
     """Bytes at the peak of one prefill: allocated on a GPU; above the resident set before it on Linux; else None."""
-    weights = torch.cuda.memory_allocated() if next(subject.model.parameters()).is_cuda else 0
+    weights = gpus.held(gpus.gpus(subject.model))
 
     def prefill() -> None:
         with arm.context():
@@ -133,11 +134,10 @@ def measure_peak(subject: Subject, arm: Arm) -> int | None:
 
 def peak_above(model: Any, run: Callable[[], Any]) -> int | None:
     """Bytes at the peak of ``run`` above what was held before it; None where the system does not tell."""
-    if next(model.parameters()).is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if devices := gpus.gpus(model):
+        before = gpus.start_peak(devices)
         run()
-        return int(torch.cuda.max_memory_allocated()) - before
+        return gpus.peak(devices, before)
     try:
         _return_free_memory()
         Path("/proc/self/clear_refs").write_text("5")

@@ -19,7 +19,7 @@ names locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.attending truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
-efficiency
+gpus efficiency
 prompts
 models.checkpoint models.pictures models.question models.recorder models.holders
 models.llava_input models.llava_core
