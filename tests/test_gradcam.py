@@ -199,9 +199,9 @@ def test_objectives_differ_and_contrast_is_against_the_options_given(llava: Tiny
 
 def test_what_does_not_exist_is_refused(llava: TinyModel) -> None:
     asked = ask_tiny(llava, new=1)
-    with pytest.raises(ExplainError, match="layer 6 of decoder: there are 5 blocks, choose from 1 to 5"):
+    with pytest.raises(ExplainError, match="layer 6: there are 5 blocks of decoder"):
         explain(asked, Request(layers=(2, 6)))
-    with pytest.raises(ExplainError, match="layer 3 of vision: there are 2 blocks"):
+    with pytest.raises(ExplainError, match="layer 3: there are 2 blocks of vision"):
         explain(asked, Request(("gradcam",), where=("vision",), layers=(3,)))
     with pytest.raises(ExplainError, match="method 'lime': choose from elementwise"):
         explain(asked, Request(methods=("lime",)))
@@ -210,6 +210,8 @@ def test_what_does_not_exist_is_refused(llava: TinyModel) -> None:
     with pytest.raises(ExplainError, match="add where 'decoder'"):
         explain(asked, Request(methods=("attn",), where=("vision",)))
     assert explain(asked, Request(layers=(2, 4))).maps[0].layers == (2, 4)
+    both = explain(asked, Request(("gradcam",), where=("decoder", "vision"), layers=(2, 4))).maps
+    assert [found.layers for found in both] == [(2, 4), (2,)], "numbers are those that a place has"
 
 
 def test_more_than_memory_holds_is_said(llava: TinyModel) -> None:

@@ -116,6 +116,11 @@ def draw(
         ExplainError: no such file, map, layer or token; one figure asked for where there are several.
     """
     found = [load(path) for path in files]
+    flows = [path for path, stored in zip(files, found, strict=True) if not view.pairs(stored)]
+    if flows and len(found) > 1:
+        raise ExplainError(
+            f"{flows[0]}: holds no maps; several files are compared by their maps, a flow is drawn alone"
+        )
     kind = output.suffix.lower() if output is not None else ""
     if output is not None and kind == ".html":
         return [page.write(found, output)]
