@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from redrel_vlmeval.explain import camfigures, comparing, drawing, flowfigures, spans, view
+from redrel_vlmeval.explain import camfigures, comparing, drawing, flowfigures, formulas, lettering, spans, store, view
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import load
 
@@ -106,6 +106,90 @@ def test_the_darkest_place_of_the_drawn_figure_is_the_highest_cell(tmp_path: Pat
     rows, columns = np.nonzero(panel < 0.3)
     assert abs(columns.mean() / panel.shape[1] - 45 / 60) < 0.02 and abs(rows.mean() / panel.shape[0] - 15 / 40) < 0.03
     assert 0.8 < len(rows) / (panel.size / 24) < 1.1  # one cell of the 24 that show the picture
+
+
+def said(figure) -> str:
+    """What is written below the panels, as one line."""
+    return figure.texts[-1].get_text().replace("\n", " ")
+
+
+def test_the_foot_names_the_quantity_and_hatching_where_there_is_any() -> None:
+    one, less = files.stored(), files.truncated()
+    head, shared = "gradient × activation; logit", "one scale for all panels"
+    assert said(camfigures.grid(one, "decoder", "attn")) == f"attention, mean over heads; {shared}"
+    assert said(camfigures.grid(one, "decoder", "elementwise")) == f"{head}; {shared}; hatched: no gradient"
+    own = said(camfigures.grid(less, "decoder", "elementwise", scale="layer"))
+    assert own == f"{head}; each panel from 0 to its own highest; hatched: token dropped or no gradient"
+    rows = camfigures.rows([one, less], ["a", "b"], "decoder", "attn", notes=[{}, {}])
+    assert said(rows).endswith(f"decoder blocks; {shared}; %: share on the kept tokens; hatched: token dropped")
+    columns = said(camfigures.rows([one, one], ["a", "b"], "decoder", "attn", scale="layer"))
+    assert columns.endswith("decoder blocks; each column from 0 to its own highest")
+
+
+def test_a_quantity_has_its_objective_and_what_was_done_to_it() -> None:
+    one = files.stored(provenance={"request": {"smooth": 16}}, objective="contrast")
+    assert view.quantity(one, "decoder", "attn_grad") == "attention × gradient; contrast; SmoothGrad 16"
+    one.arrays["pixels/decoder/attn"] = one.arrays["maps/decoder/attn"]
+    assert view.quantity(one, "decoder", "attn") == "attention, mean over heads; SmoothGrad 16; carried to patches"
+    assert set(view.QUANTITIES) == set(store.METHODS) > set(formulas.FORMULAS)
+
+
+def test_the_bar_shows_the_colours_of_the_panels(tmp_path: Path) -> None:
+    """A grey picture under one value in every cell: that panel and the bar at that value look alike."""
+    one = files.stored(layers=1, methods=("attn",))
+    one.arrays["maps/decoder/attn"][:] = 0.3
+    one.arrays["maps/decoder/attn"][0, 0, 6] = 1
+    one.arrays["picture/0"][:] = 60
+    figure = camfigures.grid(one, "decoder", "attn")
+    drawn = imread(camfigures.save(figure, tmp_path / "f.png"))[..., :3]
+    high, wide = drawn.shape[:2]
+
+    def at(axis, x: float, y: float) -> np.ndarray:
+        box = axis.get_position()
+        return drawn[int((1 - box.y0 - y * box.height) * high), int((box.x0 + x * box.width) * wide)]
+
+    panel, bar = (next(axis for axis in figure.axes if bool(axis.get_title()) == titled) for titled in (True, False))
+    bar = figure.axes[-1]
+    assert np.abs(at(panel, 0.75, 0.35) - at(bar, 0.3, 0.5)).max() < 0.02
+    assert [text.get_text() for text in bar.get_xticklabels()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+@pytest.mark.parametrize("width", [2.0, 3.45])
+@pytest.mark.parametrize("text", ["WIDE WORDS " * 20, "W" * 150, "iiii " * 90, "中文" * 60, "a\tb\u200d😀" * 40])
+def test_no_text_leaves_its_figure(text: str, width: float, recwarn: pytest.WarningsRecorder) -> None:
+    one = files.truncated(question=text, reply=text, answer=[{"id": 1, "text": text}])
+    drawn = [camfigures.grid(one, "decoder", "elementwise", width=width)]
+    drawn.append(camfigures.rows([one, one], [text, text], "decoder", "attn", width=width))
+    if width > 3:
+        flow = files.flow(answer=[{"id": 1, "text": text}])
+        drawn += [flowfigures.curves(flow), flowfigures.arcs(flow)]
+    for figure in drawn:
+        figure.set_dpi(lettering.DOTS)  # as it is saved
+        figure.canvas.draw()
+        ends = [part.get_window_extent() for part in figure.texts]
+        assert max(box.x1 for box in ends) <= figure.bbox.x1 + 0.5 and min(box.y0 for box in ends) >= -1.5
+    assert not [str(warning.message) for warning in recwarn.list if "lyph" in str(warning.message)]
+
+
+def test_a_sign_that_no_font_has_is_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lettering.families()[0] == "DejaVu Sans" and lettering.readable("é×\ud800") == "é×[U+D800]"
+    known = {ord("中"), *range(32, 127)}
+    monkeypatch.setattr(lettering, "_signs", lambda weight: known)
+    assert lettering.readable("a中\n国") == "a中\n[U+56FD]"
+
+
+def test_lines_break_at_spaces_and_beside_wide_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "readable", lambda text, weight: text)
+    monkeypatch.setattr(lettering, "_advance", lambda sign, weight: 1.0)
+    cut = lambda text, most=9: lettering.wrapped(text, 5, 72, most)  # noqa: E731
+    assert cut("ab cd  ef") == ["ab cd", "ef"] and cut("abcdefgh ij") == ["abcde", "fgh", "ij"]
+    assert cut("ab中文中文") == ["ab中文中", "文"] and cut("a\nb") == ["a", "b"] and cut("") == []
+    assert cut("ab cd ef ghi", 2) == ["ab cd", "ef …"] and cut("ab cd\nef", 1) == ["ab …"]
+
+
+def test_a_pdf_keeps_its_text_as_text(tmp_path: Path) -> None:
+    data = camfigures.save(camfigures.grid(files.stored(), "decoder", "attn"), tmp_path / "f.pdf").read_bytes()
+    assert b"/Subtype /Type3" not in data and b"/FontFile2" in data
 
 
 def test_more_is_darker_without_any_colour() -> None:

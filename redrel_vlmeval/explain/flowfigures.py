@@ -5,7 +5,6 @@ Drawn from stored arrays alone, one question's or a benchmark's means with their
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.lettering import put, wrapped
 from redrel_vlmeval.explain.store import Stored
 from redrel_vlmeval.explain.view import said, spread
 
-WIDTH = 3.45  # inches: one column
+WIDTH, EDGE = 3.45, 0.07  # inches: one column, and the margin beside its title
 GROUPS = ("bos", "sys", "img", "user", "out")  # spans.GROUPS; a test holds them equal
 WORDS = {
     "bos": "first token (sink)", "sys": "system text", "img": "image", "user": "user text", "out": "answer so far",
@@ -282,8 +282,7 @@ def _title(stored: Stored) -> str:
 
 def _head(figure: Figure, title: str) -> float:
     """The title, wrapped, and how high it stands in inches."""
-    lines = textwrap.wrap(title, int(figure.get_size_inches()[0] * 16))[:3]
-    height = figure.get_size_inches()[1]
-    look: dict[str, Any] = {"fontsize": SMALL + 0.5, "va": "top", "fontweight": "bold", "parse_math": False}
-    figure.text(0.02, 1 - 0.06 / height, "\n".join(lines), **look)
+    width, height = figure.get_size_inches()
+    lines = wrapped(title, width - 2 * EDGE, SMALL + 0.5, 3, "bold")
+    put(figure, EDGE, height - 0.06, lines, SMALL + 0.5, fontweight="bold")
     return 0.12 * len(lines)
