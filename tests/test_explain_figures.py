@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from redrel_vlmeval.explain import camfigures, comparing, drawing, flowfigures, formulas, lettering, spans, store, view
+from redrel_vlmeval.explain import (
+    arcfigures,
+    camfigures,
+    comparing,
+    drawing,
+    flowfigures,
+    formulas,
+    lettering,
+    spans,
+    store,
+    view,
+)
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import load
 
@@ -162,7 +173,7 @@ def test_no_text_leaves_its_figure(text: str, width: float, recwarn: pytest.Warn
     drawn.append(camfigures.rows([one, one], [text, text], "decoder", "attn", width=width))
     if width > 3:
         flow = files.flow(answer=[{"id": 1, "text": text}])
-        drawn += [flowfigures.curves(flow), flowfigures.arcs(flow)]
+        drawn += [flowfigures.curves(flow), arcfigures.arcs(flow)]
     for figure in drawn:
         figure.set_dpi(lettering.DOTS)  # as it is saved
         figure.canvas.draw()
@@ -203,6 +214,19 @@ def test_the_groups_are_those_of_the_spans() -> None:
     assert flowfigures.GROUPS == spans.GROUPS == tuple(flowfigures.WORDS) == tuple(flowfigures.LOOKS)
 
 
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_cliff_at_the_last_block_says_nothing_and_is_no_line() -> None:
+    last = flowfigures.curves(files.flow(cliff=4))
+    assert legend(last)[-1] == "not cut" and len(last.axes[2].lines) == 3, "the curve, the uncut margin and 0"
+    assert [text.get_text() for text in last.axes[2].texts] == ["no cliff before the last block"]
+    assert flowfigures.cliff(files.flow(cliff=[4, 3, 4])).span is None
+    assert flowfigures.cliff(files.flow(cliff=3)).text == "cliff: 3"
+    assert flowfigures.cliff(files.flow(cliff=None)).text == ""
+
+
 def test_curves_show_shares_margin_and_cliff() -> None:
     figure = flowfigures.curves(files.flow())
     attention, gradient, causal = figure.axes
@@ -212,6 +236,7 @@ def test_curves_show_shares_margin_and_cliff() -> None:
     assert list(line.get_ydata()) == [0, 0.5, 3, 3, 3] and list(line.get_xdata()) == [0, 1, 2, 3, 4]
     assert [text.get_text() for text in causal.texts] == ["cliff: 2"]
     assert len(attention.lines) == 3, "a group without any share has no line"
+    assert legend(figure) == ["system text", "image", "user text", "not cut", "cliff"]
     with pytest.raises(ExplainError, match="no information flow in it"):
         flowfigures.curves(files.stored())
 
@@ -226,19 +251,21 @@ def test_a_benchmark_has_bands_and_no_arcs() -> None:
     figure = flowfigures.curves(one)
     assert all(axis.collections for axis in figure.axes)
     assert [text.get_text() for text in figure.axes[2].texts] == ["cliff: 2 (1 to 3)"]
+    assert legend(figure)[-3:] == ["not cut", "cliff", "its 95 % interval"]
     with pytest.raises(ExplainError, match="Fig. 1 is drawn of one question"):
-        flowfigures.arcs(one)
+        arcfigures.arcs(one)
 
 
 def test_arcs_start_at_their_group_and_end_at_the_answer() -> None:
     one = files.flow()
     one.arrays["flow/rows"][:] = 0
     one.arrays["flow/rows"][0, 0, 10] = 1.0  # an image token
-    figure = flowfigures.arcs(one, layers=[1, 2])
+    figure = arcfigures.arcs(one, layers=[1, 2])
     first, second = (axis for axis in figure.axes)
     (shape,) = [path.vertices for path in first.collections[0].get_paths()]
     assert shape[0].tolist() == [10.0, 0.0] and shape[-1][1] == 1.0
     assert not second.collections[0].get_paths()
+    assert "the wider and darker, the more attention (the widest: 1)" in figure.texts[0].get_text().replace("\n", " ")
 
 
 def test_shares_on_kept_tokens_before_and_after() -> None:

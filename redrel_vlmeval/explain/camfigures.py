@@ -206,8 +206,8 @@ def _beside(width: float) -> float:
 
 def _head_lines(stored: Stored, width: float) -> list[str]:
     """Model, answer and question, wrapped to stand beside the picture."""
-    parts = ((stored.manifest.get("model") or "", 2), (f"answer: {said(stored)!r}", 2))
-    parts += ((stored.manifest.get("question") or "", 6),)
+    model, question = (str(stored.manifest.get(name) or "") for name in ("model", "question"))
+    parts = ((model, 2), (f"answer: {said(stored)!r}", 2), (question, 6))
     return [line for text, most in parts for line in wrapped(text, width - EDGE - _beside(width), SMALL, most)]
 
 
@@ -218,8 +218,8 @@ def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
     axis = _axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
     _picture(axis, one, grey=False)
     axis.set(xticks=[], yticks=[])
-    title = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
-    put(figure, _beside(width), height - EDGE, title, PLAIN, fontweight="bold")
+    bold = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
+    put(figure, _beside(width), height - EDGE, bold, PLAIN, fontweight="bold")
     put(figure, _beside(width), height - EDGE - 0.16, texts, SMALL)
 
 

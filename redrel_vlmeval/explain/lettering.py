@@ -86,5 +86,5 @@ def _wide(sign: str) -> bool:
 def put(figure: Figure, left: float, top: float, lines: list[str], size: float, **look: Any) -> None:
     """Lines whose upper left corner is at ``left``, ``top``, in inches from the lower left of the figure."""
     width, height = figure.get_size_inches()
-    look = {"fontsize": size, "va": "top", "linespacing": 1.2, "fontfamily": list(families())} | look
-    figure.text(left / width, top / height, "\n".join(lines), parse_math=False, **look)
+    whole: dict[str, Any] = {"fontsize": size, "va": "top", "linespacing": 1.2, "fontfamily": list(families())} | look
+    figure.text(left / width, top / height, "\n".join(lines), parse_math=False, **whole)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,15 @@ def _flow(stored: Stored) -> dict[str, Any] | None:
     """Curves of a file that holds an information flow, with their bands where it is a benchmark's."""
     if not any(name.startswith("flow/") for name in stored.arrays):
         return None
+    found, cliff = flowfigures.lines(stored), flowfigures.cliff(stored)
     curves = {
         name: [None if part is None else np.round(part, 5).tolist() for part in (line.mean, line.low, line.high)]
-        for name, line in flowfigures.lines(stored).items()
+        for name, line in found.items()
     }
     sizes = stored.manifest["groups"]
-    return {"curves": curves, "cliff": stored.manifest.get("cliff"), "groups": list(flowfigures.GROUPS), "sizes": sizes}
+    shown = [flowfigures.GROUPS[place] for place in flowfigures.shown_groups(stored, found["attention"])]
+    facts = {"groups": list(flowfigures.GROUPS), "shown": shown, "sizes": sizes}
+    return {"curves": curves, "cliff": asdict(cliff)} | facts
 
 
 def _changes(found: Sequence[Stored]) -> list[list[dict[str, Any]]]:
@@ -149,9 +153,10 @@ def _changes(found: Sequence[Stored]) -> list[list[dict[str, Any]]]:
             continue
         one = comparing.change(found[0], other)
         facts = {"models": one.models, "replies": one.replies, "flip": one.flip, "kept": len(one.kept or [])}
-        for side, own in enumerate((0, place), 1):
-            shares = {method: _by_layer(parts[0], parts[side]) for method, parts in one.shares.items()}
-            made[own].append(facts | {"shares": shares})
+        before = {method: _by_layer(layers, share) for method, (layers, share, _) in one.shares.items()}
+        after = {method: _by_layer(layers, share) for method, (layers, _, share) in one.shares.items()}
+        made[0].append(facts | {"shares": before})
+        made[place].append(facts | {"shares": after})
     return made
 
 
