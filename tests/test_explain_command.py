@@ -121,7 +121,7 @@ def test_one_question_leaves_maps_figures_and_page_and_is_not_made_twice(built: 
     job = Job(TINY, tmp_path / "out", [picture(tmp_path)], ["What color is the square?"], request=ONE)
     code, text = said(command.cam, job)
     stem = "redrel_tiny_a-picture"
-    assert code == 0 and "1 explanations written" in text
+    assert code == 0 and "1 explanation written" in text
     assert names(job.output, "npz") == [f"{stem}.npz"] and names(job.output, "json") == [f"{stem}.json"]
     assert names(job.output, "p*[gf]") == [f"{stem}_decoder_attn_grad.pdf", f"{stem}_decoder_attn_grad.png"]
     assert names(job.output, "html") == [f"{stem}.html"]
@@ -193,7 +193,7 @@ def test_a_benchmark_leaves_a_table_and_pages_and_goes_on(built: None, tmp_path:
     job = Job(TINY, tmp_path / "out", data="RedRelShapes", limit=2, request=ONE)
     assert said(command.cam, job)[0] == 0
     more = Job(TINY, job.output, data="RedRelShapes", limit=3, request=ONE)
-    assert "1 explanations written" in said(command.cam, more)[1]
+    assert "1 explanation written" in said(command.cam, more)[1]
     assert names(job.output, "html") == [f"redrel_tiny_RedRelShapes_{index}.html" for index in range(3)]
     table = pd.read_parquet(job.output / "redrel_tiny_RedRelShapes_cam.parquet")
     assert len(table) == 3 * 8 and list(table["index"].unique()) == ["0", "1", "2"]

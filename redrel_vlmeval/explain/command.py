@@ -60,6 +60,7 @@ class Run:
     def close(self, what: str) -> int:
         """Say what was done; 1 if a question of a benchmark could not be explained."""
         again = f", {self.found} were there already with these settings" if self.found else ""
+        what += "" if self.made == 1 else "s"
         self.console.print(f"{self.made} {what} written to {self.job.output}{again}", soft_wrap=True, highlight=False)
         for name, reason in self.failed:
             self.console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True, highlight=False)
@@ -172,7 +173,7 @@ def cam(job: Job, console: Console | None = None) -> int:
             if len(found) == 2:
                 _swap(found[0][0], found[1][0], run)
             drawing.write_own(found, [made for _, made in results], job.scale, run.console)
-        return run.close("explanations")
+        return run.close("explanation")
 
 
 def _swap(first: Stored, second: Stored, run: Run) -> None:
@@ -234,7 +235,7 @@ def flows(job: Job, console: Console | None = None) -> int:
             tables.write_flows(found, job, run.console)
         elif found:
             drawing.write_flows(found, run.console)
-        return run.close("explanations")
+        return run.close("explanation")
 
 
 def _flow(run: Run, item: Item) -> Stored:

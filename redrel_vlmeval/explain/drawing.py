@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from redrel_vlmeval.explain import camfigures, comparing, flowfigures, page, view
+from redrel_vlmeval.explain import arcfigures, camfigures, comparing, flowfigures, page, view
 from redrel_vlmeval.explain.comparing import Change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import Stored, load
@@ -88,7 +88,7 @@ def draw_flow(stored: Stored, name: Path) -> list[Path]:
     """The curves (Fig. 2b), and of one question's flow the arcs (Fig. 1), as .png and .pdf."""
     written = _both(flowfigures.curves(stored), ended(name, "_curves"))
     if "flow/rows" in stored.arrays:
-        written += _both(flowfigures.arcs(stored), ended(name, "_arcs"))
+        written += _both(arcfigures.arcs(stored), ended(name, "_arcs"))
     return written
 
 
@@ -159,7 +159,7 @@ def _figures(
     if not where and not methods and len(found) == 1 and any(name.startswith("flow/") for name in first.arrays):
         yield "curves", flowfigures.curves(first, options["width"])
         if "flow/rows" in first.arrays:
-            yield "arcs", flowfigures.arcs(first, options["token"] or 0, options["layers"], options["width"])
+            yield "arcs", arcfigures.arcs(first, options["token"] or 0, options["layers"], options["width"])
 
 
 def _known(stored: Stored) -> str:
