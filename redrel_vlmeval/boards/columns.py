@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from redrel_vlmeval import comparisons
@@ -58,7 +59,7 @@ NOTES = {
     "benchmark": "the host's name of the data",
     "metric": "the host's name of the score",
     "value": "the score, in points unless the host says otherwise",
-    "headline": "whether it is the benchmark's number",
+    "headline": "yes: it is the benchmark's number",
     "baseline": "score of the untouched model; the colours of the heat map turn there",
     "n": "questions",
     "by": "the column of the data that groups the questions",
@@ -120,11 +121,17 @@ def number_format(column: str) -> str:
     return ".2f" if column.startswith(("prefill ", "decode ms", "KV ", "questions/s")) else ".1f"
 
 
+def yes_no(value: Any) -> Any:
+    """A truth value in words, any other value as it is."""
+    return {True: "yes", False: "no"}[bool(value)] if isinstance(value, (bool, np.bool_)) else value
+
+
 def text(column: str, value: Any, width: int | None = None) -> str:
     """A cell as one line, numbers in the column's format, nothing for an empty one; cut to ``width`` characters."""
     if value is None or value != value:
         return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    value = yes_no(value)
+    if isinstance(value, (int, float)):
         form = number_format(column)
         return p_text(value) if form == "p" else format(int(value) if form == "d" else value, form)
     words = " ".join(str(value).split())
