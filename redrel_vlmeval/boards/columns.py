@@ -78,7 +78,7 @@ NOTES = {
     "hit": "score of the answer, 0 to 1", "base_hit": "score of the base's answer, 0 to 1",
     "index": "the host's index of the question", "question": "as the data has it", "options": "the choices",
     "answer": "the right answer", "picture": "name of the picture, where the data has one",
-    "host": "upstream: VLMEvalKit's checkout; ms: ms-vlmeval", "commit": "of the host's checkout",
+    "host": "VLMEvalKit: its checkout; ms-vlmeval: the package of that name", "commit": "of the host's checkout",
     "judge": "who compared the answers", "judge_ran": "yes or no, and why, where the judged table shows it",
     "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
     "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",

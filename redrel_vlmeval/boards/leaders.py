@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -129,6 +129,16 @@ def place(row: Mapping[Any, Any]) -> tuple:
     numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
     control = row["rule"] not in ("attention", None)
     return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"]
+
+
+def in_order(frame: pd.DataFrame, results: Results, before: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame by the columns ``before`` and then by model, in the leaderboard's order; equal rows stay as they are."""
+    order = {model: number for number, model in enumerate(leaderboard(results)["model"])}
+
+    def key(column: pd.Series) -> pd.Series:
+        return column.map(order) if column.name == "model" else column
+
+    return frame.sort_values([*before, "model"], key=key, kind="stable").reset_index(drop=True)
 
 
 def two_words(verdict: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import redrel_vlmeval
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards.columns import NOTES
+from redrel_vlmeval.boards.details import runs
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
@@ -114,6 +115,6 @@ def _notes() -> dict[str, str]:
 
 def _provenance(results: Results) -> dict[str, Any]:
     """Columns and rows of what each cell ran on, columns that say nothing left out."""
-    frame = results.provenance
+    frame = runs(results)
     names = [name for name in FACTS if name in frame and frame[name].notna().any()]
     return {"columns": names, "rows": frame[names].to_numpy().tolist()}
