@@ -21,14 +21,15 @@ from openpyxl.worksheet.worksheet import Worksheet
 from redrel_vlmeval.boards.columns import number_format, statistic, yes_no
 from redrel_vlmeval.boards.leaders import two_words
 from redrel_vlmeval.boards.table import Table
+from redrel_vlmeval.palette import DIVERGING
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
 STATE_FILLS = {"failed": "F8CBAD", "no rule": "E2EFDA", "partial": "FFE699", "running": "DDEBF7"}
 RED, GREEN, GREY = "9C0006", "006100", "595959"
 VERDICTS = {"worse": RED, "better": GREEN}
-# Low, middle and high of a heat map: told apart by every kind of colour vision.
-HEAT = ("F4A582", "FFFFFF", "92C5DE")
+# Low, middle and high of a heat map: no darker than black numbers can be read on.
+HEAT = DIVERGING[2], DIVERGING[4], DIVERGING[6]
 # With more score columns than this, the verdict's sentence is folded; the colour of the delta tells it.
 SENTENCES = 2
 DETAILS = ("CI low", "CI high", "up", "down", "p")
@@ -232,7 +233,7 @@ def _lines(text: str, width: int) -> int:
 
 
 def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
-    """A colour scale of its own for each block, white at the untouched model's score; a line above each block."""
+    """A colour scale of its own for each block, white at the base's score; a line above each block."""
     if not table.heat_columns:
         return
     first = get_column_letter(names.index(table.heat_columns[0]) + 1)

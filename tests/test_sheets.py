@@ -24,7 +24,7 @@ BASE = sheet_files.BASE
 def test_csv_keeps_full_precision(results: Results, tmp_path: Path) -> None:
     table = pd.read_csv(sheets.write(results, tmp_path / "board.csv"), index_col="model")
     row = table.loc[f"{BASE}_trunc_l2_k16"]
-    assert float(row["KV KiB"]) == 250_000 / 1024 and float(row["Shapes"]) == 100
+    assert float(row["KV MB"]) == 0.25 and float(row["Shapes"]) == 100
     assert table.loc[f"{BASE}_trunc_l4_k16", "Shapes"] == "failed"
 
 

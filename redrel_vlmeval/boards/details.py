@@ -31,15 +31,16 @@ def grid(results: Results) -> Table:
             turn = grid.baseline
             for layer, values in zip(grid.layers, grid.values.to_numpy(), strict=True):
                 line: dict[str, object] = {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric}
-                line |= {"rule": grid.rule, "baseline": turn, "L": layer}
+                line |= {"rule": grid.rule, "base score": turn, "L": layer}
                 rows.append(line | {f"K={keep}": value for keep, value in zip(grid.keeps, values, strict=True)})
         heat.append((first, len(rows) - 1, turn))
-    frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "baseline", "L", *columns])
+    frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "base score", "L", *columns])
     remarks = () if rows else ("no rows: no single-stage variant with a whole K (l<L>_k<K>) has a score here",)
-    meaning = "score in points with so many image tokens kept after block L; empty: not run"
+    meaning = dict.fromkeys(columns, "score in points with so many image tokens kept after block L; empty: not run")
+    meaning["base score"] = "score of the base; the colours of the heat map turn there"
     return Table("Grid", frame, "score by layer L and image tokens kept K, a heat map for each model and benchmark",
                  remarks, heat=tuple(heat), heat_columns=tuple(columns),
-                 meanings=dict.fromkeys(columns, meaning))  # fmt: skip
+                 meanings=meaning)  # fmt: skip
 
 
 def categories(results: Results) -> Table:
@@ -60,7 +61,8 @@ def efficiency(results: Results) -> Table:
             frame[title] = values / divisor
         if name == "average_image_tokens" and "tokens_per_block" in rows:
             frame["tokens per block"] = rows["tokens_per_block"]
-    for name in ("mode", "device", "dtype", "kernel"):
+    frame["mode"] = rows["mode"].replace("untouched", "not truncated")
+    for name in ("device", "dtype", "kernel"):
         frame[name] = rows[name]
     return capped("Efficiency", frame.reset_index(drop=True), CELLS, "cost per question; memory and time as measured",
                   "cells", "no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder")  # fmt: skip
@@ -125,4 +127,11 @@ def runs(results: Results) -> pd.DataFrame:
 
 def scores(results: Results) -> Table:
     """Every metric of the hosts' score files."""
-    return capped("Scores", in_order(results.scores, results), MOST, "every metric of the host's score files", "metrics", "no rows")
+    return capped(
+        "Scores",
+        in_order(results.scores, results),
+        MOST,
+        "every metric of the host's score files",
+        "metrics",
+        "no rows",
+    )
