@@ -107,7 +107,7 @@ def latex(table: Table) -> str:
 def _without_sentences(frame: pd.DataFrame) -> pd.DataFrame:
     """Verdicts in two words; why there is no test stays whole."""
     names = [name for name in frame.columns if columns.statistic(str(name)) == "verdict"]
-    return frame.assign(**{name: [_short(text) for text in frame[name]] for name in names})
+    return frame.assign(**{name: frame[name].map(_short) for name in names})
 
 
 def _short(text: object) -> object:
