@@ -221,7 +221,8 @@ def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]
         if _kind(name) not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
             continue
         for position, value in enumerate(table.frame[name]):
-            if isinstance(value, str) and (lines := min(_lines(value, width - 1), MOST_LINES)) > 1:
+            # A column is as wide as that many digits; of text, with its spaces, a tenth more fits.
+            if isinstance(value, str) and (lines := min(_lines(value, int(1.1 * (width - 1))), MOST_LINES)) > 1:
                 row = sheet.row_dimensions[position + 2]
                 row.height = max(row.height or 0, LINE * lines)
 

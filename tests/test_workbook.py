@@ -92,8 +92,8 @@ def test_headers_do_not_touch_and_stand_over_their_numbers(results: Results, tmp
 
 
 def test_a_row_is_as_high_as_its_lines() -> None:
-    """Fifty wide: 49 characters a line; full lines leave no room to spare, and a long word is broken."""
-    texts = ["x" * 49, "x" * 50, "word " * 9 + "word", " ".join(["seven77"] * 18), "a\nb"]
+    """Fifty digits wide: 53 characters a line; full lines leave no room to spare, and a long word is broken."""
+    texts = ["x" * 53, "x" * 54, "word " * 9 + "word", " ".join(["seven77"] * 18), "a\nb"]
     frame = pd.DataFrame({"model": list("abcde"), "note": texts})
     sheet = build([Table("Leaderboard", frame, "rows")])["Leaderboard"]
     assert sheet.column_dimensions["B"].width == 50
