@@ -275,6 +275,8 @@ def test_on_a_narrow_page_names_break_between_words_only(browser, files) -> None
     width += "range.selectNodeContents(text); return [text.textContent, range.getClientRects().length]; }"
     assert name.evaluate(width) == ["random", 1]
     assert name.inner_text().replace("\n", "") == "l2_k8_random"
+    watched.page.set_viewport_size({"width": 900, "height": 800})
+    assert name.bounding_box()["height"] < 30, "there is room for one line"
     watched.context.close()
 
 
