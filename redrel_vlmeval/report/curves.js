@@ -12,7 +12,7 @@
     const titleOf = (grid) => `${grid.base} on ${grid.benchmark}${grids.some((g) => g.base === grid.base && g.benchmark === grid.benchmark && g.metric !== grid.metric) ? `, ${grid.metric}` : ""}`;
     const state = { title: titleOf(grids[0]), show: "delta" };
     const one = redrel.select("Model and benchmark", unique(grids.map(titleOf)), (value) => { state.title = value; draw(); });
-    const two = redrel.select("Number", [["delta", "difference to the base"], ["score", "score"]], (value) => { state.show = value; draw(); });
+    const two = redrel.select("Number", [["delta", "difference"], ["score", "score"]], (value) => { state.show = value; draw(); });
     byId("grid-filters").append(one.whole, two.whole);
 
     function draw() {

@@ -75,7 +75,7 @@
     const node = s("text", { class: "label", "aria-hidden": "true" }, text);
     root.append(node);
     const wide = node.getComputedTextLength(), high = 13;
-    const places = [[x - wide - 13, y - 9], [x + 13, y - 6], [x - wide / 2, y - 24], [x + 13, y - 16], [x - wide - 13, y + 4], [x - wide / 2, y + 11]];
+    const places = [[x - wide - 13, y - 9], [x + 13, y + 3], [x - wide / 2, y - 24], [x + 13, y - 16], [x - wide - 13, y + 4], [x - wide / 2, y + 11]];
     const free = places.find(([left, top]) => left > 48 && left + wide < width - 4 && top > 0
       && taken.every(([a, b, w, t]) => left + wide < a || left > a + w || top + high < b || top > b + t));
     if (!free) { node.remove(); return; }
