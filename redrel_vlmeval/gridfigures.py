@@ -9,17 +9,19 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from redrel_vlmeval.figures import COLORS, MARKERS, RULE_MARKERS
+from redrel_vlmeval.palette import DIVERGING
 from redrel_vlmeval.writing import atomically
 
 BASELINE: dict[str, Any] = {"color": "#444444", "linestyle": (0, (6, 3)), "linewidth": 1.2}
+DIFFERENCES = LinearSegmentedColormap.from_list("differences", [f"#{stop}" for stop in DIVERGING])
 WORDS = {"attention": "ranked by attention", "random": "random", "uniform": "uniform", "lowest": "lowest attention"}
 
 
@@ -114,7 +116,7 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
     for axis, rule in zip(axes, rules, strict=True):
         rows = _of_rule(frame, rule)
         table = rows.pivot(index="K", columns="L", values="delta").reindex(index=keeps, columns=layers)
-        picture = axis.imshow(table, cmap=colormaps["RdBu"], norm=scale, origin="lower", aspect="auto")
+        picture = axis.imshow(table, cmap=DIFFERENCES, norm=scale, origin="lower", aspect="auto")
         for row in rows.to_dict("records"):
             _cell(axis, layers.index(row["L"]), keeps.index(row["K"]), float(row["delta"]), reach, len(layers) <= 16)
         for number in rows.index[rows["p not worse"] < 0.05]:
@@ -125,7 +127,7 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
         axis.set_ylabel("image tokens kept, K")
         axis.set_title(WORDS[rule], fontsize=10, loc="left")
         axis.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axes, label="points to baseline", pad=0.02, aspect=12 * len(axes))
+    figure.colorbar(picture, ax=axes, label="points to the base", pad=0.02, aspect=12 * len(axes))
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
     note = f"dot: not worse than the baseline by {margin:g} points or more (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
