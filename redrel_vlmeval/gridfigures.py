@@ -28,10 +28,10 @@ WORDS = {"attention": "ranked by attention", "random": "random", "uniform": "uni
 def accuracy_over_layers(
     frame: pd.DataFrame, stem: str | Path, title: str, published: pd.DataFrame | None = None
 ) -> list[Path]:
-    """Accuracy against L, one line per K, one panel per rule, with bands and the baseline; PNG and SVG.
+    """Accuracy against L, one line per K, one panel per rule, with bands and the base; PNG and SVG.
 
     Args:
-        frame: as :func:`cliffs.curves`; a band is the 95 % interval of the difference to the baseline.
+        frame: as :func:`cliffs.curves`; a band is the 95 % interval of the difference to the base.
         stem: path without ending.
         published: columns L, K, value: reference numbers of the same base and benchmark, drawn hollow.
 
@@ -61,7 +61,7 @@ def accuracy_over_layers(
     if published is not None and not published.empty:
         hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], color="#444444", label="published", **hollow))  # type: ignore[arg-type]
-    note = "bands: 95 % interval of the difference to the baseline"
+    note = "bands: 95 % interval of the difference to the base"
     return _finish(figure, title, handles, note, stem)
 
 
@@ -100,7 +100,7 @@ def _layer_axis(axis: Axes, frame: pd.DataFrame) -> None:
 
 
 def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -> list[Path]:
-    """Points to the baseline in every cell of the grid, L across, K up; a dot where not worse by ``margin`` points.
+    """Points to the base in every cell of the grid, L across, K up; a dot where not worse by ``margin`` points.
 
     Raises:
         ValueError: nothing to draw. OSError: a file cannot be written.
@@ -129,7 +129,7 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
         axis.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes, label="points to the base", pad=0.02, aspect=12 * len(axes))
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
-    note = f"dot: not worse than the baseline by {margin:g} points or more (one-sided 5 %, each cell alone)"
+    note = f"dot: not worse than the base by {margin:g} points or more (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
 
 
