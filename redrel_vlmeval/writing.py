@@ -36,6 +36,18 @@ def atomically(path: str | Path, save: Callable[[IO[bytes]], object], error: typ
     return path
 
 
+def usable(folder: Path, option: str) -> None:
+    """:func:`make_and_try` for a folder that the user named by ``option``.
+
+    Raises:
+        PermissionError: names both.
+    """
+    try:
+        make_and_try(folder)
+    except OSError as error:
+        raise PermissionError(f"{option} {folder}: cannot be written to ({error.strerror})") from error
+
+
 def make_and_try(folder: Path) -> None:
     """Make a folder and write into it, so that what cannot be written fails before anything runs.
 

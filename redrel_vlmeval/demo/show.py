@@ -16,7 +16,7 @@ from tabulate import tabulate
 from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
 from redrel_vlmeval.demo import benchmark, kept, scenes
 from redrel_vlmeval.report import page
-from redrel_vlmeval.writing import make_and_try
+from redrel_vlmeval.writing import usable
 
 BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
@@ -95,10 +95,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
 
 def prepare(work_dir: Path) -> None:
     """Make and try the work dir and the data folder before anything runs; LMUData defaults to inside the work dir."""
-    try:
-        make_and_try(work_dir)
-    except OSError as error:
-        raise PermissionError(f"--work-dir {work_dir}: cannot be written to ({error.strerror})") from error
+    usable(work_dir, "--work-dir")
     if "LMUData" not in os.environ:
         (work_dir / "LMUData").mkdir(exist_ok=True)
         os.environ["LMUData"] = str(work_dir / "LMUData")
