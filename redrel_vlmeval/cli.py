@@ -90,6 +90,8 @@ def sheet(
         sheets.check(path)
     with results.no_collection():
         found = results.read(outputs, all_runs)
+        for path in output or []:
+            sheets.prepare(path)
         typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")
@@ -120,7 +122,7 @@ def report(
     from redrel_vlmeval.report import page
 
     found = results.read(outputs, all_runs)
-    path = page.write(found, output, pictures, data_folder, explain)
+    path = page.write(found, output, pictures, data_folder, explain, typer.echo)
     typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)

@@ -30,6 +30,9 @@ def lock(file: IO[bytes], what: str) -> None:
         raise Busy(f"{what}: another run is writing here; wait for it or choose another folder") from None
 
 
+LOCK = ".redrel.lock"
+
+
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Within the context no other process can enter the same folder.
@@ -37,11 +40,25 @@ def only_one(folder: Path) -> Iterator[None]:
     Raises:
         Busy: another process is in it.
     """
-    path = folder / ".redrel.lock"
+    path = folder / LOCK
     with open(path, "ab") as file:
         lock(file, str(folder))
         yield
         path.unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is in :func:`only_one` of this folder; a lock file that a killed one left does not count."""
+    try:
+        import fcntl
+
+        with open(folder / LOCK, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
 
 
 @contextlib.contextmanager

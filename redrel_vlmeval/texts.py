@@ -12,6 +12,7 @@ from redrel_vlmeval.boards import columns
 from redrel_vlmeval.boards.columns import statistic
 from redrel_vlmeval.boards.leaders import NOT_RUN, STATES, two_words
 
+NAMED = 3  # models that one remark names, each on a line
 INTERVAL = "95 % CI"
 LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
 
@@ -25,7 +26,7 @@ def to_text(frame: pd.DataFrame) -> str:
     shown, below = _without_shared(short.dropna(axis=1, how="all"))
     if any(statistic(name) == "p (Holm)" for name in shown.columns):
         below.append(LEGEND)
-    below += [f"{row['model']}: {text}" for row in frame.to_dict("records") for text in _remarks(row)]
+    below += _told_once(frame)
     left = ("model", "base", "rule", "backend", "status")
     align = ["left" if name in left or statistic(name) == "verdict" else "right" for name in shown.columns]
     # A statistic stands right of its benchmark, whose name would only widen the table.
@@ -52,6 +53,19 @@ def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     same = [name for name in ("backend", "base", "image tokens", "status") if name in frame and len(frame) > 1]
     same = [name for name in same if frame[name].nunique(dropna=name == "backend") == 1]
     return frame.drop(columns=same), [f"{name}: {columns.text(name, frame[name].dropna().iloc[0])}" for name in same]
+
+
+def _told_once(frame: pd.DataFrame) -> list[str]:
+    """Each remark with the models that it is about; of many only the first is named."""
+    about: dict[str, list[str]] = {}
+    for row in frame.to_dict("records"):
+        for text in _remarks(row):
+            about.setdefault(text, []).append(row["model"])
+    found = []
+    for text, models in about.items():
+        few = models if len(models) <= NAMED else [f"{models[0]} and {len(models) - 1} more"]
+        found += [f"{model}: {text}" for model in few]
+    return found
 
 
 def _remarks(row: dict[Any, Any]) -> list[str]:
