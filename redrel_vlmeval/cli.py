@@ -49,23 +49,13 @@ def run(context: typer.Context) -> None:
 def check(
     names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")],
 ) -> None:
-    """What each model name means, or why it cannot be one; needs no host. Exit code 1 if any is wrong."""
-    from redrel_vlmeval.names import parse
-    from redrel_vlmeval.registry import BLOCKS
+    """What each model name means in words, or why it cannot be one; imports no host. Exit code 1 if any is wrong."""
+    from redrel_vlmeval import checking
 
     wrong = False
     for name in names:
         try:
-            spec = parse(name)
-            deepest = max((stage.layer for stage in spec.stages), default=0)
-            if deepest >= (blocks := BLOCKS.get(spec.base, deepest + 1)):
-                raise KeyError(
-                    f"{name!r}: layer {deepest}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
-                )
-            typer.echo(
-                f"{name}: base {spec.base or '(any)'}, "
-                + (f"setting {spec.setting}" if spec.is_variant else "no truncation")
-            )
+            typer.echo(checking.check(name))
         except KeyError as error:
             wrong = True
             typer.echo(error.args[0], err=True)
