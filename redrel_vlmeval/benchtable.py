@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval import bench, benchmodels
+from redrel_vlmeval import bench, benchmodels, texts
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.truncation.decoders import find_decoder
 
@@ -66,7 +67,7 @@ def run(request: Request) -> int:
         chosen = tuple(map(str, given)) or defaults(subject.bars, blocks, images)
         arms = bench.bench(subject, chosen, rounds, tick=status.update)
     print(heading(subject.model, what, rounds, "one question = prefill + 10 tokens"))
-    print(tabulate(bench.table(arms), headers="keys", floatfmt=".3f", missingval="-"))
+    print(drawn(bench.table(arms), texts.terminal_width()))
     found = bench.checks(arms, subject.bars, subject.race and arms[0].flops >= MEASURABLE)
     if not found:
         print(
@@ -76,6 +77,21 @@ def run(request: Request) -> int:
     rows = [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found]
     print(tabulate(rows, headers=["bar", "measured", "bound", ""], floatfmt=".3f"))
     return int(request.check and not all(c.holds for c in found))
+
+
+def drawn(rows: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    """The table, with headers of several lines and without its last columns where the terminal is narrow."""
+
+    def draw(names: list[str], narrow: bool) -> str:
+        headers = [name.replace(" ", "\n") for name in names] if narrow else names
+        return tabulate([[row[name] for name in names] for row in rows], headers, floatfmt=".3f", missingval="-")
+
+    names = list(rows[0])
+    whole = draw(names, False)
+    if width is None or texts.wide(whole) <= width:
+        return whole
+    table, gone = texts.fitted(lambda some: draw(some, True), names, names[:1:-1], width)
+    return f"{table}\n{gone} more columns on a wider terminal, or in a file" if gone else table
 
 
 def check_depth(specs: Sequence[VariantSpec], blocks: int, what: str) -> None:

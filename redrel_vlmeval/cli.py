@@ -74,7 +74,7 @@ def sheet(
     ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
-    from redrel_vlmeval import blind, results, sheets
+    from redrel_vlmeval import blind, results, sheets, texts
 
     for path in output or []:
         sheets.check(path)
@@ -82,7 +82,7 @@ def sheet(
         found = results.read(outputs, all_runs)
         for path in output or []:
             sheets.prepare(path)
-        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
+        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found), texts.terminal_width()), *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_models import TinyModel
 
-from redrel_vlmeval import bench, benchmodels, benchtable
+from redrel_vlmeval import bench, benchmodels, benchtable, texts
 from redrel_vlmeval.bench import Arm
 from redrel_vlmeval.benchtable import Request
 from redrel_vlmeval.models import qwen_checkpoint
@@ -60,6 +60,15 @@ def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> Non
         benchtable.run(Request(family="gpt", device="cpu"))
     with pytest.raises(KeyError, match="no variant"):
         benchtable.run(Request(settings="l5_kx_trunc_", device="cpu"))
+
+
+def test_the_table_narrows_with_the_terminal() -> None:
+    rows = bench.table([arm("untouched", 100, 1000), arm("l5_k128", 52, 500, "l5_k128")])
+    whole = benchtable.drawn(rows, None)
+    assert len(whole.splitlines()) == 4 and "questions/s (10 tokens)" in whole and texts.wide(whole) > 120
+    assert benchtable.drawn(rows, 200) == whole
+    lines = benchtable.drawn(rows, 60).splitlines()
+    assert max(map(len, lines)) <= 60 and int(lines[-1].split()[0]) > 0 and "l5_k128" in lines[-2]
 
 
 def test_a_setting_that_keeps_everything_has_no_bar() -> None:

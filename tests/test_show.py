@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from redrel_vlmeval import texts
 from redrel_vlmeval.demo import show
 from redrel_vlmeval.models.checkpoint import weight_files
 from redrel_vlmeval.models.llava_core import TINY_FOLDER
@@ -25,6 +27,15 @@ def test_answers_of_other_weights_stop_the_demo(tmp_path: Path) -> None:
     leave(tmp_path, "sha256:0ld")
     with pytest.raises(show.DemoError, match="other weights .sha256:0ld; redrel_tiny is sha256:.*--work-dir"):
         show.check_weights(tmp_path, MODELS, DATA)
+
+
+def test_the_second_table_fits_a_narrow_terminal() -> None:
+    row = {"model": f"{show.BASE}_trunc_l12_k16_uniform", "L": 12, "K": 16, "rule": "uniform"}
+    frame = pd.DataFrame([row | dict.fromkeys(("one-hop", "two-hop", "three-hop", "all", "score"), 12.5)])
+    whole = show.needed_table(frame, None)
+    assert texts.wide(whole) > 80 and show.needed_table(frame, 200) == whole and show.BASE in whole
+    narrow = show.needed_table(frame, 80)
+    assert texts.wide(narrow) <= 80 and "l12_k16_uniform" in narrow and "three-hop" in narrow
 
 
 def test_its_own_answers_are_gone_on_from(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tabulate import tabulate
 
-from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
+from redrel_vlmeval import figures, hostrun, locking, records, results, sheets, texts
 from redrel_vlmeval.demo import benchmark, kept, scenes
+from redrel_vlmeval.names import MARK
 from redrel_vlmeval.report import page
 from redrel_vlmeval.writing import usable
 
@@ -66,7 +68,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
         check_weights(work_dir, models, data)
         follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
-    print(sheets.to_text(sheets.leaderboard(found)))
+    print(sheets.to_text(sheets.leaderboard(found), texts.terminal_width()))
     for path in write(found, data, work_dir):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
@@ -82,7 +84,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
     needed = kept.needed_cells_kept(found, data)
     if not needed.empty:
         print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
-        print(tabulate(needed.values.tolist(), headers=[*needed.columns], floatfmt=".1f", showindex=False))
+        print(needed_table(needed, texts.terminal_width()))
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
     frame, baseline = results.category_curves(found, BASE, data)
     if not frame.empty:
@@ -91,6 +93,19 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
         title = f"{BASE} on {data}: accuracy over image tokens kept"
         written.append(figures.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
     return written
+
+
+def needed_table(needed: pd.DataFrame, width: int | None) -> str:
+    """The table of :func:`kept.needed_cells_kept`; what the names say too goes where the terminal is narrow."""
+
+    def draw(names: list[str]) -> str:
+        return tabulate(needed[names].values.tolist(), headers=names, floatfmt=".1f", showindex=False)
+
+    whole = draw(list(needed.columns))
+    if width is None or texts.wide(whole) <= width:
+        return whole
+    needed = needed.assign(model=[name.partition(MARK)[2] for name in needed["model"]])
+    return texts.fitted(draw, list(needed.columns), ("rule", "K", "L"), width)[0]
 
 
 def prepare(work_dir: Path) -> None:
