@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +19,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(explaining, name="explain")
+DEBUG = "REDREL_DEBUG"
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of every error; so does {DEBUG}=1.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"
     if version:
         import redrel_vlmeval
 
@@ -199,7 +209,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if not _for_people(error):
+        if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"redrel: {message}", err=True)
@@ -207,6 +217,22 @@ def main() -> None:
 
 
 def _for_people(error: Exception) -> bool:
-    """Our own exceptions, and bad values or files, except inside the host's runner, whose errors are its own."""
-    ours = type(error).__module__.startswith("redrel_vlmeval")
-    return ours or (isinstance(error, (KeyError, OSError, ValueError)) and "run" not in sys.argv[1:2])
+    """Our own exceptions, files, and bad values that a ``raise`` of ours names; not what the host's runner raises.
+
+    A ValueError or KeyError that Python or a library raises is a fault in the program, and its traceback is wanted.
+    """
+    if type(error).__module__.startswith("redrel_vlmeval"):
+        return True
+    if "run" in sys.argv[1:2]:
+        return False
+    return isinstance(error, OSError) or (isinstance(error, (KeyError, ValueError)) and _raised_by_us(error))
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the innermost frame is this package's, and stopped at a ``raise`` of its own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__", "")).startswith("redrel_vlmeval"):
+        return False
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
