@@ -293,10 +293,10 @@ def test_a_hub_name_in_the_cache_loads_its_pinned_revision_without_network(whole
 # where it runs
 
 
-@pytest.mark.parametrize("bf16, dtype", [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_runs_in_bfloat16_if_it_can(monkeypatch, bf16, dtype):
+@pytest.mark.parametrize("capability, dtype", [((8, 0), torch.bfloat16), ((7, 0), torch.float16)])
+def test_a_gpu_runs_in_bfloat16_if_it_can(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: capability)
     assert (place(None, None, SMALL + 1).device, place(None, None, SMALL + 1).dtype) == ("cuda", dtype)
     assert place("cpu", None, SMALL).dtype == torch.float32
     assert place("cpu", None, SMALL + 1).dtype == torch.bfloat16

@@ -141,8 +141,9 @@ def test_a_question_whose_options_are_not_known_is_refused(classes, base, pictur
     variant = classes.TruncatedVLM(base, "ppl")
     variant.set_dump_image(Benchmark(pictures[0]).dump_image)
     other = [{"type": "text", "value": "Which?"}]
-    for dataset in (DATA, None):
-        with pytest.raises(ValueError, match="ppl: benchmark .* asks in words of its own.*run it without _ppl"):
+    benchmark = "ppl: benchmark .* asks in words of its own.*run it without _ppl"
+    for dataset, words in ((DATA, benchmark), (None, "ppl: _ppl compares the options .* give a benchmark")):
+        with pytest.raises(ValueError, match=words):
             variant.generate(other, dataset=dataset)
         variant.build_prompt(LINE, dataset=DATA)
     with pytest.raises(ValueError, match="asks in words of its own"):
