@@ -1,4 +1,4 @@
-"""The README's and docs' commands are run, their model names, options, links and the file tree compared with the disk."""
+"""Commands of README and docs are run; their names, options, links and the file tree are compared with the disk."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ import typer
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.names import parse
 
+needs_host = pytest.mark.skipif(
+    importlib.util.find_spec("vlmeval") is None, reason="needs a host (vlmeval): redrel demo runs it"
+)
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # the README first: commands of docs go on from what its own have left
@@ -91,7 +94,7 @@ def test_subcommands_and_options_exist(command: str) -> None:
     while hasattr(found, "commands") and words:
         assert words[0] in found.commands, f"{command}: no {words[0]}"
         found = found.commands[words.pop(0)]
-    known = {name for option in found.params for name in option.opts} | {"--runner"} * (found.name == "run")
+    known = {name for option in found.params for name in option.opts} | ({"--runner"} if found.name == "run" else set())
     assert {word for word in words if re.match("--?[a-z]", word)} <= known
 
 
@@ -115,40 +118,67 @@ def test_the_readme_is_short_and_leads_to_every_page_and_figure() -> None:
     assert len(ours) > 8 and {link.partition("#")[0] for link in links(Path("README.md"))} >= ours
 
 
-def as_make_demo_leaves(made: Path, outputs: Path) -> None:
-    """The quick demo, in place of the whole one, which takes minutes: its pictures are the first of the whole."""
-    assert {"sheet.xlsx", "sheet.csv", "sheet.md", "page.html", "accuracy_against_keep.png"} <= {
-        path.name for path in made.iterdir()
-    }
-    shutil.copytree(made, outputs / "demo")
-    pictures = outputs / "demo" / "LMUData" / "images"
+class Place:
+    """A folder in which commands are run one after the other, as in a clone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.outputs = folder, folder / "outputs"
+        self.said: dict[str, str] = {}
+        scripts = Path(sys.executable).parent
+        self.environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        self.environment.pop("LMUData", None)
+        (folder / "LMU").mkdir()  # in place of ~/LMUData, which belongs to whoever runs the tests
+
+    def run(self, wanted: list[str]) -> None:
+        for command in wanted:
+            words = shlex.split(command)
+            data = {} if " demo " in command else {"LMUData": str(self.folder / "LMU")}
+            settings = {"cwd": self.folder, "env": self.environment | data, "capture_output": True, "text": True}
+            done = subprocess.run(words, **settings, timeout=280)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            self.said[command] = done.stdout
+
+
+@pytest.fixture(scope="module")
+def after_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """What ``make demo`` leaves, by the quick demo, whose pictures are the first of the whole one's."""
+    place = Place(tmp_path_factory.mktemp("clone"))
+    place.run([command for command in RUNNABLE if " demo " in command])
+    shutil.copytree(place.outputs / "quick", place.outputs / "demo")
+    pictures = place.outputs / "demo" / "LMUData" / "images"
     (pictures / "RedRelShapes_MINI").rename(pictures / "RedRelShapes")
+    return place
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vlmeval") is None, reason="needs a host (vlmeval): redrel demo runs it")
-def test_redrel_commands_run_in_order_as_printed(tmp_path: Path) -> None:
-    """All in one folder, one after the other, the demo first: it leaves the outputs that others read."""
-    scripts = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment.pop("LMUData", None)
-    outputs = tmp_path / "outputs"
-    (tmp_path / "LMU").mkdir()  # in place of ~/LMUData, which belongs to whoever runs the tests
-    for command in sorted(RUNNABLE, key=lambda c: " demo " not in c):
-        words = shlex.split(command)
-        folders = {} if "demo" in words else {"LMUData": str(tmp_path / "LMU")}
-        settings = {"cwd": tmp_path, "env": environment | folders, "capture_output": True, "text": True}
-        done = subprocess.run(words, **settings, timeout=280)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        if "demo" in words:
-            as_make_demo_leaves(outputs / "quick", outputs)
-        elif "sweep" in words and "--budget" in words:
-            assert re.search(r"^attention +0 +6 ", done.stdout, re.M), done.stdout  # a cliff, as the text says
-    assert {path.name for path in tmp_path.iterdir()} == {"LMU", "outputs"}  # nothing beside what git ignores
+@pytest.fixture(scope="module")
+def after_readme(after_demo: Place) -> Place:
+    after_demo.run([command for command in RUNNABLE if command in commands(README) and " demo " not in command])
+    return after_demo
+
+
+@needs_host
+def test_the_demo_leaves_its_files(after_demo: Place) -> None:
+    made = {path.name for path in (after_demo.outputs / "quick").iterdir()}
+    assert {"sheet.xlsx", "sheet.csv", "sheet.md", "page.html", "accuracy_against_keep.png"} <= made
+
+
+@needs_host
+def test_the_readmes_commands_run_in_order_as_printed(after_readme: Place) -> None:
+    outputs = after_readme.outputs
     assert (outputs / "leaderboard.xlsx").stat().st_size > 5000
+    (swept,) = [said for command, said in after_readme.said.items() if "--budget" in command]
+    assert re.search(r"^attention +0 +6 ", swept, re.M), swept  # a cliff layer, which --limit 40 would not show
     explained = sorted((outputs / "explained").glob("redrel_tiny_trunc_l2_k8_RedRelShapes_MINI_*.html"))
     assert len(explained) == 3
     assert f"explained/{explained[0].name}" in (outputs / "linked.html").read_text(encoding="utf-8")
-    assert (outputs / "drawn" / "redrel_tiny_picture_decoder_elementwise.png").stat().st_size > 5000
+
+
+@needs_host
+def test_the_docs_commands_go_on_from_the_readmes(after_readme: Place) -> None:
+    after_readme.run([command for command in RUNNABLE if command not in after_readme.said])
+    assert set(after_readme.said) == set(RUNNABLE)
+    assert (after_readme.outputs / "drawn" / "redrel_tiny_picture_decoder_elementwise.png").stat().st_size > 5000
+    assert {path.name for path in after_readme.folder.iterdir()} == {"LMU", "outputs"}  # all else git would show
 
 
 def test_the_file_tree_is_the_disk() -> None:
