@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval import gpus
 from redrel_vlmeval.benchmodels import Subject
 from redrel_vlmeval.efficiency import Meter, kv_bytes
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.decoders import find_decoder
 
 PUBLISHED_BAR, IDLE_BAR = 0.95, 1.03
-ALL, GONE = "K = all", "untouched, hooks gone"
+ALL, GONE = "K = all", "base, hooks gone"
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Check:
 def make_arms(subject: Subject, settings: tuple[str, ...]) -> list[Arm]:
     """Untouched first and once more when all hooks are gone; the variants and the published way in between."""
     model, decoder = subject.model, find_decoder(subject.model)
-    arms = [Arm("untouched", None, nullcontext)]
+    arms = [Arm("base", None, nullcontext)]
     images = int(decoder.image_mask(subject.inputs["input_ids"]).sum())
     everything = f"l{min(5, len(decoder.blocks) - 1)}_k{images}"
     for setting in settings:
@@ -121,7 +122,7 @@ def count_flops(subject: Subject, arm: Arm) -> int:
 
 def measure_peak(subject: Subject, arm: Arm) -> int | None:
     """Bytes at the peak of one prefill: allocated on a GPU; above the resident set before it on Linux; else None."""
-    weights = torch.cuda.memory_allocated() if next(subject.model.parameters()).is_cuda else 0
+    weights = gpus.held(gpus.gpus(subject.model))
 
     def prefill() -> None:
         with arm.context():
@@ -133,11 +134,10 @@ def measure_peak(subject: Subject, arm: Arm) -> int | None:
 
 def peak_above(model: Any, run: Callable[[], Any]) -> int | None:
     """Bytes at the peak of ``run`` above what was held before it; None where the system does not tell."""
-    if next(model.parameters()).is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    if devices := gpus.gpus(model):
+        before = gpus.start_peak(devices)
         run()
-        return int(torch.cuda.max_memory_allocated()) - before
+        return gpus.peak(devices, before)
     try:
         _return_free_memory()
         Path("/proc/self/clear_refs").write_text("5")
@@ -187,7 +187,7 @@ def bench(
 
 
 def table(arms: list[Arm]) -> list[dict[str, Any]]:
-    """One row per arm: medians, ratios to the untouched model, the FLOPs ratio as the limit, memory."""
+    """One row per arm: medians, ratios to the base, the FLOPs ratio as the limit, memory."""
     base = arms[0]
     rows = []
     for arm in arms:
@@ -213,13 +213,13 @@ def table(arms: list[Arm]) -> list[dict[str, Any]]:
 def checks(arms: list[Arm], bars: dict[str, float], race: bool = True) -> list[Check]:
     """``bars`` on prefill against the FLOPs ratio, ``race`` against the published way and on idle hooks."""
     by = {arm.name: arm for arm in arms}
-    base = by["untouched"]
+    base = by["base"]
     found = []
     for setting, bar in bars.items():
         if setting in by:
             limit = by[setting].flops / base.flops
             value = by[setting].prefill_over(base) / limit
-            found.append(Check(f"{setting}: prefill over untouched / FLOPs ratio", value, f"<= {bar}", value <= bar))
+            found.append(Check(f"{setting}: prefill over base / FLOPs ratio", value, f"<= {bar}", value <= bar))
     for name, arm in by.items():
         if race and name.startswith("published ") and arm.setting in by:
             variant = by[arm.setting]
@@ -229,5 +229,5 @@ def checks(arms: list[Arm], bars: dict[str, float], race: bool = True) -> list[C
             )
         if race and name in (ALL, GONE):
             value = arm.prefill_over(base)
-            found.append(Check(f"{name}: prefill over untouched", value, f"<= {IDLE_BAR}", value <= IDLE_BAR))
+            found.append(Check(f"{name}: prefill over base", value, f"<= {IDLE_BAR}", value <= IDLE_BAR))
     return found

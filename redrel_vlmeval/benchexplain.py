@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from tabulate import tabulate
 
+from redrel_vlmeval import gpus
 from redrel_vlmeval.bench import Check, peak_above
 from redrel_vlmeval.benchmodels import Subject
 from redrel_vlmeval.benchtable import Request, heading
@@ -123,11 +124,11 @@ def measure(asked: Asked, rounds: int, tick: Callable[[str], None] = lambda _: N
 
 
 def _timed(asked: Asked, work: Callable[[], Any]) -> float:
-    wait = torch.cuda.synchronize if next(asked.model.parameters()).is_cuda else lambda: None
-    wait()
+    devices = gpus.gpus(asked.model)
+    gpus.wait(devices)
     began = time.perf_counter()
     work()
-    wait()
+    gpus.wait(devices)
     return time.perf_counter() - began
 
 

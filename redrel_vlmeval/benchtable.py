@@ -73,7 +73,7 @@ def heading(model: torch.nn.Module, what: str, rounds: int, question: str) -> st
     """Where and on what it was measured."""
     parameter = next(model.parameters())
     device = (
-        torch.cuda.get_device_name()
+        torch.cuda.get_device_name(parameter.device)
         if parameter.is_cuda
         else f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
     )

@@ -55,7 +55,7 @@ def compare(results: Results) -> pd.DataFrame:
             if isinstance(outcome, statistics.Comparison):
                 lines[i] = _line(results, row, outcome, corrected[i], len(tested))
             elif row["model"] == row["base"]:
-                lines[i] = {"verdict": "baseline" if row["model"] in bases and row["status"] == "ok" else None}
+                lines[i] = {"verdict": "base" if row["model"] in bases and row["status"] == "ok" else None}
             else:
                 lines[i] = {"verdict": f"{NO_TEST}: {outcome}"}
     return pd.DataFrame.from_dict(lines, orient="index", columns=COLUMNS).reindex(rows.index)

@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from redrel_vlmeval import gpus
 from redrel_vlmeval.locking import lock
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation.adapter import BlockShape, Decoder
@@ -72,18 +72,16 @@ class Meter:
             self.model.register_forward_pre_hook(self._start, with_kwargs=True),
             self.model.register_forward_hook(self._stop),
         ]
-        _wait(self.model)
-        if next(self.model.parameters()).is_cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+        self._gpus = gpus.gpus(self.model)
+        gpus.wait(self._gpus)
+        self._before = gpus.start_peak(self._gpus)
         self._entered = time.perf_counter()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        _wait(self.model)
+        gpus.wait(self._gpus)
         self.total = time.perf_counter() - self._entered
-        if next(self.model.parameters()).is_cuda:
-            self.peak_bytes = int(torch.cuda.max_memory_allocated() - self._before)
+        self.peak_bytes = gpus.peak(self._gpus, self._before)
         if self.decoder is not None and self._cache is not None:
             self.kv_bytes = self.decoder.held_bytes(self._cache)
         self._cache = None
@@ -97,11 +95,11 @@ class Meter:
                 images = int(self.decoder.image_mask(call.input_ids[:1]).sum())
                 blocks = len(self.decoder.blocks)
                 self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
-        _wait(self.model)
+        gpus.wait(self._gpus)
         self._began = time.perf_counter()
 
     def _stop(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        _wait(self.model)
+        gpus.wait(self._gpus)
         self.seconds.append(time.perf_counter() - self._began)
         if self.decoder is not None:
             self._cache = self.decoder.cache_after(output, getattr(output, "past_key_values", None))
@@ -118,12 +116,6 @@ class Meter:
 
 # Of a record's entries, those that a clock or the machine's memory gives, and no arithmetic.
 MEASURED = ("prefill_ms", "decode_ms_per_token", "seconds", "kv_bytes_measured", "peak_bytes")
-
-
-def _wait(model: nn.Module) -> None:
-    """Let a GPU finish, so that a clock reads what was done and not what was queued."""
-    if next(model.parameters()).is_cuda:
-        torch.cuda.synchronize()
 
 
 def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None) -> dict[str, Any]:

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; markers differ too, for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+RING = "ring"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: dict[str, Any] = {
     "attention": "-", "random": (0, (1, 1.5)), "uniform": (0, (5, 2)), "lowest": (0, (3, 1, 1, 1)),
 }  # fmt: skip
+# Points that lines stand apart sideways, all of them together at most the second number: equal scores stay visible.
+STEP, SPREAD = 2.4, 12.0
 RULE_MARKERS = {"random": "x", "uniform": "+", "lowest": "*"}  # a control is often one point, without a line to see
 NEEDED = ("L", "K", "value")
 
@@ -31,7 +36,8 @@ def accuracy_against_keep(
 
     Args:
         frame: columns L, K, value; optional rule (line style), n, and category ('' or missing: all questions). Each
-            category gets a panel of its own after the one of all questions.
+            category gets a panel of its own after the one of all questions. Optional low and high (points): the ends
+            of each score's 95 % interval, drawn as whiskers.
         baseline: score without truncation, dashed; by category where a mapping is given ('' for all questions).
         path: PNG file; it appears whole or not at all.
         title: heading above all panels.
@@ -78,7 +84,7 @@ def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Fi
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     layers = sorted(frame["L"].unique())
-    styles = {layer: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, layer in enumerate(layers)}
+    styles = {layer: (COLORS[i % len(COLORS)], _of_layer(layer, i)) for i, layer in enumerate(layers)}
     axes = list(grid.flat)
     for axis, panel in zip(axes, panels, strict=False):
         _panel(axis, frame[frame["category"] == panel], baselines.get(panel), styles)
@@ -89,7 +95,7 @@ def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Fi
     heading = figure.suptitle(title, fontsize=12, fontweight="bold", y=1 - 0.12 / height, va="top")
     heading.set_in_layout(False)  # its strip is left free below, and would be counted twice
     rules = list(dict.fromkeys(sorted(frame["rule"], key=lambda rule: (rule != "attention", rule))))
-    handles = _legend(styles, rules, bool(baselines))
+    handles = _legend(styles, rules, bool(baselines), bool(_known(frame)))
     columns = min(len(handles), int(width / 1.45))
     figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
     rows = ceil(len(handles) / columns)
@@ -98,17 +104,35 @@ def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Fi
 
 
 def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mapping) -> None:
-    for layer, rule in sorted(set(zip(rows["L"], rows["rule"], strict=True))):
+    lines = sorted(set(zip(rows["L"], rows["rule"], strict=True)))
+    for place, (layer, rule) in enumerate(lines):
         line = rows[(rows["L"] == layer) & (rows["rule"] == rule)].sort_values("K")
         color, marker = styles[layer]
-        axis.plot(
-            line["K"], line["value"], color=color, linewidth=1.6, linestyle=_dash(rule), **_marker(rule, marker, color)
-        )
+        aside = (place - (len(lines) - 1) / 2) * min(STEP, SPREAD / len(lines)) / 72
+        beside = axis.transData + ScaledTranslation(aside, 0, axis.figure.dpi_scale_trans)
+        look = {"color": color, "linewidth": 1.6, "linestyle": _dash(rule), **_marker(rule, marker, color)}
+        drawn: list[Artist] = [*axis.plot(line["K"], line["value"], **look)]
+        if known := _known(line):
+            ends = line.loc[:, list(known)]
+            drawn.append(axis.vlines(line["K"], ends["low"], ends["high"], color=color, linewidth=0.8, alpha=0.8))
+        for artist in drawn:  # moved only now: an axis takes its limits from what is drawn on its own scale
+            artist.set_transform(beside)
     if baseline is not None:
         axis.axhline(baseline, color="#555555", linestyle=(0, (6, 3)), linewidth=1.2, zorder=1)
     axis.grid(True, color="#e5e5e5", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _of_layer(layer: int, place: int) -> str:
+    """A marker for each layer; a hollow ring for L = 0, before the first block, which shows what lies beneath."""
+    return RING if layer == 0 else MARKERS[place % len(MARKERS)]
+
+
+def _known(rows: pd.DataFrame) -> tuple[str, ...]:
+    """The columns of the interval, where there are any."""
+    names = ("low", "high")
+    return names if set(names) <= set(rows.columns) and bool(rows[list(names)].notna().all(axis=1).any()) else ()
 
 
 def _dash(rule: str) -> Any:
@@ -117,6 +141,8 @@ def _dash(rule: str) -> Any:
 
 def _marker(rule: str, of_layer: str, color: str) -> dict[str, Any]:
     """How a point looks: the layer's filled marker for attention ranking, the rule's hollow one for a control."""
+    if rule == "attention" and of_layer == RING:
+        return {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
     if rule == "attention":
         return {"marker": of_layer, "markersize": 5, "markerfacecolor": color}
     return {"marker": RULE_MARKERS.get(rule, "d"), "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.4}
@@ -145,16 +171,16 @@ def _scales(axes: list[Axes], across: int, frame: pd.DataFrame) -> None:
         # Panels above a gap in the last row carry their own labels, shared axes would hide them.
         if number + across >= len(axes):
             axis.tick_params(labelbottom=True)
-            axis.set_xlabel("image tokens kept, K")
+            axis.set_xlabel("image tokens kept, K" + (" (log scale)" if doubling else ""))
         if number % across == 0:
             axis.set_ylabel("accuracy (points)")
 
 
-def _legend(styles: Mapping, rules: list[str], with_baseline: bool) -> list[Line2D]:
+def _legend(styles: Mapping, rules: list[str], with_baseline: bool, with_interval: bool) -> list[Line2D]:
     plain = len(rules) == 1
     dash = _dash(rules[0] if plain else "attention")
     handles = [
-        Line2D([], [], color=color, marker=marker, linestyle=dash, label=f"L = {layer}")
+        Line2D([], [], color=color, linestyle=dash, label=f"L = {layer}", **_marker("attention", marker, color))
         for layer, (color, marker) in styles.items()
     ]
     if not plain or rules != ["attention"]:
@@ -162,6 +188,9 @@ def _legend(styles: Mapping, rules: list[str], with_baseline: bool) -> list[Line
         for rule in rules:
             look = {} if rule == "attention" else _marker(rule, "", grey)
             handles.append(Line2D([], [], color=grey, linestyle=_dash(rule), label=rule, **look))
+    if with_interval:
+        whisker = {"marker": "|", "markersize": 12, "markeredgewidth": 0.8, "linestyle": ""}
+        handles.append(Line2D([], [], color="#777777", label="95 % interval", **whisker))  # type: ignore[arg-type]
     if with_baseline:
         handles.append(Line2D([], [], color="#555555", linestyle=(0, (6, 3)), label="not truncated"))
     return handles

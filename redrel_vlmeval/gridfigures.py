@@ -9,27 +9,29 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from redrel_vlmeval.figures import COLORS, MARKERS, RULE_MARKERS
+from redrel_vlmeval.palette import DIVERGING
 from redrel_vlmeval.writing import atomically
 
 BASELINE: dict[str, Any] = {"color": "#444444", "linestyle": (0, (6, 3)), "linewidth": 1.2}
+DIFFERENCES = LinearSegmentedColormap.from_list("differences", [f"#{stop}" for stop in DIVERGING])
 WORDS = {"attention": "ranked by attention", "random": "random", "uniform": "uniform", "lowest": "lowest attention"}
 
 
 def accuracy_over_layers(
     frame: pd.DataFrame, stem: str | Path, title: str, published: pd.DataFrame | None = None
 ) -> list[Path]:
-    """Accuracy against L, one line per K, one panel per rule, with bands and the baseline; PNG and SVG.
+    """Accuracy against L, one line per K, one panel per rule, with bands and the base; PNG and SVG.
 
     Args:
-        frame: as :func:`cliffs.curves`; a band is the 95 % interval of the difference to the baseline.
+        frame: as :func:`cliffs.curves`; a band is the 95 % interval of the difference to the base.
         stem: path without ending.
         published: columns L, K, value: reference numbers of the same base and benchmark, drawn hollow.
 
@@ -59,7 +61,7 @@ def accuracy_over_layers(
     if published is not None and not published.empty:
         hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], color="#444444", label="published", **hollow))  # type: ignore[arg-type]
-    note = "bands: 95 % interval of the difference to the baseline"
+    note = "bands: 95 % interval of the difference to the base"
     return _finish(figure, title, handles, note, stem)
 
 
@@ -98,7 +100,7 @@ def _layer_axis(axis: Axes, frame: pd.DataFrame) -> None:
 
 
 def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -> list[Path]:
-    """Points to the baseline in every cell of the grid, L across, K up; a dot where not worse by ``margin`` points.
+    """Points to the base in every cell of the grid, L across, K up; a dot where not worse by ``margin`` points.
 
     Raises:
         ValueError: nothing to draw. OSError: a file cannot be written.
@@ -114,7 +116,7 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
     for axis, rule in zip(axes, rules, strict=True):
         rows = _of_rule(frame, rule)
         table = rows.pivot(index="K", columns="L", values="delta").reindex(index=keeps, columns=layers)
-        picture = axis.imshow(table, cmap=colormaps["RdBu"], norm=scale, origin="lower", aspect="auto")
+        picture = axis.imshow(table, cmap=DIFFERENCES, norm=scale, origin="lower", aspect="auto")
         for row in rows.to_dict("records"):
             _cell(axis, layers.index(row["L"]), keeps.index(row["K"]), float(row["delta"]), reach, len(layers) <= 16)
         for number in rows.index[rows["p not worse"] < 0.05]:
@@ -125,9 +127,9 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
         axis.set_ylabel("image tokens kept, K")
         axis.set_title(WORDS[rule], fontsize=10, loc="left")
         axis.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=axes, label="points to baseline", pad=0.02, aspect=12 * len(axes))
+    figure.colorbar(picture, ax=axes, label="points to the base", pad=0.02, aspect=12 * len(axes))
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
-    note = f"dot: not worse than the baseline by {margin:g} points or more (one-sided 5 %, each cell alone)"
+    note = f"dot: not worse than the base by {margin:g} points or more (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
 
 

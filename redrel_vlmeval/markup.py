@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import ceil
 
 import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
+from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards import columns
+from redrel_vlmeval.boards.leaders import two_words
 from redrel_vlmeval.boards.table import Table
 
-# Rows of a table on one page of LaTeX, and of a long table in running text; a csv has all.
+# Lines of a table on one page of LaTeX, and rows of a long table in running text; a csv has all.
 PAGE = 40
 MOST = 200
-GREY = "gray"
+# LaTeX wraps the texts of a column whose longest has more characters than this; of one text a page is shown at most.
+LINE = 60
+WHOLE_PAGE = 2000
+GREY = r"\textcolor[HTML]{595959}"
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -24,7 +31,7 @@ HEAD = r"""\documentclass{article}
 \usepackage[utf8]{inputenc}
 \usepackage{textcomp}
 \usepackage[a4paper,landscape,margin=12mm]{geometry}
-\usepackage{booktabs,graphicx,xcolor}
+\usepackage{array,booktabs,graphicx,xcolor}
 \begin{document}
 """
 
@@ -71,8 +78,11 @@ def document(tables: Iterable[Table]) -> str:
 
 
 def latex(table: Table) -> str:
-    r"""One table for ``\input``: needs booktabs, graphicx and xcolor; best in bold, printed rows grey."""
-    shown = columns.cells(table.frame.iloc[:MOST], 90)
+    r"""One table for ``\input``: needs array, booktabs, graphicx and xcolor; best in bold, printed rows grey.
+
+    A verdict is told in two words, as its delta, interval and p stand beside it; long texts are wrapped, not cut.
+    """
+    shown = columns.cells(_without_sentences(table.frame.iloc[:MOST]), WHOLE_PAGE)
     rows = [_tex_row(table, position, cells) for position, cells in enumerate(shown)]
     told = [*table.remarks, *_cut(table)]
     below = "".join(f"\n\\par\\smallskip {{\\footnotesize {tex(line)}.}}" for line in told)
@@ -81,17 +91,45 @@ def latex(table: Table) -> str:
         return f"{title}\\section*{{{tex(table.name)}}}\n{tex(table.caption)}.{below}\n\\clearpage\n"
     headers = [columns.statistic(str(name)) or str(name) for name in table.frame.columns]
     heading = " & ".join(tex(name) for name in headers) + r" \\"
-    align = "".join("r" if _numeric(table, str(name)) else "l" for name in table.frame.columns)
+    align = "".join(_align(table, str(name), texts) for name, *texts in zip(table.frame.columns, *shown, strict=True))
     parts = []
-    for start in range(0, len(rows), PAGE):
+    for start, end in _pages(shown):
         caption = tex(f"{table.name}: {table.caption}") + (", continued" if start else "")
-        body = "\n".join(rows[start : start + PAGE])
+        body = "\n".join(rows[start:end])
         parts.append(
             f"\\begin{{table}}[p]\n\\centering\n\\caption{{{caption}.}}\n\\resizebox{{\\ifdim\\width>\\linewidth"
             f"\\linewidth\\else\\width\\fi}}{{!}}{{%\n\\begin{{tabular}}{{{align}}}\n\\toprule\n{heading}\n\\midrule\n"
-            f"{body}\n\\bottomrule\n\\end{{tabular}}}}{below if start + PAGE >= len(rows) else ''}\n\\end{{table}}\n"
+            f"{body}\n\\bottomrule\n\\end{{tabular}}}}{below if end == len(rows) else ''}\n\\end{{table}}\n"
         )
     return title + "".join(parts) + "\\clearpage\n"
+
+
+def _without_sentences(frame: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts in two words; why there is no test stays whole."""
+    names = [name for name in frame.columns if columns.statistic(str(name)) == "verdict"]
+    return frame.assign(**{name: frame[name].map(_short) for name in names})
+
+
+def _short(text: object) -> object:
+    return text if isinstance(text, str) and text.startswith(comparisons.NO_TEST) else two_words(text)
+
+
+def _align(table: Table, name: str, texts: list[str]) -> str:
+    if _numeric(table, name):
+        return "r"
+    return r">{\raggedright\arraybackslash}p{95mm}" if max(map(len, texts)) > LINE else "l"
+
+
+def _pages(shown: list[list[str]]) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each page."""
+    start = used = 0
+    for position, cells in enumerate(shown):
+        lines = max(ceil(len(cell) / LINE) or 1 for cell in cells)
+        if used and used + lines > PAGE:
+            yield start, position
+            start, used = position, 0
+        used += lines
+    yield start, len(shown)
 
 
 def _tex_row(table: Table, position: int, cells: list[str]) -> str:
@@ -100,7 +138,7 @@ def _tex_row(table: Table, position: int, cells: list[str]) -> str:
         text = tex(cell)
         if text and (position, str(name)) in table.bold:
             text = f"\\textbf{{{text}}}"
-        shown.append(f"\\textcolor{{{GREY}}}{{{text}}}" if text and position in table.grey else text)
+        shown.append(f"{GREY}{{{text}}}" if text and position in table.grey else text)
     return " & ".join(shown) + r" \\"
 
 

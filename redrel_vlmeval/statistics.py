@@ -188,7 +188,7 @@ def sentence(comparison: Comparison, corrected: float, variants: int = 1) -> str
     equals = "" if comparison.p < 0.001 else "= "
     found = f"{comparison.difference:+.1f} ({span}), p {equals}{p_text(comparison.p)}{after}"
     flips = f"{comparison.up} up / {comparison.down} down{units}"
-    return f"{found}, {flips}: {verdict(comparison, corrected)} the baseline"
+    return f"{found}, {flips}: {verdict(comparison, corrected)} the base"
 
 
 def p_text(value: float) -> str:

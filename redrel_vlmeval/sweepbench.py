@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from tabulate import tabulate
 
+from redrel_vlmeval import gpus
 from redrel_vlmeval.bench import Check, peak_above
 from redrel_vlmeval.benchmodels import Subject
 from redrel_vlmeval.benchtable import Request, heading
@@ -132,13 +133,13 @@ def bench(
 
     def sweep() -> None:
         tick("the sweep")
-        answers, seconds = _timed(lambda: whole.answer({}))
+        answers, seconds = _timed(host, lambda: whole.answer({}))
         found.sweep.append(seconds)
         said.update({setting: answer.text for setting, answer in answers.items()})
 
     def sweep_with_less() -> None:
         tick("the sweep with one K less")
-        found.less.append(_timed(lambda: less.answer({}))[1] if less else 0.0)
+        found.less.append(_timed(host, lambda: less.answer({}))[1] if less else 0.0)
 
     def one_by_one() -> None:
         alone = {}
@@ -166,19 +167,18 @@ def bench(
     return found
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
+    devices = gpus.gpus(host.model)
+    gpus.wait(devices)
     began = time.perf_counter()
     result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    gpus.wait(devices)
     return result, time.perf_counter() - began
 
 
 def _alone(host: Asked, context: Any, **forward: Any) -> tuple[float, str]:
     with context:
-        text, seconds = _timed(lambda: host.generate(**forward))
+        text, seconds = _timed(host, lambda: host.generate(**forward))
     return seconds, text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from math import ceil
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,17 +18,18 @@ from openpyxl.worksheet.page import PageMargins
 from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
-from redrel_vlmeval.boards.columns import number_format, statistic
+from redrel_vlmeval.boards.columns import number_format, statistic, yes_no
 from redrel_vlmeval.boards.leaders import two_words
 from redrel_vlmeval.boards.table import Table
+from redrel_vlmeval.palette import DIVERGING
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
 STATE_FILLS = {"failed": "F8CBAD", "no rule": "E2EFDA", "partial": "FFE699", "running": "DDEBF7"}
-RED, GREEN, GREY = "9C0006", "006100", "7F7F7F"
+RED, GREEN, GREY = "9C0006", "006100", "595959"
 VERDICTS = {"worse": RED, "better": GREEN}
-# Low, middle and high of a heat map: told apart by every kind of colour vision.
-HEAT = ("F4A582", "FFFFFF", "92C5DE")
+# Low, middle and high of a heat map: no darker than black numbers can be read on.
+HEAT = DIVERGING[2], DIVERGING[4], DIVERGING[6]
 # With more score columns than this, the verdict's sentence is folded; the colour of the delta tells it.
 SENTENCES = 2
 DETAILS = ("CI low", "CI high", "up", "down", "p")
@@ -37,6 +38,7 @@ WRAPPED = {"verdict": 50, "note": 50, "question": 60, "options": 30, "prediction
 WIDEST = 44
 ALIGNMENTS = {
     "top": Alignment(vertical="top"),
+    "number": Alignment(vertical="top", horizontal="right", indent=1),
     "left": Alignment(vertical="top", horizontal="left", indent=1),
     "wrap": Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1),
 }
@@ -81,7 +83,8 @@ def _fill(sheet: Worksheet, table: Table) -> None:
     sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
     sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
     sheet.page_margins = PageMargins(left=0.4, right=0.4, top=0.5, bottom=0.75)
-    if sheet.oddFooter and sheet.oddFooter.center:
+    # A footer without text yet is falsy.
+    if sheet.oddFooter is not None and sheet.oddFooter.center is not None:
         sheet.oddFooter.center.text = "&A, page &P of &N"
 
 
@@ -114,10 +117,10 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
             if cell.value is None and not grey:
                 continue
             strong = (position, names[number]) in table.bold or (number == 0 and _is_base(names, row))
-            if isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool):
+            if isinstance(cell.value, (int, float)):
                 length, numeric[number] = 7, True
                 colour = deltas.get((position, number)) if isinstance(cell.value, float) else None
-                look = _Look("top", formats[number], colour, None, strong, grey)
+                look = _Look("number", formats[number], colour, None, strong, grey)
             else:
                 length = max(map(len, str(cell.value or "").split("\n")))
                 # Text is set off from the number that ends at its left.
@@ -126,7 +129,7 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
             longest[number] = max(longest[number], length)
             painter.paint(cell, look)
     for number, right in enumerate(numeric, start=1):
-        side: dict[str, Any] = {"horizontal": "right"} if right else {"horizontal": "left", "indent": int(number > 1)}
+        side: dict[str, Any] = {"horizontal": "right" if right else "left", "indent": int(right or number > 1)}
         sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
     return longest
 
@@ -218,18 +221,20 @@ def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]
         if _kind(name) not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
             continue
         for position, value in enumerate(table.frame[name]):
-            if isinstance(value, str) and (lines := min(_lines(value, width - 1), MOST_LINES)) > 1:
+            # A column is as wide as that many digits; of text, with its spaces, a tenth more fits.
+            if isinstance(value, str) and (lines := min(_lines(value, int(1.1 * (width - 1))), MOST_LINES)) > 1:
                 row = sheet.row_dimensions[position + 2]
                 row.height = max(row.height or 0, LINE * lines)
 
 
 def _lines(text: str, width: int) -> int:
-    """Lines that a text takes; breaks between words waste about a tenth of each."""
-    return sum(max(1, ceil(1.1 * len(line) / max(width, 1))) for line in text.split("\n"))
+    """Lines that a text takes when it is broken between words."""
+    width = max(width, 1)
+    return sum(len(wrap(line, width)) if len(line) > width else 1 for line in text.split("\n"))
 
 
 def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
-    """A colour scale of its own for each block, white at the untouched model's score; a line above each block."""
+    """A colour scale of its own for each block, white at the base's score; a line above each block."""
     if not table.heat_columns:
         return
     first = get_column_letter(names.index(table.heat_columns[0]) + 1)
@@ -268,9 +273,10 @@ def _put(cell: Any, value: Any) -> Cell:
     """Sets a value; text that begins with '=' stays text, and what a workbook cannot hold is dropped."""
     item = getattr(value, "item", None)
     value = item() if callable(item) else value
+    value = yes_no(value)
     if value is None or value != value:
         return cell
-    if isinstance(value, (bool, int, float)) and value not in (float("inf"), float("-inf")):
+    if isinstance(value, (int, float)) and value not in (float("inf"), float("-inf")):
         cell.value = value
     else:
         text = str(value).encode(errors="replace").decode()

@@ -48,7 +48,7 @@ def stored(
 
 def truncated(path: Path | None = None, keep: tuple[int, ...] = (13, 20), **options: Any) -> Stored:
     """The same under ``l2_k<keep>``: blocks after 2 hold the kept tokens only."""
-    made = stored(None, model="a_model_trunc_l2_k2", variant="l2_k2", kept={"2": list(keep)}, **options)
+    made = stored(None, model="a_model_trunc_l2_k2", variant="a_model_trunc_l2_k2", kept={"2": list(keep)}, **options)
     for name, values in made.arrays.items():
         if name.startswith("maps/"):
             gone = np.setdiff1d(np.arange(values.shape[-1]), keep)

@@ -125,7 +125,7 @@ def test_an_answer_split_differently_in_context_is_taken_as_the_model_would_say_
 def test_answers_that_cannot_be_read(llava: TinyModel) -> None:
     bare = ask_tiny(llava)
     asked = replace(bare, tokenizer=Pieces())
-    with pytest.raises(ExplainError, match="shows no tokenizer: give the answer as token ids"):
+    with pytest.raises(ExplainError, match="shows no tokenizer: only its own answer"):
         choose_answer(bare, "B")
     with pytest.raises(ExplainError, match="answer 'x': its tokens do not read the same again"):
         choose_answer(asked, "x")

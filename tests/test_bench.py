@@ -16,18 +16,18 @@ def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) 
     seen: list[str] = []
     subject = benchmodels.llava_subject(llava.model, {"l2_k5": 1.5})
     arms = bench.bench(subject, ("l2_k5", "l1_k0"), rounds=2, new_tokens=3, tick=seen.append)
-    names = ["untouched", "l2_k5", "l1_k0", "K = all", "published l2_k5", "published l1_k0", "untouched, hooks gone"]
+    names = ["base", "l2_k5", "l1_k0", "K = all", "published l2_k5", "published l1_k0", "base, hooks gone"]
     assert [arm.name for arm in arms] == names
     assert all(len(arm.prefill) == len(arm.decode) == 2 for arm in arms)
     assert llava.model.config._attn_implementation == "sdpa"
     assert len(seen) == 3 * len(arms)
     by = {arm.name: arm for arm in arms}
-    assert by["untouched"].flops == by["untouched, hooks gone"].flops > by["l2_k5"].flops > by["l1_k0"].flops
-    assert by["untouched"].kv == by["published l2_k5"].kv > by["l2_k5"].kv > by["l1_k0"].kv
+    assert by["base"].flops == by["base, hooks gone"].flops > by["l2_k5"].flops > by["l1_k0"].flops
+    assert by["base"].kv == by["published l2_k5"].kv > by["l2_k5"].kv > by["l1_k0"].kv
     rows = bench.table(arms)
     assert rows[0]["prefill ratio"] == 1
-    assert rows[1]["FLOPs ratio"] == by["l2_k5"].flops / by["untouched"].flops
-    assert "l2_k5: prefill over untouched / FLOPs ratio" in [check.what for check in bench.checks(arms, subject.bars)]
+    assert rows[1]["FLOPs ratio"] == by["l2_k5"].flops / by["base"].flops
+    assert "l2_k5: prefill over base / FLOPs ratio" in [check.what for check in bench.checks(arms, subject.bars)]
 
 
 def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Arm:
@@ -36,7 +36,7 @@ def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Ar
 
 @pytest.mark.parametrize(("prefill", "holds"), [(52.0, True), (53.0, False)])
 def test_a_bar_is_missed_where_it_should_be(prefill: float, holds: bool) -> None:
-    arms = [arm("untouched", 100, 1000), arm("l5_k128", prefill, 500, "l5_k128")]
+    arms = [arm("base", 100, 1000), arm("l5_k128", prefill, 500, "l5_k128")]
     (check,) = bench.checks(arms, {"l5_k128": 1.05})
     assert check.holds is holds
     assert check.value == prefill / 100 / 0.5
@@ -45,7 +45,7 @@ def test_a_bar_is_missed_where_it_should_be(prefill: float, holds: bool) -> None
 def test_the_published_way_must_be_beaten_by_what_the_flops_allow() -> None:
     for published, holds in ((191.0, True), (189.0, False)):
         arms = [
-            arm("untouched", 100, 1000),
+            arm("base", 100, 1000),
             arm("l9_k1", 100, 500, "l9_k1"),
             arm("published l9_k1", published, 0, "l9_k1"),
         ]

@@ -37,10 +37,10 @@ def test_each_variant_is_tested_and_corrected_for_the_others(tmp_path: Path) -> 
     alone = statistics.compare(RIGHT, WORSE)
     assert (worse["up"], worse["down"], worse["p"]) == (0, 15, alone.p) and worse["p (Holm)"] == 2 * alone.p
     assert (worse["CI low"], worse["CI high"]) == (alone.low, alone.high)
-    assert worse["verdict"].endswith("(Holm < .001 over 2), 0 up / 15 down: worse than the baseline")
+    assert worse["verdict"].endswith("(Holm < .001 over 2), 0 up / 15 down: worse than the base")
     assert (same["up"], same["down"], same["p"], same["p (Holm)"]) == (1, 1, 1, 1)
-    assert same["verdict"].endswith("1 up / 1 down: not separable from the baseline")
-    assert row(tmp_path, BASE)["verdict"] == "baseline"
+    assert same["verdict"].endswith("1 up / 1 down: not separable from the base")
+    assert row(tmp_path, BASE)["verdict"] == "base"
 
 
 def test_questions_are_paired_by_index_not_by_place(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_failed_missing_and_differing_cells_say_so(tmp_path: Path) -> None:
     host.scored(tmp_path / late, late, "Y", 0.5)
     board = sheets.leaderboard(read(tmp_path)).set_index("model")
     assert board["X verdict"].to_dict() == {
-        BASE: "baseline",
+        BASE: "base",
         host.VARIANT: "no test: device differs (cuda; base cpu)",
         bad: "no test: failed",
         late: "no test: not run",

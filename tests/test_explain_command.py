@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 
 from redrel_vlmeval import cli
 from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.explain import command, items
+from redrel_vlmeval.explain import command, drawing, items
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import Request
 from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.explain.items import Item
 from redrel_vlmeval.explain.job import Job
-from redrel_vlmeval.explain.store import load
+from redrel_vlmeval.explain.store import Stored, load, save
 
 TINY, CUT = "redrel_tiny", "redrel_tiny_trunc_l2_k8"
 ONE = Request(methods=("attn_grad",), where=("decoder",))
@@ -121,7 +121,7 @@ def test_one_question_leaves_maps_figures_and_page_and_is_not_made_twice(built: 
     job = Job(TINY, tmp_path / "out", [picture(tmp_path)], ["What color is the square?"], request=ONE)
     code, text = said(command.cam, job)
     stem = "redrel_tiny_a-picture"
-    assert code == 0 and "1 explanations written" in text
+    assert code == 0 and "1 explanation written" in text
     assert names(job.output, "npz") == [f"{stem}.npz"] and names(job.output, "json") == [f"{stem}.json"]
     assert names(job.output, "p*[gf]") == [f"{stem}_decoder_attn_grad.pdf", f"{stem}_decoder_attn_grad.png"]
     assert names(job.output, "html") == [f"{stem}.html"]
@@ -133,10 +133,16 @@ def test_one_question_leaves_maps_figures_and_page_and_is_not_made_twice(built: 
     assert (job.output / f"{stem}.npz").stat().st_mtime_ns == before
     scenes.render([scenes.Thing(9, "square", "red")]).save(job.images[0])
     said(command.cam, job)
-    assert load(job.output / f"{stem}.npz").manifest["reply"] == "red", "another picture under the same name"
+    assert load(job.output / f"{stem}_2.npz").manifest["reply"] == "red", "another picture under the same name"
+    assert load(job.output / f"{stem}.npz").manifest["reply"] == "blue" and f"{stem}_2.html" in names(
+        job.output, "html"
+    )
+    assert "1 were there already" in said(command.cam, job)[1]
     other = Job(TINY, job.output, job.images, job.questions, request=Request(methods=("attn",), where=("decoder",)))
     assert "there already" not in said(command.cam, other)[1]
-    assert set(load(job.output / f"{stem}.npz").manifest["maps"]) == {"decoder/attn"}
+    assert set(load(job.output / f"{stem}_2.npz").manifest["maps"]) == {"decoder/attn"}, (
+        "other maps of the same question"
+    )
 
 
 @needs_host
@@ -187,7 +193,7 @@ def test_a_benchmark_leaves_a_table_and_pages_and_goes_on(built: None, tmp_path:
     job = Job(TINY, tmp_path / "out", data="RedRelShapes", limit=2, request=ONE)
     assert said(command.cam, job)[0] == 0
     more = Job(TINY, job.output, data="RedRelShapes", limit=3, request=ONE)
-    assert "1 explanations written" in said(command.cam, more)[1]
+    assert "1 explanation written" in said(command.cam, more)[1]
     assert names(job.output, "html") == [f"redrel_tiny_RedRelShapes_{index}.html" for index in range(3)]
     table = pd.read_parquet(job.output / "redrel_tiny_RedRelShapes_cam.parquet")
     assert len(table) == 3 * 8 and list(table["index"].unique()) == ["0", "1", "2"]
@@ -259,3 +265,10 @@ def test_a_token_that_cannot_be_decoded_alone_has_its_name() -> None:
 
     asked = Asked(torch.nn.Identity(), {}, [], tokenizer=Tags())
     assert asked.words([1, 5, 2]) == ["<img>", "word", "é"]
+
+
+def test_flows_are_not_compared(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(Stored({"flow/attention": np.zeros((1, 1, 1, 5))}, {"model": TINY}), tmp_path / f"{name}.npz")
+    with pytest.raises(ExplainError, match=r"a\.npz: holds no maps; several files are compared by their maps"):
+        drawing.draw([tmp_path / "a.npz", tmp_path / "b.npz"])

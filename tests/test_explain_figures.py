@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from redrel_vlmeval.explain import camfigures, comparing, drawing, flowfigures, spans, view
+from redrel_vlmeval.explain import (
+    arcfigures,
+    camfigures,
+    comparing,
+    drawing,
+    flowfigures,
+    formulas,
+    lettering,
+    spans,
+    store,
+    view,
+)
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import load
 
@@ -108,6 +119,90 @@ def test_the_darkest_place_of_the_drawn_figure_is_the_highest_cell(tmp_path: Pat
     assert 0.8 < len(rows) / (panel.size / 24) < 1.1  # one cell of the 24 that show the picture
 
 
+def said(figure) -> str:
+    """What is written below the panels, as one line."""
+    return figure.texts[-1].get_text().replace("\n", " ")
+
+
+def test_the_foot_names_the_quantity_and_hatching_where_there_is_any() -> None:
+    one, less = files.stored(), files.truncated()
+    head, shared = "gradient × activation; logit", "one scale for all panels"
+    assert said(camfigures.grid(one, "decoder", "attn")) == f"attention, mean over heads; {shared}"
+    assert said(camfigures.grid(one, "decoder", "elementwise")) == f"{head}; {shared}; hatched: no gradient"
+    own = said(camfigures.grid(less, "decoder", "elementwise", scale="layer"))
+    assert own == f"{head}; each panel from 0 to its own highest; hatched: token dropped or no gradient"
+    rows = camfigures.rows([one, less], ["a", "b"], "decoder", "attn", notes=[{}, {}])
+    assert said(rows).endswith(f"decoder blocks; {shared}; %: share on the kept tokens; hatched: token dropped")
+    columns = said(camfigures.rows([one, one], ["a", "b"], "decoder", "attn", scale="layer"))
+    assert columns.endswith("decoder blocks; each column from 0 to its own highest")
+
+
+def test_a_quantity_has_its_objective_and_what_was_done_to_it() -> None:
+    one = files.stored(provenance={"request": {"smooth": 16}}, objective="contrast")
+    assert view.quantity(one, "decoder", "attn_grad") == "attention × gradient; contrast; SmoothGrad 16"
+    one.arrays["pixels/decoder/attn"] = one.arrays["maps/decoder/attn"]
+    assert view.quantity(one, "decoder", "attn") == "attention, mean over heads; SmoothGrad 16; carried to patches"
+    assert set(view.QUANTITIES) == set(store.METHODS) > set(formulas.FORMULAS)
+
+
+def test_the_bar_shows_the_colours_of_the_panels(tmp_path: Path) -> None:
+    """A grey picture under one value in every cell: that panel and the bar at that value look alike."""
+    one = files.stored(layers=1, methods=("attn",))
+    one.arrays["maps/decoder/attn"][:] = 0.3
+    one.arrays["maps/decoder/attn"][0, 0, 6] = 1
+    one.arrays["picture/0"][:] = 60
+    figure = camfigures.grid(one, "decoder", "attn")
+    drawn = imread(camfigures.save(figure, tmp_path / "f.png"))[..., :3]
+    high, wide = drawn.shape[:2]
+
+    def at(axis, x: float, y: float) -> np.ndarray:
+        box = axis.get_position()
+        return drawn[int((1 - box.y0 - y * box.height) * high), int((box.x0 + x * box.width) * wide)]
+
+    panel, bar = (next(axis for axis in figure.axes if bool(axis.get_title()) == titled) for titled in (True, False))
+    bar = figure.axes[-1]
+    assert np.abs(at(panel, 0.75, 0.35) - at(bar, 0.3, 0.5)).max() < 0.02
+    assert [text.get_text() for text in bar.get_xticklabels()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+@pytest.mark.parametrize("width", [2.0, 3.45])
+@pytest.mark.parametrize("text", ["WIDE WORDS " * 20, "W" * 150, "iiii " * 90, "中文" * 60, "a\tb\u200d😀" * 40])
+def test_no_text_leaves_its_figure(text: str, width: float, recwarn: pytest.WarningsRecorder) -> None:
+    one = files.truncated(question=text, reply=text, answer=[{"id": 1, "text": text}])
+    drawn = [camfigures.grid(one, "decoder", "elementwise", width=width)]
+    drawn.append(camfigures.rows([one, one], [text, text], "decoder", "attn", width=width))
+    if width > 3:
+        flow = files.flow(answer=[{"id": 1, "text": text}])
+        drawn += [flowfigures.curves(flow), arcfigures.arcs(flow)]
+    for figure in drawn:
+        figure.set_dpi(lettering.DOTS)  # as it is saved
+        figure.canvas.draw()
+        ends = [part.get_window_extent() for part in figure.texts]
+        assert max(box.x1 for box in ends) <= figure.bbox.x1 + 0.5 and min(box.y0 for box in ends) >= -1.5
+    assert not [str(warning.message) for warning in recwarn.list if "lyph" in str(warning.message)]
+
+
+def test_a_sign_that_no_font_has_is_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lettering.families()[0] == "DejaVu Sans" and lettering.readable("é×\ud800") == "é×[U+D800]"
+    known = {ord("中"), *range(32, 127)}
+    monkeypatch.setattr(lettering, "_signs", lambda weight: known)
+    assert lettering.readable("a中\n国") == "a中\n[U+56FD]"
+
+
+def test_lines_break_at_spaces_and_beside_wide_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "readable", lambda text, weight: text)
+    monkeypatch.setattr(lettering, "_advance", lambda sign, weight: 1.0)
+    cut = lambda text, most=9: lettering.wrapped(text, 5, 72, most)  # noqa: E731
+    assert cut("ab cd  ef") == ["ab cd", "ef"] and cut("abcdefgh ij") == ["abcde", "fgh", "ij"]
+    assert cut("ab中文中文") == ["ab中文中", "文"] and cut("a\nb") == ["a", "b"] and cut("") == []
+    assert cut("ab cd ef ghi", 2) == ["ab cd", "ef …"] and cut("ab cd\nef", 1) == ["ab …"]
+
+
+def test_a_pdf_keeps_its_text_as_text(tmp_path: Path) -> None:
+    data = camfigures.save(camfigures.grid(files.stored(), "decoder", "attn"), tmp_path / "f.pdf").read_bytes()
+    assert b"/Subtype /Type3" not in data and b"/FontFile2" in data
+
+
 def test_more_is_darker_without_any_colour() -> None:
     colors = camfigures.EMBER(np.linspace(0, 1, 256))
     over_white = colors[:, :3] * colors[:, 3:] + 1 - colors[:, 3:]
@@ -119,6 +214,19 @@ def test_the_groups_are_those_of_the_spans() -> None:
     assert flowfigures.GROUPS == spans.GROUPS == tuple(flowfigures.WORDS) == tuple(flowfigures.LOOKS)
 
 
+def legend(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_cliff_at_the_last_block_says_nothing_and_is_no_line() -> None:
+    last = flowfigures.curves(files.flow(cliff=4))
+    assert legend(last)[-1] == "not cut" and len(last.axes[2].lines) == 3, "the curve, the uncut margin and 0"
+    assert [text.get_text() for text in last.axes[2].texts] == ["no cliff before the last block"]
+    assert flowfigures.cliff(files.flow(cliff=[4, 3, 4])).span is None
+    assert flowfigures.cliff(files.flow(cliff=3)).text == "cliff: 3"
+    assert flowfigures.cliff(files.flow(cliff=None)).text == ""
+
+
 def test_curves_show_shares_margin_and_cliff() -> None:
     figure = flowfigures.curves(files.flow())
     attention, gradient, causal = figure.axes
@@ -128,6 +236,7 @@ def test_curves_show_shares_margin_and_cliff() -> None:
     assert list(line.get_ydata()) == [0, 0.5, 3, 3, 3] and list(line.get_xdata()) == [0, 1, 2, 3, 4]
     assert [text.get_text() for text in causal.texts] == ["cliff: 2"]
     assert len(attention.lines) == 3, "a group without any share has no line"
+    assert legend(figure) == ["system text", "image", "user text", "not cut", "cliff"]
     with pytest.raises(ExplainError, match="no information flow in it"):
         flowfigures.curves(files.stored())
 
@@ -142,19 +251,21 @@ def test_a_benchmark_has_bands_and_no_arcs() -> None:
     figure = flowfigures.curves(one)
     assert all(axis.collections for axis in figure.axes)
     assert [text.get_text() for text in figure.axes[2].texts] == ["cliff: 2 (1 to 3)"]
+    assert legend(figure)[-3:] == ["not cut", "cliff", "its 95 % interval"]
     with pytest.raises(ExplainError, match="Fig. 1 is drawn of one question"):
-        flowfigures.arcs(one)
+        arcfigures.arcs(one)
 
 
 def test_arcs_start_at_their_group_and_end_at_the_answer() -> None:
     one = files.flow()
     one.arrays["flow/rows"][:] = 0
     one.arrays["flow/rows"][0, 0, 10] = 1.0  # an image token
-    figure = flowfigures.arcs(one, layers=[1, 2])
+    figure = arcfigures.arcs(one, layers=[1, 2])
     first, second = (axis for axis in figure.axes)
     (shape,) = [path.vertices for path in first.collections[0].get_paths()]
     assert shape[0].tolist() == [10.0, 0.0] and shape[-1][1] == 1.0
     assert not second.collections[0].get_paths()
+    assert "the wider and darker, the more attention (the widest: 1)" in figure.texts[0].get_text().replace("\n", " ")
 
 
 def test_shares_on_kept_tokens_before_and_after() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import explain_files as files
 import numpy as np
 import pytest
+from PIL import Image
 
 from redrel_vlmeval.explain import page, view
 from redrel_vlmeval.explain.errors import ExplainError
@@ -101,15 +103,15 @@ class Watched:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("body[data-ready]")
 
-    def pixel(self, x: float, y: float, stage: int = 0) -> list[int]:
+    def pixel(self, x: float, y: float, stage: int = 0, of: str = ".view canvas") -> list[int]:
         """Red, green, blue of a place of the picture, 0 to 1 each way."""
-        code = """([n, x, y]) => { const c = document.querySelectorAll('.view canvas')[n];
+        code = """([of, n, x, y]) => { const c = document.querySelectorAll(of)[n];
             const one = document.createElement('canvas');
             const pen = one.getContext('2d', { willReadFrequently: true });
             one.width = one.height = 1;
             pen.drawImage(c, Math.round(x * c.width), Math.round(y * c.height), 1, 1, 0, 0, 1, 1);
             return [...pen.getImageData(0, 0, 1, 1).data]; }"""
-        return self.page.evaluate(code, [stage, x, y])[:3]
+        return self.page.evaluate(code, [of, stage, x, y])[:3]
 
     def text(self, selector: str) -> str:
         return self.page.locator(selector).first.inner_text().strip()
@@ -202,6 +204,69 @@ def test_two_explanations_side_by_side_on_one_scale(browser: Any, tmp_path: Path
 
 
 @in_browser
+@pytest.mark.parametrize("dots, width", [(1, 1300), (1, 1127), (1.5, 1300), (2, 700)])
+def test_hatching_is_even_on_the_screen(browser: Any, tmp_path: Path, dots: float, width: int) -> None:
+    """Wherever one looks, hatching is as light as elsewhere: a canvas scaled by the browser has rings and waves."""
+    one = files.truncated(keep=(13,), size=(60, 60))
+    path = page.write([one, files.stored(size=(60, 60))], tmp_path / "p.html")
+    watched = Watched(browser, path, viewport={"width": width, "height": 900}, device_scale_factor=dots)
+    watched.page.locator("#method").select_option("attn (decoder)")
+    watched.layer(4)
+    shot = watched.page.locator(".view canvas").first.screenshot()
+    drawn = np.asarray(Image.open(io.BytesIO(shot)).convert("L"), float)
+    cell, patch = drawn.shape[0] // 6, round(28 * dots)  # below the one kept cell of the third row: all dropped
+    hatched = drawn[3 * cell + 6 : -12, 12:-12]
+    rows, columns = (size // patch for size in hatched.shape)
+    whole = hatched[: rows * patch, : columns * patch].reshape(rows, patch, columns, patch).mean((1, 3))
+    assert rows > 2 and columns > 5 and np.ptp(whole) < 12 and hatched.std() > 20
+    assert watched.complaints == []
+
+
+@in_browser
+def test_the_key_has_the_maps_colours_and_words(opened: Watched) -> None:
+    """The ramp's last colour is that of the highest cell, at any opacity."""
+    opened.page.locator("#method").select_option("attn (decoder)")
+    opened.layer(4)
+    assert opened.text("#ramp-name") == "attention, mean over heads"
+    for opacity in ("100", "40"):
+        opened.page.locator("#opacity").fill(opacity)
+        assert np.abs(np.subtract(opened.pixel(0.998, 0, of="#ramp"), opened.pixel(*LAST))).max() < 45
+    over, bare = opened.pixel(0.998, 0, of="#ramp"), opened.pixel(0, 0, of="#ramp")
+    mean = view.ground(files.stored().arrays["picture/0"])
+    assert abs(bare[0] - view.greyed(mean)[0]) <= 2 and len(set(bare)) == 1
+    assert sum(over) > 250, "at 40 % the picture shines through"
+    opened.page.locator("#method").select_option("elementwise (decoder)")
+    assert opened.text("#ramp-name") == "gradient × activation; logit"
+
+
+@in_browser
+def test_sums_share_a_scale_where_colours_do(browser: Any, tmp_path: Path) -> None:
+    low = files.stored(model="low", methods=("attn",))
+    low.arrays["maps/decoder/attn"] /= 4
+    watched = Watched(browser, page.write([files.stored(methods=("attn",)), low], tmp_path / "p.html"))
+    width = lambda place: float(  # noqa: E731
+        watched.page.locator("#strips .strip").nth(place).locator("i").last.evaluate("e => parseFloat(e.style.width)")
+    )
+    assert width(0) == pytest.approx(100) and width(1) == pytest.approx(25, abs=0.1)
+    watched.page.locator("#scale").select_option("layer")
+    assert width(0) == pytest.approx(100) and width(1) == pytest.approx(100)
+
+
+@in_browser
+def test_the_card_says_what_a_comparison_found(browser: Any, tmp_path: Path) -> None:
+    watched = Watched(browser, page.write([files.stored(), files.truncated(reply="else")], tmp_path / "p.html"))
+    watched.page.locator("#method").select_option("attn (decoder)")
+    watched.layer(3)
+    first, second = watched.page.locator("#card .card").all_inner_texts()
+    for text, share in ((first, "5.3 %"), (second, "100.0 %")):
+        assert "it flips: “ab” from a_model, “else” from a_model_trunc_l2_k2" in text
+        assert f"{share} on the 2 that a_model_trunc_l2_k2 keeps" in text
+    assert "Truncated" not in watched.text("#stages"), "the heading says so already"
+    alone = Watched(browser, page.write([files.stored()], tmp_path / "q.html"))
+    assert "flips" not in alone.text("#card") and "share on" not in alone.text("#card")
+
+
+@in_browser
 @pytest.mark.parametrize("scheme, width", [("light", 1300), ("dark", 380)])
 def test_flow_curves_and_hostile_texts(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
     one = files.flow(tmp_path / "f.npz", question=HOSTILE, reply=HOSTILE, answer=[{"id": 1, "text": HOSTILE}])
@@ -210,5 +275,30 @@ def test_flow_curves_and_hostile_texts(browser: Any, tmp_path: Path, scheme: str
     assert watched.page.locator("#flows svg[role='group']").count() == 3
     assert watched.page.locator("#flows path[data-group='img']").count() == 2
     assert "cliff: 2" in watched.text("#flows") and watched.page.locator("#maps").is_hidden()
+    assert watched.page.locator("#flows [data-mark='uncut']").count() == 1
+    shown = watched.page.locator("#flows .legend li").all_inner_texts()
+    assert shown == ["system text (3 tokens)", "image (36 tokens)", "user text (4 tokens)", "not cut", "cliff"]
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert watched.complaints == []
+
+
+@in_browser
+@pytest.mark.parametrize("cliff, marks", [([2, 1, 3], ["interval", "uncut", "cliff"]), ([4, 3, 4], ["uncut"])])
+def test_a_benchmarks_cliff_has_its_interval(browser: Any, tmp_path: Path, cliff: list[int], marks: list[str]) -> None:
+    groups = {"bos": 1, "sys": 0, "img": 36, "user": 4, "out": 1}
+    one = files.flow(cliff=cliff, questions=7, benchmark="B", groups=groups)
+    one.arrays["flow/attention"][..., 0] = 0.1
+    watched = Watched(browser, page.write([one], tmp_path / "p.html"))
+    found = watched.page.locator("#flows [data-mark]")
+    assert found.evaluate_all("nodes => nodes.map((node) => node.dataset.mark)") == marks
+    shown = watched.page.locator("#flows .legend li").all_inner_texts()
+    assert "first token (sink) (1 token)" in shown and ("its 95 % interval" in shown) == ("interval" in marks)
+    if "cliff" in marks:
+        one, two = (
+            watched.page.locator(f"#flows [data-mark='{name}']").bounding_box() for name in ("cliff", "interval")
+        )
+        assert two["x"] + two["width"] / 2 == pytest.approx(one["x"], abs=2)
+        assert "cliff: 2 (1 to 3)" in watched.text("#flows")
+    else:
+        assert "no cliff before the last block" in watched.text("#flows")
     assert watched.complaints == []

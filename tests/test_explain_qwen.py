@@ -100,6 +100,9 @@ def test_the_resampler_leads_to_the_patches(core: QwenCore, picture: str) -> Non
     moved = through(drawn.maps[0].values, drawn.attention)
     assert moved.shape == (1, BLOCKS, patches)
     np.testing.assert_allclose(moved.sum(-1), drawn.maps[0].values.sum(-1), rtol=1e-3)
+    for setting in (None, "l1_k9"):  # without gradients the features of the question's own pass would do
+        alone = explain(asked(core, picture, setting), Request(("attn",)))
+        np.testing.assert_allclose(alone.attention, drawn.attention, atol=1e-6)
     if patches >= 256:
         assert 0 <= locality(drawn.attention) <= 1
 

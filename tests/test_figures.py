@@ -67,9 +67,37 @@ def test_controls_that_are_single_points_differ_in_marker() -> None:
     assert len(second) == len(set(second)) == 4
 
 
+def test_points_on_one_score_stand_beside_each_other_and_no_layer_is_a_ring() -> None:
+    frame = pd.concat([GRID.assign(rule=rule, value=50) for rule in ("attention", "random")])
+    frame = pd.concat([frame, frame[(frame["L"] == 2) & (frame["K"] == 0)].assign(L=0)])
+    (axis,) = _axes(frame)
+    at_zero = sorted(line.get_transform().transform((0, 50))[0] for line in axis.lines)
+    per_point = axis.figure.dpi / 72
+    gaps = [(after - before) / per_point for before, after in zip(at_zero, at_zero[1:], strict=False)]
+    assert len(gaps) == 5 and all(gap == pytest.approx(2) for gap in gaps), "twelve points for six lines"
+    assert sum(at_zero) / 6 == pytest.approx(axis.transData.transform((0, 50))[0])
+    ring = axis.lines[0]
+    assert (ring.get_marker(), ring.get_markerfacecolor()) == ("o", "none") and ring.get_markersize() == 8
+    handle = axis.figure.legends[0].legend_handles[0]
+    assert (handle.get_marker(), handle.get_markerfacecolor()) == ("o", "none"), "the legend's L = 0"
+
+
+def test_intervals_are_whiskers_and_named_in_the_legend() -> None:
+    (axis,) = _axes(GRID.assign(low=GRID["value"] - 3, high=GRID["value"] + 2))
+    drawn = sorted(tuple(map(tuple, path)) for found in axis.collections for path in found.get_segments())
+    assert axis.get_ylim()[0] < GRID["value"].min() - 3 and axis.get_ylim()[1] > GRID["value"].max() + 2
+    wanted = sorted(((row.K, row.value - 3), (row.K, row.value + 2)) for row in GRID.itertuples())
+    assert drawn == wanted
+    names = [text.get_text() for text in axis.figure.legends[0].get_texts()]
+    assert "95 % interval" in names
+    (plain,) = _axes(GRID)
+    assert not plain.collections and "95 % interval" not in [t.get_text() for t in plain.figure.legends[0].get_texts()]
+
+
 def test_wide_ranges_of_keep_are_spread_and_zero_has_a_place() -> None:
     (axis,) = _axes(GRID.assign(K=GRID["K"].map({0: 0, 4: 32, 16: 512})))
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "32", "512"]
+    assert axis.get_xlabel() == "image tokens kept, K (log scale)" and "log" not in _axes(GRID)[0].get_xlabel()
     zero, first, last = (axis.transData.transform((keep, 80))[0] for keep in (0, 32, 512))
     assert (first - zero) > 0.1 * (last - zero), "on a linear axis these two would be 6 % of the width apart"
 

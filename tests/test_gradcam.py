@@ -13,7 +13,7 @@ from explain_box import ask_tiny, build_double
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 
 from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.explain import formulas
+from redrel_vlmeval.explain import formulas, gradcam
 from redrel_vlmeval.explain.asking import Asked
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.gradcam import Explained, Maps, Request, explain
@@ -169,6 +169,21 @@ def test_smoothing_is_the_mean_over_noisy_copies_of_a_seed(llava: TinyModel) -> 
     assert np.isfinite(maps(truncated, "elementwise").values[0, 3]).sum() >= 5
 
 
+def test_gradients_too_small_for_float16_are_not_lost(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a large model's late blocks, where dz/dA is below float16's normal numbers (6e-5)."""
+    monkeypatch.setattr(gradcam, "objective", lambda *given: 1e-6 * objective(*given))
+    asked = ask_tiny(llava, new=1)
+    request = Request(methods=("elementwise", "gradcam", "attn_grad"))
+    expected = explain(asked, request)
+    llava.model.half()
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in asked.inputs.items()}
+    found = explain(replace(asked, inputs=half, own=False), request)
+    for one, other in zip(found.maps, expected.maps, strict=True):
+        assert one.values.dtype == np.float32 and one.status == other.status
+        for layer in (0, 2, 3):
+            assert np.corrcoef(one.values[0, layer], other.values[0, layer])[0, 1] > 0.98, (one.method, layer)
+
+
 def test_objectives_differ_and_contrast_is_against_the_options_given(llava: TinyModel) -> None:
     asked = ask_tiny(llava, new=1)
     logits = torch.tensor([[[1.0, 4.0, 2.0, 3.0]]])
@@ -184,9 +199,9 @@ def test_objectives_differ_and_contrast_is_against_the_options_given(llava: Tiny
 
 def test_what_does_not_exist_is_refused(llava: TinyModel) -> None:
     asked = ask_tiny(llava, new=1)
-    with pytest.raises(ExplainError, match="layer 6 of decoder: there are 5 blocks, choose from 1 to 5"):
+    with pytest.raises(ExplainError, match="layer 6: there are 5 blocks of decoder"):
         explain(asked, Request(layers=(2, 6)))
-    with pytest.raises(ExplainError, match="layer 3 of vision: there are 2 blocks"):
+    with pytest.raises(ExplainError, match="layer 3: there are 2 blocks of vision"):
         explain(asked, Request(("gradcam",), where=("vision",), layers=(3,)))
     with pytest.raises(ExplainError, match="method 'lime': choose from elementwise"):
         explain(asked, Request(methods=("lime",)))
@@ -195,6 +210,8 @@ def test_what_does_not_exist_is_refused(llava: TinyModel) -> None:
     with pytest.raises(ExplainError, match="add where 'decoder'"):
         explain(asked, Request(methods=("attn",), where=("vision",)))
     assert explain(asked, Request(layers=(2, 4))).maps[0].layers == (2, 4)
+    both = explain(asked, Request(("gradcam",), where=("decoder", "vision"), layers=(2, 4))).maps
+    assert [found.layers for found in both] == [(2, 4), (2,)], "numbers are those that a place has"
 
 
 def test_more_than_memory_holds_is_said(llava: TinyModel) -> None:

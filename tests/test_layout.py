@@ -15,11 +15,11 @@ PACKAGE = "redrel_vlmeval"
 
 # A module imports only what stands above it. A new module has to be placed here; `name.*` takes a whole folder.
 ORDER = """
-names locking writing hostfacts
+names palette locking writing hostfacts
 truncation.errors truncation.views truncation.ranking truncation.trace truncation.prompt truncation.adapter
 truncation.attending truncation.native truncation.fused truncation.decoders
 truncation.refusals truncation.engine
-efficiency
+gpus efficiency
 prompts
 models.checkpoint models.pictures models.question models.recorder models.holders
 models.llava_input models.llava_core
@@ -35,7 +35,8 @@ texts markup jsonboard workbook sheets
 pages.render
 figures
 explain.errors explain.spans explain.bands explain.grid explain.store
-explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
+explain.view explain.lettering explain.camfigures explain.flowfigures explain.arcfigures explain.comparing
+explain.page explain.drawing
 explain.asking explain.modes explain.objectives explain.formulas explain.taken
 explain.passes explain.pixels explain.tower explain.gradcam explain.flow explain.faithfulness
 explain.cards explain.explanation
@@ -57,7 +58,8 @@ names writing hostfacts prompts registry attach hostrun
 benchmarks tables outputs records provenance questions pairing results statistics
 comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
 noninferiority cliffs gridfigures report.page cli explain.spans explain.bands explain.grid explain.store
-explain.view explain.camfigures explain.flowfigures explain.comparing explain.page explain.drawing
+explain.view explain.lettering explain.camfigures explain.flowfigures explain.arcfigures explain.comparing
+explain.page explain.drawing
 """.split()
 OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine"}

@@ -32,7 +32,7 @@ def test_scores_deltas_and_costs(board: pd.DataFrame) -> None:
     assert (row["Shapes"], row["Shapes delta"], row["L"], row["K"], row["rule"]) == (100, 25, 2, 16, "attention")
     assert (row["kept"], row["image tokens"], row["average tokens"]) == (16, 64, 40)
     assert row["prefill GFLOPs"] == pytest.approx(1.2) and row["FLOPs ratio"] == pytest.approx(0.6)
-    assert row["KV KiB"] == pytest.approx(250_000 / 1024) and row["KV ratio"] == pytest.approx(0.625)
+    assert row["KV MB"] == pytest.approx(0.25) and row["KV ratio"] == pytest.approx(0.625)
     assert (row["prefill ms"], row["decode ms/token"], row["status"], row["note"]) == (6, 2, "ok", "")
 
 
@@ -85,7 +85,7 @@ def test_no_records_at_all_still_gives_a_table(tmp_path: Path) -> None:
 def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
     told = meanings(board, ("Shapes", "Words"))
     assert list(told) == list(board.columns)
-    assert "1e9" in told["prefill GFLOPs"] and "1024" in told["KV KiB"] and "2 n d^2" in told["prefill GFLOPs"]
+    assert "1e9" in told["prefill GFLOPs"] and "1e6" in told["KV MB"] and "2 n d^2" in told["prefill GFLOPs"]
     assert all("host's own evaluation" in told[name] for name in ("Shapes", "Words"))
     for column, words in (
         ("CI low", "Newcombe"),
@@ -113,9 +113,9 @@ def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
     assert names[at - 1 : at + 8] == ["Shapes", *(f"Shapes {name}" for name in beside)]
     row = board.set_index("model").loc[f"{BASE}_trunc_l2_k16"]
     assert (row["Shapes up"], row["Shapes down"], row["Shapes p (Holm)"]) == (1, 0, 1)
-    assert row["Shapes verdict"].endswith("(Holm 1.00 over 2), 1 up / 0 down: not separable from the baseline")
+    assert row["Shapes verdict"].endswith("(Holm 1.00 over 2), 1 up / 0 down: not separable from the base")
     verdicts = board["Shapes verdict"].tolist()
-    assert verdicts[0] == "baseline" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
+    assert verdicts[0] == "base" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
 
 
 def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:

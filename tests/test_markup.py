@@ -12,6 +12,7 @@ import pytest
 import sheet_files
 
 from redrel_vlmeval import markup, sheets
+from redrel_vlmeval.boards.every import every
 from redrel_vlmeval.boards.table import Table
 from redrel_vlmeval.results import Results, read
 
@@ -46,7 +47,7 @@ def test_latex_has_one_cell_per_column_and_nothing_to_act_on(table: Table) -> No
     assert len(body) == 3 and all(line.endswith(r" \\") for line in body)
     assert all(len(re.findall(r"(?<!\\)&", line)) == 2 for line in body)
     assert body[0].startswith(r"a\_b & \textbf{50.0} & ")
-    assert body[1].startswith(r"\textcolor{gray}{") and r"\textcolor{gray}{2.0}" in body[1]
+    assert body[1].startswith(r"\textcolor[HTML]{595959}{") and r"\textcolor[HTML]{595959}{2.0}" in body[1]
     assert balanced(text) and text.count(r"\begin") == text.count(r"\end")
     assert r"\textbackslash{}input\{x\}" in text and "[U+4E2D]" in text and "é" in text
 
@@ -63,6 +64,24 @@ def test_a_long_table_goes_on_on_the_next_page_and_says_where_the_rest_is() -> N
     assert text.count(r"\begin{table}") == markup.MOST / markup.PAGE and "Flips: changes, continued." in text
     assert f"m{markup.MOST - 1} " in text and f"m{markup.MOST} " not in text
     assert "7 more rows: '-o FOLDER/' writes all of them to flips.csv" in text.replace(r"\textquotesingle{}", "'")
+
+
+def test_latex_tells_the_verdict_in_two_words_and_cuts_no_text_off(tmp_path: Path) -> None:
+    sheet_files.clear(tmp_path)
+    sheet_files.answered(tmp_path, "redrel_tiny_trunc_l6_k8", [1] * 20)
+    results = read(tmp_path)
+    (board,) = every(results, ("Leaderboard",))
+    text = markup.latex(board)
+    assert "..." not in text and "the base" not in text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    rows = [line.split(" & ") for line in text.splitlines() if line.startswith(r"redrel\_tiny")]
+    at = list(board.frame.columns).index("X verdict")
+    assert [row[at] for row in rows[:4]] == ["base", "worse", "better", "not separable"]
+    why = board.frame.set_index("model").loc["redrel_tiny_trunc_l6_k8", "X verdict"]
+    assert why.startswith("no test: ") and markup.tex(why) in text
+    long = pd.DataFrame({"model": ["m"] * 50, "note": ["word " * 100 + "end"] * 50})
+    pages = markup.latex(Table("Leaderboard", long, "long")).split(r"\end{table}")[:-1]
+    assert sum(page.count("word end") for page in pages) == 50 and "p{95mm}" in pages[0]
+    assert max(page.count("word end") for page in pages) * 503 / markup.LINE <= markup.PAGE
 
 
 def test_an_empty_table_says_why() -> None:

@@ -57,15 +57,18 @@ def test_rows_are_those_of_the_paired_test(folder: Path, data: dict) -> None:
     ours, theirs = row(data, VARIANT), compared.loc[VARIANT]
     for name, column in {"delta": "delta", "low": "CI low", "high": "CI high", "up": "up", "holm": "p (Holm)"}.items():
         assert ours[name] == pytest.approx(theirs[column])
-    assert (row(data, BASE)["kind"], ours["kind"]) == ("baseline", "worse")
+    assert (row(data, BASE)["kind"], ours["kind"]) == ("base", "worse")
     assert row(data, f"{BASE}_trunc_l6_k32")["kind"] == "same" and row(data, f"{BASE}_trunc_l4_k8")["kind"] == "none"
     assert (ours["L"], ours["K"], ours["average_image_tokens"]) == (2, 8, 22)
 
 
-def test_a_glance_names_the_cheapest_variant_that_is_not_worse(data: dict) -> None:
+def test_a_glance_names_the_cheapest_variant_not_shown_to_be_worse_with_its_interval(data: dict) -> None:
     (card,) = data["glance"]
     fine = [entry for entry in data["rows"] if entry["kind"] in ("same", "better")]
     assert card["best"]["model"] == min(fine, key=lambda entry: entry["flops_ratio"])["model"]
+    own = row(data, card["best"]["model"])
+    assert [card["best"][name] for name in ("delta", "low", "high")] == [own[name] for name in ("delta", "low", "high")]
+    assert own["low"] < own["delta"] < own["high"]
     assert card["worse"] == sum(entry["kind"] == "worse" for entry in data["rows"])
 
 

@@ -71,6 +71,7 @@ def opened(browser, files) -> Iterator[Watched]:
     watched.context.close()
 
 
+RULES = ("attention", "random")
 NAMES, SCORES = "#board-table tbody .who", "#board-table tbody td:nth-child(2)"
 
 
@@ -141,7 +142,7 @@ def test_a_flip_shows_the_picture_on_its_padded_square_with_the_dropped_tokens_d
     assert [picture.get_attribute(name) for name in ("x", "y", "width", "height")] == ["0", "5", "30", "20"]
     dropped = drawing.locator("path.dropped").get_attribute("d")
     assert dropped.count("M") == 56 and dropped.startswith("M0 3.75h") and "M0 0h" not in dropped
-    opened.page.get_by_label("show which tokens were kept").uncheck()
+    opened.page.get_by_label("show tokens: outlined kept, hatched dropped").uncheck()
     assert not opened.page.locator(".overlay").is_visible()
 
 
@@ -163,8 +164,13 @@ def test_points_grid_and_curves_are_drawn_and_named(opened: Watched) -> None:
     opened.pick("Cost", "average_image_tokens")
     assert "average image tokens" in marks.first.get_attribute("aria-label")
     assert opened.page.locator("#heat table").count() == 3 and len(opened.texts("#heat td")) == 6
-    opened.pick("Colour and number", "delta")
-    assert all(text[0] in "+−±" for text in opened.texts("#heat td"))
+    assert all(text[0] in "+−±" for text in opened.texts("#heat td")), "differences to the base come first"
+    fills = opened.page.locator("#heat td").evaluate_all("cells => cells.map((cell) => cell.style.background)")
+    assert "not truncated: " in opened.page.locator("#heat .key").inner_text() and len(set(fills)) > 2
+    opened.pick("Number", "score")
+    assert not any(text[0] in "+−±" for text in opened.texts("#heat td"))
+    again = opened.page.locator("#heat td").evaluate_all("cells => cells.map((cell) => cell.style.background)")
+    assert again == fills, "colours turn at the base, whichever number is shown"
     assert opened.page.locator("#over-k .mark").count() == 6
     marks.nth(2).focus()
     assert opened.page.locator("#tip").is_visible()
@@ -177,6 +183,61 @@ def test_the_efficient_variants_are_those_that_nothing_beats_for_less(opened: Wa
         "redrel.frontier([[3, 9], [1, 5], [2, 4], [2, 7], [4, 9]].map(([c, value]) => ({c, value})), 'c')"
     )
     assert [(point["c"], point["value"]) for point in found] == [(1, 5), (2, 7), (3, 9)]
+    same = "redrel.frontier([[0.50011, 5], [0.50012, 6], [0.6, 7]].map(([c, value]) => ({c, value})), 'c')"
+    assert [point["value"] for point in opened.page.evaluate(same)] == [6, 7], "costs shown as the same are the same"
+
+
+def test_names_of_efficient_points_touch_no_marker(opened: Watched) -> None:
+    opened.page.locator("#scatter").scroll_into_view_if_needed()
+    marks = [mark.bounding_box() for mark in opened.page.locator("#scatter .mark > :last-child").all()]
+    names = [name.bounding_box() for name in opened.page.locator("#scatter text.label").all()]
+    assert len(names) > 1 and len(marks) == 7
+    for name in names:
+        for mark in marks:
+            clear = name["x"] > mark["x"] + mark["width"] + 2 or name["x"] + name["width"] + 2 < mark["x"]
+            assert clear or name["y"] > mark["y"] + mark["height"] or name["y"] + name["height"] < mark["y"]
+
+
+def test_points_on_one_score_stand_beside_each_other_and_no_layer_is_a_ring(opened: Watched) -> None:
+    """Two layers and two rules with the same K and score, and L = 0."""
+    points = [[0, 0, "attention", 50, None, None]]
+    points += [[layer, keep, rule, 50, None, None] for layer in (1, 2) for keep in (0, 8, 400) for rule in RULES]
+    curve = {"baseline": 60, "points": points}
+    opened.page.evaluate("curve => Object.assign(redrel.data.curves[0], curve)", curve)
+    opened.page.set_viewport_size({"width": 1200, "height": 900})  # which draws anew
+    playwright.expect(opened.page.locator("#over-k .mark")).to_have_count(13)
+    centres = [mark.bounding_box() for mark in opened.page.locator("#over-k .mark > :last-child").all()]
+    at_zero = sorted(box["x"] + box["width"] / 2 for box in centres)[:5]
+    assert all(2 <= after - before <= 4 for before, after in zip(at_zero, at_zero[1:], strict=False)), at_zero
+    ring = opened.page.locator("#over-k .mark > :last-child").first
+    assert ring.get_attribute("fill") == "none" and ring.evaluate("node => node.tagName") == "circle"
+    titles = opened.page.locator("#over-k text, #over-l text").all_text_contents()
+    titles = [text for text in titles if "K" in text or "block" in text]
+    assert titles == ["image tokens kept, K (log scale)", "decoder block L after which image tokens are dropped"]
+    star = opened.page.evaluate("redrel.marker(redrel.ruleShape('lowest'), 0, 0, 5, 'red').getAttribute('d')")
+    assert star.count("L") == 9, "a star, as in the figures"
+
+
+def test_the_glance_says_what_was_not_shown_and_its_interval(opened: Watched) -> None:
+    text = opened.page.locator("#glance-cards").inner_text()
+    found = re.search(
+        r"Cheapest not shown to be worse: (\S+): ([+−±][\d.]+) \(95\s%\sCI (\S+) to (\S+)\), at ([\d.]+) of", text
+    )
+    assert found and "that is not worse" not in text
+    row = opened.page.locator(f"tr[data-model='redrel_tiny_trunc_{found[1]}']").inner_text()
+    assert all(found[number] in row for number in (2, 3, 4, 5))
+
+
+def test_the_glossary_has_the_words_of_the_headers(opened: Watched) -> None:
+    opened.page.locator("summary", has_text="What the columns mean").click()
+    heads = opened.texts("#board-table thead th button")
+    terms = opened.texts("#notes dt")
+    assert terms[: len(heads)] == heads and len(set(terms)) == len(terms)
+    assert all(len(text) > 10 for text in opened.texts("#notes dd"))
+
+
+def test_no_row_of_a_short_leaderboard_is_cut_off(opened: Watched) -> None:
+    assert opened.page.locator("#board").evaluate("box => box.scrollHeight - box.clientHeight") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -205,6 +266,27 @@ def test_texts_that_would_be_markup_stay_texts(browser, files, width: int) -> No
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     assert watched.complaints == []
     watched.context.close()
+
+
+def test_on_a_narrow_page_names_break_between_words_only(browser, files) -> None:
+    watched = Watched(browser, files["plain"], viewport={"width": 400, "height": 800})
+    name = watched.page.locator("tr[data-model='redrel_tiny_trunc_l2_k8_random'] .setting")
+    width = "node => { const text = [...node.childNodes].at(-1), range = document.createRange(); "
+    width += "range.selectNodeContents(text); return [text.textContent, range.getClientRects().length]; }"
+    assert name.evaluate(width) == ["random", 1]
+    assert name.inner_text().replace("\n", "") == "l2_k8_random"
+    watched.page.set_viewport_size({"width": 900, "height": 800})
+    assert name.bounding_box()["height"] < 30, "there is room for one line"
+    watched.context.close()
+
+
+def test_the_rule_above_the_foot_is_as_wide_as_the_content(opened: Watched) -> None:
+    ends = "(node, pseudo) => { const own = node.getBoundingClientRect(), style = getComputedStyle(node);"
+    ends += "return [own.left + parseFloat(style.paddingLeft), own.right - parseFloat(style.paddingRight)]; }"
+    foot = opened.page.locator("footer")
+    assert foot.evaluate("node => getComputedStyle(node).borderTopWidth") == "0px"
+    assert foot.evaluate("node => getComputedStyle(node, '::before').borderTopWidth") == "1px"
+    assert foot.evaluate(ends) == opened.page.locator("main").evaluate(ends)
 
 
 def test_keyboard_alone_reaches_every_control(opened: Watched) -> None:

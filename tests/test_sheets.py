@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import host_files as host
 import pandas as pd
 import pytest
+import report_box as box
 import sheet_files
 
 from redrel_vlmeval import sheets
-from redrel_vlmeval.results import Results
+from redrel_vlmeval.boards.every import every
+from redrel_vlmeval.report import page
+from redrel_vlmeval.results import Results, read
 
 BASE = sheet_files.BASE
 
@@ -20,7 +24,7 @@ BASE = sheet_files.BASE
 def test_csv_keeps_full_precision(results: Results, tmp_path: Path) -> None:
     table = pd.read_csv(sheets.write(results, tmp_path / "board.csv"), index_col="model")
     row = table.loc[f"{BASE}_trunc_l2_k16"]
-    assert float(row["KV KiB"]) == 250_000 / 1024 and float(row["Shapes"]) == 100
+    assert float(row["KV MB"]) == 0.25 and float(row["Shapes"]) == 100
     assert table.loc[f"{BASE}_trunc_l4_k16", "Shapes"] == "failed"
 
 
@@ -112,3 +116,31 @@ def test_endings_are_checked_before_anything_is_read(tmp_path: Path) -> None:
 
 def test_text_that_is_no_unicode_is_written(tmp_path: Path) -> None:
     assert sheets._write_text("torn \ud83d", tmp_path / "x.md").read_bytes() == b"torn ?"
+
+
+def test_every_table_and_the_page_have_the_models_in_the_leaderboards_order(tmp_path: Path) -> None:
+    """By number: as texts, K = 32 stands before K = 8."""
+    order = [BASE, *(f"{BASE}_trunc_{setting}" for setting in ("l0_k0", "l2_k0", "l2_k8", "l2_k32", "l10_k8"))]
+    for number, model in enumerate(order):
+        sheet_files.answered(tmp_path, model, [1] * (10 - number) + [0] * number)
+        host.records(tmp_path / model, model, "X", range(10))
+    results = read(tmp_path)
+    for table in every(results):
+        if table.name in ("Leaderboard", "Efficiency", "Blind", "Provenance", "Scores"):
+            assert list(table.frame["model"].unique()) == order, table.name
+    frame = next(table.frame for table in every(results) if table.name == "Categories")
+    assert all(group["model"].tolist() == order for _, group in frame.groupby(["by", "group"]))
+    runs = box.data_of(page.html(results))["provenance"]
+    assert [row[runs["columns"].index("model")] for row in runs["rows"]] == order
+
+
+def test_a_host_has_its_own_name_in_tables_and_page(tmp_path: Path) -> None:
+    sheet_files.answered(tmp_path, BASE, [1, 0])
+    command = ["/env/site-packages/vlmeval/__main__.py", "--data", "X"]
+    host.status(tmp_path / BASE, BASE, X={"status": "done"}, argv=command)
+    results = read(tmp_path)
+    assert results.provenance["host"].tolist() == ["ms"]
+    (table,) = every(results, ("Provenance",))
+    assert table.frame["host"].tolist() == ["ms-vlmeval"]
+    runs = box.data_of(page.html(results))["provenance"]
+    assert runs["rows"][0][runs["columns"].index("host")] == "ms-vlmeval"

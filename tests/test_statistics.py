@@ -162,12 +162,12 @@ def test_what_cannot_be_compared_is_refused(base: list, variant: list, groups: l
 
 def test_plain_words() -> None:
     found = compare(*vectors(1200, 61, 31, 725))
-    assert sentence(found, 0.0023) == "+1.5 (95 % CI +0.6..+2.4), p = .002, 61 up / 31 down: better than the baseline"
+    assert sentence(found, 0.0023) == "+1.5 (95 % CI +0.6..+2.4), p = .002, 61 up / 31 down: better than the base"
     assert sentence(found, 0.09, 16) == (
-        "+1.5 (95 % CI +0.6..+2.4), p = .002 (Holm .09 over 16), 61 up / 31 down: not separable from the baseline"
+        "+1.5 (95 % CI +0.6..+2.4), p = .002 (Holm .09 over 16), 61 up / 31 down: not separable from the base"
     )
     worse = compare(*vectors(1200, 10, 60, 747))
-    assert sentence(worse, worse.p).endswith("p < .001, 10 up / 60 down: worse than the baseline")
+    assert sentence(worse, worse.p).endswith("p < .001, 10 up / 60 down: worse than the base")
 
 
 def test_a_printed_p_never_crosses_the_level() -> None:

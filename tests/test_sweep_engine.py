@@ -16,7 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from redrel_vlmeval.benchmodels import set_kernel
 from redrel_vlmeval.models.qwen_core import QwenCore
 from redrel_vlmeval.sweep import Sweeper
-from redrel_vlmeval.truncation import truncated
+from redrel_vlmeval.sweep.sweeper import Question
+from redrel_vlmeval.truncation import TruncationError, truncated
 
 SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
 
@@ -111,3 +112,15 @@ def test_bfloat16_keeps_the_same_tokens_and_rounds_alike() -> None:
         first = int(answers[""].text.split()[0])
         others = torch.cat([logits[:first], logits[first + 1 :]])
         assert record["margin"] == pytest.approx(float(logits[first] - others.max()), abs=0.05 * float(logits.std()))
+
+
+def test_a_gpu_without_memory_is_told_what_to_do(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sweeper = Sweeper(Host(llava.model), grid((1,), (0, 5)), memory=2**31)
+    monkeypatch.setattr(Question, "answers", full)
+    with pytest.raises(TruncationError, match="beside the 2 GiB that the sweep may use; go on with less, .* 1024M"):
+        sweeper.answer(llava.prompt())
+    monkeypatch.undo()
+    assert len(sweeper.answer(llava.prompt())) > 1, "the same question, asked again"

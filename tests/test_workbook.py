@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import host_files as host
@@ -55,6 +56,8 @@ def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_p
         untold = {column for column in wanted if (name, column) not in noted}
         assert not untold, name
     assert book["Scores"].max_row == len(results.scores) + 1
+    (column,) = [cell.column for cell in book["Scores"][1] if cell.value == "headline"]
+    assert {book["Scores"].cell(row, column).value for row in range(2, book["Scores"].max_row + 1)} == {"yes", "no"}
     assert book["Efficiency"].max_row == len(results.efficiency) + 1
 
 
@@ -72,6 +75,29 @@ def test_every_sheet_can_be_read_and_printed(results: Results, tmp_path: Path) -
         assert (sheet.page_setup.orientation, sheet.page_setup.fitToWidth) == ("landscape", 1), sheet.title
         assert sheet.page_setup.fitToHeight == 0 and sheet.sheet_properties.pageSetUpPr.fitToPage, sheet.title
         assert any(cell.value for cell in sheet[1]), "a sheet that says nothing"
+    with zipfile.ZipFile(tmp_path / "board.xlsx") as parts:
+        sheets_xml = [parts.read(name).decode() for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
+    assert len(sheets_xml) == len(book.sheetnames)
+    assert all("<oddFooter>&amp;C&amp;A, page &amp;P of &amp;N</oddFooter>" in text for text in sheets_xml)
+
+
+def test_headers_do_not_touch_and_stand_over_their_numbers(results: Results, tmp_path: Path) -> None:
+    sheet = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))["Leaderboard"]
+    at = {cell.value: cell for cell in sheet[1]}
+    for name in ("Shapes", "Shapes delta", "FLOPs ratio"):
+        head, number = at[name], sheet.cell(2 if name != "Shapes delta" else 3, at[name].column)
+        for cell in (head, number):
+            assert (cell.alignment.horizontal, cell.alignment.indent) == ("right", 1), name
+    assert all(cell.alignment.indent == 1 for cell in sheet[1][1:])
+
+
+def test_a_row_is_as_high_as_its_lines() -> None:
+    """Fifty digits wide: 53 characters a line; full lines leave no room to spare, and a long word is broken."""
+    texts = ["x" * 53, "x" * 54, "word " * 9 + "word", " ".join(["seven77"] * 18), "a\nb"]
+    frame = pd.DataFrame({"model": list("abcde"), "note": texts})
+    sheet = build([Table("Leaderboard", frame, "rows")])["Leaderboard"]
+    assert sheet.column_dimensions["B"].width == 50
+    assert [sheet.row_dimensions[row].height for row in range(2, 7)] == [None, 30, None, 45, 30]
 
 
 def test_empty_tables_say_why(tmp_path: Path) -> None:
@@ -121,9 +147,9 @@ def test_text_that_looks_like_a_formula_stays_text(tmp_path: Path) -> None:
     build([table, Table("Empty", frame.iloc[:0], "=none", remarks=("=why",))]).save(tmp_path / "x.xlsx")
     book = openpyxl.load_workbook(tmp_path / "x.xlsx")
     cells = [cell for sheet in book for row in sheet.iter_rows() for cell in row if cell.value is not None]
-    assert {cell.data_type for cell in cells} == {"s", "n", "b"}
+    assert {cell.data_type for cell in cells} == {"s", "n"}
     assert [book["Flips"].cell(line, 1).value for line in range(2, 9)] == [*bad[:5], "=2", "torn ?"]
-    assert [book["Flips"].cell(line, 3).value for line in range(2, 9)] == [3, "inf", None, 1, 2.5, True, 0]
+    assert [book["Flips"].cell(line, 3).value for line in range(2, 9)] == [3, "inf", None, 1, 2.5, "yes", 0]
     assert {"=model", "=remark", "=why", "=caption."} <= {cell.value for cell in cells}
 
 

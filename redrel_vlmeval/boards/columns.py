@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from redrel_vlmeval import comparisons
@@ -27,21 +28,18 @@ NOTES = {
     "average tokens": "image tokens entering a decoder block, mean over blocks and questions",
     "tokens per block": "all tokens entering blocks 1..N, mean over questions: '134 x 2, 78 x 6' is 134 in two, "
     "then 78 in six",
-    "FLOPs ratio": "prefill FLOPs / those of the untouched model on the same prompts; below 1 is cheaper",
-    "KV ratio": "KV cache bytes / those of the untouched model on the same prompts",
+    "FLOPs ratio": "prefill FLOPs / those of the base on the same prompts; below 1 is cheaper",
+    "KV ratio": "KV cache bytes / those of the base on the same prompts",
     "prefill GFLOPs": f"operations of the prefill in 1e9, mean over questions; {FLOPS}",
     "prefill TFLOPs": f"operations of the prefill in 1e12, mean over questions; {FLOPS}",
-    "KV KiB": "bytes of the KV cache when the answer ends, in 1024, mean over questions; analytic: 2 x tokens x key "
-    "heads x head width x bytes of a number, summed over blocks",
     "KV MB": "bytes of the KV cache when the answer ends, in 1e6, mean over questions; analytic: 2 x tokens x key "
     "heads x head width x bytes of a number, summed over blocks",
-    "KV KiB measured": "the same, read from the cache's own tensors after the answer, in 1024",
     "KV MB measured": "the same, read from the cache's own tensors after the answer, in 1e6",
     "prefill ms": "wall time of the prefill, median over questions; of several benchmarks the weighted mean",
     "decode ms/token": "wall time of one decoding step, median over questions; of several benchmarks the weighted mean",
     "questions/s": "questions over the sum of their wall times, vision tower and decoding included",
     "peak MB over weights": "highest memory of the accelerator during a question less that of the weights, in 1e6",
-    "mode": "untouched; dropped: tokens really leave; masked: the published code's way",
+    "mode": "not truncated; dropped: tokens really leave; masked: the published code's way",
     "status": "worst state of the row's cells: ok, no rule (its numbers as they stand: sheet Scores), "
     "partial (answers, no score), running (begun, not ended), failed",
     "note": "why a cell has no score, why a score has no delta, and what to know of the run or the printed number",
@@ -58,13 +56,12 @@ NOTES = {
     "benchmark": "the host's name of the data",
     "metric": "the host's name of the score",
     "value": "the score, in points unless the host says otherwise",
-    "headline": "whether it is the benchmark's number",
-    "baseline": "score of the untouched model; the colours of the heat map turn there",
+    "headline": "yes: it is the benchmark's number",
     "n": "questions",
     "by": "the column of the data that groups the questions",
     "group": "category, subject or grade",
     "score": "mean score per question, in points",
-    "base score": "the same questions, untouched model",
+    "base score": "the same questions, the base",
     "delta": comparisons.MEANINGS["delta"],
     "blind rate": "share of these questions that are right with no image token at all (l0_k0), in points; "
     "lucky guesses included",
@@ -77,7 +74,7 @@ NOTES = {
     "hit": "score of the answer, 0 to 1", "base_hit": "score of the base's answer, 0 to 1",
     "index": "the host's index of the question", "question": "as the data has it", "options": "the choices",
     "answer": "the right answer", "picture": "name of the picture, where the data has one",
-    "host": "upstream: VLMEvalKit's checkout; ms: ms-vlmeval", "commit": "of the host's checkout",
+    "host": "VLMEvalKit: its checkout; ms-vlmeval: the package of that name", "commit": "of the host's checkout",
     "judge": "who compared the answers", "judge_ran": "yes or no, and why, where the judged table shows it",
     "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
     "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",
@@ -120,11 +117,17 @@ def number_format(column: str) -> str:
     return ".2f" if column.startswith(("prefill ", "decode ms", "KV ", "questions/s")) else ".1f"
 
 
+def yes_no(value: Any) -> Any:
+    """A truth value in words, any other value as it is."""
+    return {True: "yes", False: "no"}[bool(value)] if isinstance(value, (bool, np.bool_)) else value
+
+
 def text(column: str, value: Any, width: int | None = None) -> str:
     """A cell as one line, numbers in the column's format, nothing for an empty one; cut to ``width`` characters."""
     if value is None or value != value:
         return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    value = yes_no(value)
+    if isinstance(value, (int, float)):
         form = number_format(column)
         return p_text(value) if form == "p" else format(int(value) if form == "d" else value, form)
     words = " ".join(str(value).split())

@@ -8,7 +8,7 @@ import pandas as pd
 
 from redrel_vlmeval import blind
 from redrel_vlmeval.boards import persample
-from redrel_vlmeval.boards.leaders import units
+from redrel_vlmeval.boards.leaders import in_order, units
 from redrel_vlmeval.boards.table import Table, capped, left_out
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.results import Results
@@ -16,6 +16,7 @@ from redrel_vlmeval.results import Results
 # Rows that a workbook shows of a long table, and of one with a row per model and benchmark: openpyxl writes some
 # 30 000 fields a second.
 MOST, CELLS = 3000, 5000
+HOSTS = {"ms": "ms-vlmeval", "upstream": "VLMEvalKit"}
 
 
 def grid(results: Results) -> Table:
@@ -30,15 +31,16 @@ def grid(results: Results) -> Table:
             turn = grid.baseline
             for layer, values in zip(grid.layers, grid.values.to_numpy(), strict=True):
                 line: dict[str, object] = {"base": grid.base, "benchmark": grid.benchmark, "metric": grid.metric}
-                line |= {"rule": grid.rule, "baseline": turn, "L": layer}
+                line |= {"rule": grid.rule, "base score": turn, "L": layer}
                 rows.append(line | {f"K={keep}": value for keep, value in zip(grid.keeps, values, strict=True)})
         heat.append((first, len(rows) - 1, turn))
-    frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "baseline", "L", *columns])
+    frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "base score", "L", *columns])
     remarks = () if rows else ("no rows: no single-stage variant with a whole K (l<L>_k<K>) has a score here",)
-    meaning = "score in points with so many image tokens kept after block L; empty: not run"
+    meaning = dict.fromkeys(columns, "score in points with so many image tokens kept after block L; empty: not run")
+    meaning["base score"] = "score of the base; the colours of the heat map turn there"
     return Table("Grid", frame, "score by layer L and image tokens kept K, a heat map for each model and benchmark",
                  remarks, heat=tuple(heat), heat_columns=tuple(columns),
-                 meanings=dict.fromkeys(columns, meaning))  # fmt: skip
+                 meanings=meaning)  # fmt: skip
 
 
 def categories(results: Results) -> Table:
@@ -49,7 +51,7 @@ def categories(results: Results) -> Table:
 
 def efficiency(results: Results) -> Table:
     """What each model and benchmark cost, per question, by the efficiency records beside the predictions."""
-    rows = results.efficiency
+    rows = in_order(results.efficiency, results)
     named = units(rows)
     kept = ["model", "base", "setting", "benchmark", "n"]
     frame = rows[kept].copy()
@@ -59,7 +61,8 @@ def efficiency(results: Results) -> Table:
             frame[title] = values / divisor
         if name == "average_image_tokens" and "tokens_per_block" in rows:
             frame["tokens per block"] = rows["tokens_per_block"]
-    for name in ("mode", "device", "dtype", "kernel"):
+    frame["mode"] = rows["mode"].replace("untouched", "not truncated")
+    for name in ("device", "dtype", "kernel"):
         frame[name] = rows[name]
     return capped("Efficiency", frame.reset_index(drop=True), CELLS, "cost per question; memory and time as measured",
                   "cells", "no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder")  # fmt: skip
@@ -67,7 +70,7 @@ def efficiency(results: Results) -> Table:
 
 def blind_rate(results: Results) -> Table:
     """Each score beside its image-dependent part, where l0_k0 was run (the paper's Fig. 7)."""
-    frame = blind.dependent(results)
+    frame = in_order(blind.dependent(results), results, ["base", "benchmark"])
     frame = frame.rename(columns={name: name.replace("_", " ") for name in frame.columns})
     return capped("Blind", frame, MOST, "scores, and those on the questions that need the image", "rows",
                   _not_blind(results) if frame.empty else "", tuple(blind.lines(results)))  # fmt: skip
@@ -113,9 +116,22 @@ def flips(results: Results) -> Table:
 def provenance(results: Results) -> Table:
     """Where each number comes from."""
     caption = "the run behind each model and benchmark; empty: not told by the run"
-    return capped("Provenance", results.provenance.reset_index(drop=True), CELLS, caption, "cells", "no rows")
+    return capped("Provenance", runs(results), CELLS, caption, "cells", "no rows")
+
+
+def runs(results: Results) -> pd.DataFrame:
+    """Where each cell comes from, in the leaderboard's order, hosts by their own names."""
+    frame = in_order(results.provenance, results)
+    return frame.assign(host=frame["host"].replace(HOSTS))
 
 
 def scores(results: Results) -> Table:
     """Every metric of the hosts' score files."""
-    return capped("Scores", results.scores, MOST, "every metric of the host's score files", "metrics", "no rows")
+    return capped(
+        "Scores",
+        in_order(results.scores, results),
+        MOST,
+        "every metric of the host's score files",
+        "metrics",
+        "no rows",
+    )

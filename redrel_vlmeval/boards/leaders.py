@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,11 +96,10 @@ def averaged_columns(results: Results) -> list[ScoreColumn]:
 def units(efficiency: pd.DataFrame) -> dict[str, tuple[str, float]]:
     """Title and divisor of the columns whose unit follows the size of the numbers."""
     flops = (1e12, "TFLOPs") if efficiency["prefill_flops"].astype(float).max() >= 1e12 else (1e9, "GFLOPs")
-    size = (1e6, "MB") if efficiency["kv_bytes"].astype(float).max() >= 1e7 else (1024, "KiB")
     return {
         "image_tokens": ("image tokens", 1), "kept": ("kept", 1), "average_image_tokens": ("average tokens", 1),
         "prefill_flops": (f"prefill {flops[1]}", flops[0]), "flops_ratio": ("FLOPs ratio", 1),
-        "kv_bytes": (f"KV {size[1]}", size[0]), "kv_bytes_measured": (f"KV {size[1]} measured", size[0]),
+        "kv_bytes": ("KV MB", 1e6), "kv_bytes_measured": ("KV MB measured", 1e6),
         "kv_ratio": ("KV ratio", 1), "prefill_ms": ("prefill ms", 1), "decode_ms_per_token": ("decode ms/token", 1),
         "questions_per_second": ("questions/s", 1), "peak_bytes": ("peak MB over weights", 1e6),
     }  # fmt: skip
@@ -131,10 +130,20 @@ def place(row: Mapping[Any, Any]) -> tuple:
     return row["base"], row["model"] != row["base"], control, str(row["rule"]), numbers, row["model"]
 
 
+def in_order(frame: pd.DataFrame, results: Results, before: Sequence[str] = ()) -> pd.DataFrame:
+    """The frame by the columns ``before`` and then by model, in the leaderboard's order; equal rows keep theirs."""
+    order = {model: number for number, model in enumerate(leaderboard(results)["model"])}
+
+    def key(column: pd.Series) -> pd.Series:
+        return column.map(order) if column.name == "model" else column
+
+    return frame.sort_values([*before, "model"], key=key, kind="stable").reset_index(drop=True)
+
+
 def two_words(verdict: Any) -> Any:
     """The end of a verdict: better, worse, not separable, no test, not run."""
     if not isinstance(verdict, str):
         return verdict
     if verdict.startswith(comparisons.NO_TEST):
         return "not run" if verdict == NOT_RUN else comparisons.NO_TEST
-    return verdict.rpartition(": ")[2].removesuffix(" the baseline").removesuffix(" than").removesuffix(" from")
+    return verdict.rpartition(": ")[2].removesuffix(" the base").removesuffix(" than").removesuffix(" from")

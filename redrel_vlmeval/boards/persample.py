@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from redrel_vlmeval import flips as flipped
+from redrel_vlmeval.boards.leaders import in_order
 from redrel_vlmeval.results import Results
 
 CATEGORIES = ["benchmark", "by", "group", "model", "base", "n", "score", "base score", "delta"]
@@ -34,7 +35,7 @@ def categories(results: Results) -> pd.DataFrame:
             groups = _groups(results.groups(base, benchmark)) if groups is None else groups
             rows += _scores(model, base, benchmark, hits, theirs, groups)
     frame = pd.DataFrame(rows, columns=CATEGORIES)
-    return frame.sort_values(["benchmark", "by", "group"], kind="stable").reset_index(drop=True)
+    return in_order(frame, results, ["benchmark", "by", "group"])
 
 
 def flips(results: Results, most: int | None = None) -> tuple[pd.DataFrame, int]:
@@ -74,11 +75,10 @@ def verdicts(results: Results, model: str, benchmark: str) -> pd.Series | None:
 
 def _families(results: Results) -> Iterator[tuple[str, str, list[str], set[str]]]:
     """(base, benchmark, models with a score, the base first, and those that have a delta: they were run alike)."""
-    rows = results.scores[results.scores["headline"] & (results.scores["status"] == "ok")]
+    rows = in_order(results.scores[results.scores["headline"] & (results.scores["status"] == "ok")], results)
     for key, family in rows.groupby(["base", "benchmark"], sort=False):
         base, benchmark = map(str, key)
-        models = sorted(family["model"].unique(), key=lambda name: name != base)
-        yield base, benchmark, models, set(family.loc[family["delta"].notna(), "model"])
+        yield base, benchmark, list(family["model"].unique()), set(family.loc[family["delta"].notna(), "model"])
 
 
 @dataclass(frozen=True, eq=False)

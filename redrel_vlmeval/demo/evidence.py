@@ -249,31 +249,32 @@ def free_step(case: Case, cell: int) -> int | None:
     return None
 
 
-def measure(folder: Path, count: int = 200, tests: int = 60) -> list[str]:
+def measure(folder: Path, count: int = 200, tests: int = 60, copies: int = SMOOTH.smooth) -> list[str]:
     """All of it, tables into ``folder``; returns what was found, a line each.
 
     The pointing game takes ``count`` questions of one hop; all else, two and three hops too, takes ``tests``.
     """
+    smooth = replace(SMOOTH, smooth=copies)
     folder.mkdir(parents=True, exist_ok=True)
     core = LlavaCore(TINY, device="cpu", max_new_tokens=8)
     tables = []
     for category in scenes.CATEGORIES[:3]:
-        for request in (PLAIN, SMOOTH):
+        for request in (PLAIN, smooth):
             size = count if category == "one-hop" else tests
             tables.append(shares(pointing(core, cases(category, size), request)))
     table = pd.concat(tables, ignore_index=True)
     table.round(1).to_csv(folder / "pointing.csv", index=False)
-    smooth = table[(table["category"] == "one-hop") & (table["smooth"] == SMOOTH.smooth)]
-    best = best_layer(smooth)
+    ours = table[(table["category"] == "one-hop") & (table["smooth"] == copies)]
+    best = best_layer(ours)
     layer = int(best["layer"])
     by_copies(core, fresh(tests), SMOOTH).round(1).to_csv(folder / "copies.csv", index=False)
     found = [f"pointing: block {layer}, asked {best['asked']:.1f} %, other {best['other']:.1f} %"]
     curve = causal(core, cases("one-hop", count)).mean(0)
-    found.append(f"causal curve flat from {cliff(curve)} on, maps stop finding at {stops_finding(smooth)}")
+    found.append(f"causal curve flat from {cliff(curve)} on, maps stop finding at {stops_finding(ours)}")
     some = cases("one-hop", tests)
     found.append(f"erasing the asked glyph: {100 * own_share(core, some):.1f} % of the change is in its own token")
-    for name, frame in (("deletion", deletions(core, some, SMOOTH, layer)), ("swap", swaps(core, some, SMOOTH, layer)),
-                        ("shift", shifts(core, some, SMOOTH, layer))):  # fmt: skip
+    for name, frame in (("deletion", deletions(core, some, smooth, layer)), ("swap", swaps(core, some, smooth, layer)),
+                        ("shift", shifts(core, some, smooth, layer))):  # fmt: skip
         frame.to_csv(folder / f"{name}.csv", index=False)
         numbers = frame.drop(columns="index").groupby("test") if name == "deletion" else frame
         found.append(f"{name}: {numbers.mean(numeric_only=True).round(3).to_dict()}")
@@ -291,8 +292,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/evidence"))
     parser.add_argument("--questions", type=int, default=200, help="of one hop, for the pointing game")
     parser.add_argument("--tests", type=int, default=60, help="questions of every other test")
+    parser.add_argument("--copies", type=int, default=SMOOTH.smooth, help="noisy copies of SmoothGrad")
     args = parser.parse_args()
-    print("\n".join(measure(args.folder, args.questions, args.tests)))
+    print("\n".join(measure(args.folder, args.questions, args.tests, args.copies)))
 
 
 if __name__ == "__main__":

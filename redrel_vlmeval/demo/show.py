@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.stats import binomtest
 from tabulate import tabulate
 
 from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
@@ -88,9 +90,18 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
     if not frame.empty:
         hops = {name: number for number, name in enumerate(("", *scenes.CATEGORIES))}
         frame = frame.sort_values("category", key=lambda names: names.map(hops), kind="stable")
+        frame = with_intervals(frame)
         title = f"{BASE} on {data}: accuracy over image tokens kept"
         written.append(figures.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
     return written
+
+
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns low and high: Wilson's 95 % interval of each score, in points; questions here are right or wrong."""
+    scores, sizes = frame["value"].astype(float).tolist(), frame["n"].astype(int).tolist()
+    counts = [(round(score * n / 100), n) for score, n in zip(scores, sizes, strict=True)]
+    spans = [binomtest(right, n).proportion_ci(method="wilson") for right, n in counts]
+    return frame.assign(low=[100 * span.low for span in spans], high=[100 * span.high for span in spans])
 
 
 def prepare(work_dir: Path) -> None:

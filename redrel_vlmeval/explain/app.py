@@ -45,9 +45,12 @@ def explain_cam(
     model: ModelName, image: Images = None,
     question: Annotated[list[str] | None, typer.Option("--question", help="A second one is compared (Fig. 8).")] = None,
     data: Data = None, limit: Limit = None, answer: Answer = None, output: Folder = HERE,
-    methods: Annotated[str, typer.Option(help="Of elementwise, gradcam, attn, attn_grad, gradcam_official.")] = (
-        "elementwise,gradcam,attn,attn_grad"
-    ),
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Of elementwise, gradcam, attn, attn_grad, gradcam_official.", show_default="all but the last"
+        ),
+    ] = "elementwise,gradcam,attn,attn_grad",
     layers: Annotated[str | None, typer.Option(help="Such as 1-8,16; all if not given.")] = None,
     where: Annotated[str, typer.Option(help="Of decoder, vision, projector.")] = "decoder,vision",
     compare: Annotated[str | None, typer.Option(help="Another model on the same answer (Fig. 9).")] = None,

@@ -229,7 +229,7 @@ def answer_ids(asked: Asked, answer: str, likelihood: Callable[[Asked], float]) 
     """
     tokenizer = asked.tokenizer
     if tokenizer is None:
-        raise ExplainError("this host model shows no tokenizer: give the answer as token ids")
+        raise ExplainError("this host model shows no tokenizer: only its own answer can be explained")
     if not answer.strip():
         raise ExplainError("the answer is empty: give its words")
     tail = asked.inputs["input_ids"][0, -8:].tolist()
@@ -244,7 +244,9 @@ def answer_ids(asked: Asked, answer: str, likelihood: Callable[[Asked], float]) 
     same = [ids for ids in unique if str(tokenizer.decode(ids)).strip() == answer.strip()]
     if not same:
         seen = "; ".join(" + ".join(map(repr, asked.words(ids))) for ids in unique)
-        raise ExplainError(f"answer {answer!r}: its tokens do not read the same again ({seen}); give token ids")
+        raise ExplainError(
+            f"answer {answer!r}: its tokens do not read the same again ({seen}); write it as the model would"
+        )
     return same[0] if len(same) == 1 else max(same, key=lambda ids: likelihood(asked.with_answer(ids)))
 
 

@@ -5,11 +5,10 @@ Made for one column of a paper: text is as large there as it is said to be here.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path as FilePath
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -20,10 +19,12 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
 
 from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.explain.lettering import DOTS, put, wrapped
 from redrel_vlmeval.explain.store import Stored
-from redrel_vlmeval.explain.view import STATES, Sheet, said, shared_peak, sheet, spread
+from redrel_vlmeval.explain.view import STATES, Sheet, greyed, ground, quantity, said, shared_peak, sheet, spread
 from redrel_vlmeval.writing import atomically
 
 WIDTH = 3.45  # inches: one column
@@ -68,8 +69,10 @@ def grid(
     title = LINE * (2.2 if scale == "layer" else 1.15)
     tall = (side - GAP) * _shape(one) + GAP + title
     texts = _head_lines(stored, width)
-    head, foot = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12, 0.36 if scale == "shared" else 0.05
-    height = head + ceil(len(one.layers) / across) * tall + foot
+    words = "one scale for all panels" if scale == "shared" else "each panel from 0 to its own highest"
+    remarks = _remarks([one], width, quantity(stored, where, method), words)
+    head = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12
+    height = head + ceil(len(one.layers) / across) * tall + _foot(remarks, scale)
     figure = _figure(width, height)
     _head(figure, one, f"{method}, {NAMES[where]}s", texts)
     for number, layer in enumerate(one.layers):
@@ -79,8 +82,7 @@ def grid(
         peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
         draw_map(axis, one, number, peak)
         axis.set_title(_heading(one, number, scale, peak), fontsize=SMALL, pad=1.5, linespacing=1.0)
-    if scale == "shared":
-        _bar(figure, shared_peak([one]), f"{method}, one scale for all panels; hatched: no map or token dropped")
+    _key(figure, [one], remarks, scale)
     return figure
 
 
@@ -104,14 +106,17 @@ def rows(
     chosen = list(layers) if layers is not None else spread(sheets[0].layers, most)
     sheets = [one.at(chosen) for one in sheets]
     side = (width - 2 * EDGE + GAP) / max(len(chosen), 4)
-    texts = [_lines(label, int(width * 21), 4) for label in labels]
+    texts = [wrapped(label, width - 2 * EDGE, SMALL, 4) for label in labels]
     panel = (side - GAP) * max(map(_shape, sheets))
     tall = panel + GAP + (LINE if notes else 0)
-    height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + (0.36 if scale == "shared" else 0.02)
+    words = "one scale for all panels" if scale == "shared" else "each column from 0 to its own highest"
+    words += "; %: share on the kept tokens" if notes else ""
+    remarks = _remarks(sheets, width, f"{quantity(many[0], where, method)}; {NAMES[where]}s", words)
+    height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + _foot(remarks, scale)
     figure = _figure(width, height)
     top = height - 0.06
     for row, (one, text) in enumerate(zip(sheets, texts, strict=True)):
-        _write(figure, EDGE, top, "\n".join(text))
+        put(figure, EDGE, top, text, SMALL)
         top -= LINE * (len(text) + 1.2)
         for number, layer in enumerate(chosen):
             axis = _axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
@@ -121,12 +126,7 @@ def rows(
             if notes:
                 axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
         top -= tall
-    if scale == "shared":
-        _bar(
-            figure,
-            shared_peak(sheets),
-            f"{method}, {NAMES[where]}s; one scale{'; %: share on the kept tokens' if notes else ' for all panels'}",
-        )
+    _key(figure, sheets, remarks, scale)
     return figure
 
 
@@ -180,10 +180,7 @@ def _hatched(patch: Any) -> Any:
 
 def _picture(axis: Axes, one: Sheet, grey: bool) -> None:
     """The picture; in light grey where a map is to be read over it."""
-    shown = one.picture.astype(float)
-    if grey:
-        light = shown @ np.array([[0.299], [0.587], [0.114]])
-        shown = np.repeat(165 + 90 * light / 255, 3, axis=2)
+    shown = greyed(one.picture) if grey else one.picture
     smooth = "nearest" if max(one.size) < 200 else "antialiased"
     axis.imshow(shown.astype(np.uint8), extent=(0, one.size[0], one.size[1], 0), interpolation=smooth, zorder=1)
 
@@ -202,17 +199,16 @@ def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     return axis
 
 
-def _write(figure: Figure, left: float, top: float, text: str, size: float = SMALL, **look: Any) -> None:
-    """Text whose upper left corner is at ``left``, ``top``, in inches from the lower left."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, top / height, text, fontsize=size, va="top", linespacing=1.2, parse_math=False, **look)
+def _beside(width: float) -> float:
+    """Inches from the left edge at which the text beside the picture begins."""
+    return EDGE + 0.28 * width + 0.1
 
 
 def _head_lines(stored: Stored, width: float) -> list[str]:
     """Model, answer and question, wrapped to stand beside the picture."""
-    letters = int(0.72 * width * 19)
-    lines = [*_lines(stored.manifest.get("model") or "", letters, 2), *_lines(f"answer: {said(stored)!r}", letters, 2)]
-    return lines + _lines(stored.manifest.get("question") or "", letters, 6)
+    model, question = (str(stored.manifest.get(name) or "") for name in ("model", "question"))
+    parts = ((model, 2), (f"answer: {said(stored)!r}", 2), (question, 6))
+    return [line for text, most in parts for line in wrapped(text, width - EDGE - _beside(width), SMALL, most)]
 
 
 def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
@@ -222,26 +218,48 @@ def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
     axis = _axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
     _picture(axis, one, grey=False)
     axis.set(xticks=[], yticks=[])
-    _write(figure, EDGE + wide + 0.1, height - EDGE, title, PLAIN, fontweight="bold")
-    _write(figure, EDGE + wide + 0.1, height - EDGE - 0.16, "\n".join(texts))
+    bold = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
+    put(figure, _beside(width), height - EDGE, bold, PLAIN, fontweight="bold")
+    put(figure, _beside(width), height - EDGE - 0.16, texts, SMALL)
 
 
-def _lines(text: str, width: int, most: int) -> list[str]:
-    """The text wrapped, each of its lines by itself; at most ``most`` lines, the last ending in dots where cut."""
-    lines = [piece for line in text.splitlines() for piece in textwrap.wrap(line, width) or [""]]
-    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: width - 2]} …"]
+def _remarks(sheets: Sequence[Sheet], width: float, *parts: str) -> list[str]:
+    """The lines at the foot: what is drawn, its scale, and what hatching stands for where there is any."""
+    states = {state for one in sheets for state in one.status}
+    present = ["token dropped"] if any(one.dropped.any() for one in sheets) else []
+    present += [STATES[state] for state in ("no_gradient", "pruned") if state in states]
+    hatched = [f"hatched: {' or '.join(present)}"] if present else []
+    return wrapped("; ".join([*parts, *hatched]), width - 2 * EDGE, SMALL - 0.5, 4)
 
 
-def _bar(figure: Figure, peak: float, label: str) -> None:
-    """The colour scale, flat, at the foot."""
+def _foot(remarks: Sequence[str], scale: str) -> float:
+    """Inches that remarks take, and the colour scale above them where one is shared."""
+    return LINE * len(remarks) + (0.28 if scale == "shared" else 0.08)
+
+
+def _key(figure: Figure, sheets: Sequence[Sheet], remarks: list[str], scale: str) -> None:
+    """The remarks at the foot and, where the panels share one, the colour scale above them."""
     width, _ = figure.get_size_inches()
-    axis = _axes(figure, (EDGE, 0.23, width - 2 * EDGE - 0.12, 0.07))
-    shades = figure.colorbar(ScalarMappable(Normalize(0, peak), EMBER), cax=axis, orientation="horizontal")
+    above = LINE * len(remarks)
+    put(figure, EDGE, above, remarks, SMALL - 0.5, color="#444444")
+    if scale != "shared":
+        return
+    axis = _axes(figure, (EDGE, above + 0.14, width - 2 * EDGE - 0.12, 0.07))
+    peak = shared_peak(sheets)
+    shades = ScalarMappable(Normalize(0, peak), _over(np.mean([greyed(ground(one.picture)) for one in sheets], axis=0)))
+    bar = figure.colorbar(shades, cax=axis, orientation="horizontal")
     axis.tick_params(labelsize=SMALL - 0.5, length=1.5, pad=1, width=0.4)
-    ticks = np.linspace(0, peak, 5)
-    shades.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
-    shades.outline.set_linewidth(0.4)  # type: ignore[operator]
-    _write(figure, EDGE, 0.1, label, SMALL - 0.5, color="#444444")
+    ticks = [
+        tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, peak) if 0 <= tick <= peak * (1 + 1e-6)
+    ]
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+
+
+def _over(under: np.ndarray) -> ListedColormap:
+    """The map's colours as they look over a panel's grey [3], 0 to 255: they let it through."""
+    colors = EMBER(np.arange(EMBER.N))
+    return ListedColormap(colors[:, :3] * colors[:, 3:] + under / 255 * (1 - colors[:, 3:]), "ember over grey")
 
 
 def _heading(one: Sheet, number: int, scale: str, peak: float) -> str:
@@ -270,4 +288,10 @@ def save(figure: Figure, path: FilePath) -> FilePath:
     if kind not in ("png", "pdf"):
         raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
     facts: Any = {"CreationDate": None} if kind == "pdf" else None  # the same explanation makes the same file
-    return atomically(path, lambda stream: figure.savefig(stream, format=kind, dpi=300, metadata=facts))
+
+    def write(stream: IO[bytes]) -> None:
+        # Type 42: text stays text, and journals refuse the default, Type 3.
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(stream, format=kind, dpi=DOTS, metadata=facts)
+
+    return atomically(path, write)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from redrel_vlmeval.report.explained import plain
 from redrel_vlmeval.truncation import TruncationError
 from redrel_vlmeval.writing import make_and_try
 
+ABOUT = ("model", "question", "pictures", "answer")  # what makes two explanations two
 MEMORY = ("batch", "checkpointing")  # settings that change what a pass needs, not what it finds
 
 
@@ -58,6 +60,7 @@ class Run:
     def close(self, what: str) -> int:
         """Say what was done; 1 if a question of a benchmark could not be explained."""
         again = f", {self.found} were there already with these settings" if self.found else ""
+        what += "" if self.made == 1 else "s"
         self.console.print(f"{self.made} {what} written to {self.job.output}{again}", soft_wrap=True, highlight=False)
         for name, reason in self.failed:
             self.console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True, highlight=False)
@@ -104,19 +107,31 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
 def kept_or_made(run: Run, path: Path, settings: dict[str, Any], make: Callable[[], Stored]) -> Stored:
     """The explanation at ``path`` if it has these settings, else a new one, written there."""
     settings = json.loads(json.dumps(settings, default=str))
-    if path.exists():
-        try:
-            old = load(path)
-        except ExplainError:  # half a file of another program; it is made anew
-            old = Stored({}, {})
-        if old.manifest.get("settings") == settings:
-            run.found += 1
-            return old
+    path, old = _own_place(path, settings)
+    if old == settings:
+        run.found += 1
+        return load(path)
     stored = make()
     stored.manifest["settings"] = settings
     save(stored, path)
     run.made += 1
     return load(path)  # figures and page are drawn of what is written
+
+
+def _own_place(path: Path, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The first of ``path``, ``path_2``, ... that is free or about the same question, and what it was made with.
+
+    A question of one's own stands beside those of other pictures, questions or answers; a benchmark's has its index.
+    """
+    for number in count(1):
+        here = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
+        try:
+            old = dict(load(here).manifest.get("settings") or {}) if here.exists() else {}
+        except ExplainError:  # half a file of another program; it is made anew
+            old = {}
+        if not old or settings["dataset"] is not None or all(old.get(name) == settings[name] for name in ABOUT):
+            break
+    return here, old
 
 
 def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str, Any]:
@@ -129,9 +144,9 @@ def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str
 
 
 def _stamp(part: dict[str, Any]) -> list[str]:
-    """A picture's path and what it holds: another picture under the same name is another question."""
+    """A picture's name and what it holds: another picture under the same name is another question."""
     path = Path(str(part["value"]))
-    return [str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
+    return [path.name, hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
 
 
 def others(asked: Asked, item: Item) -> list[int] | None:
@@ -158,7 +173,7 @@ def cam(job: Job, console: Console | None = None) -> int:
             if len(found) == 2:
                 _swap(found[0][0], found[1][0], run)
             drawing.write_own(found, [made for _, made in results], job.scale, run.console)
-        return run.close("explanations")
+        return run.close("explanation")
 
 
 def _swap(first: Stored, second: Stored, run: Run) -> None:
@@ -220,7 +235,7 @@ def flows(job: Job, console: Console | None = None) -> int:
             tables.write_flows(found, job, run.console)
         elif found:
             drawing.write_flows(found, run.console)
-        return run.close("explanations")
+        return run.close("explanation")
 
 
 def _flow(run: Run, item: Item) -> Stored:

@@ -120,7 +120,10 @@ def to_text(one: Change) -> str:
         for method, (layers, old, now) in one.shares.items()
         for layer, share, new in zip(layers, 100 * old, 100 * now, strict=True)
     ]
-    title = f"share (%) of each map on the {len(one.kept)} image tokens that {one.models[1]} keeps:"
+    title = (
+        f"share (%) of each map on the {len(one.kept)} image tokens that {one.models[1]} keeps; behind the cut, where "
+        "it holds no other, 100:"
+    )
     return f"{head}\n{title}\n{tabulate(rows, headers=['method', 'block', 'before', 'after'], floatfmt='.1f')}"
 
 
@@ -138,5 +141,5 @@ def summary(changes: list[Change]) -> str:
         return head
     means = table.groupby(["method", "layer"], sort=False)[["before", "after"]].mean() * 100
     rows = [[*key, *values] for key, values in zip(means.index, means.to_numpy(), strict=True)]
-    title = "share (%) of a map on the tokens that are kept, mean over questions:"
+    title = "share (%) of a map on the tokens that are kept, mean over questions; behind the cut 100:"
     return f"{head}\n{title}\n{tabulate(rows, headers=['method', 'block', 'before', 'after'], floatfmt='.1f')}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from redrel_vlmeval.explain import camfigures, comparing, flowfigures, page, view
+from redrel_vlmeval.explain import arcfigures, camfigures, comparing, flowfigures, page, view
 from redrel_vlmeval.explain.comparing import Change
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import Stored, load
@@ -88,7 +88,7 @@ def draw_flow(stored: Stored, name: Path) -> list[Path]:
     """The curves (Fig. 2b), and of one question's flow the arcs (Fig. 1), as .png and .pdf."""
     written = _both(flowfigures.curves(stored), ended(name, "_curves"))
     if "flow/rows" in stored.arrays:
-        written += _both(flowfigures.arcs(stored), ended(name, "_arcs"))
+        written += _both(arcfigures.arcs(stored), ended(name, "_arcs"))
     return written
 
 
@@ -116,6 +116,11 @@ def draw(
         ExplainError: no such file, map, layer or token; one figure asked for where there are several.
     """
     found = [load(path) for path in files]
+    flows = [path for path, stored in zip(files, found, strict=True) if not view.pairs(stored)]
+    if flows and len(found) > 1:
+        raise ExplainError(
+            f"{flows[0]}: holds no maps; several files are compared by their maps, a flow is drawn alone"
+        )
     kind = output.suffix.lower() if output is not None else ""
     if output is not None and kind == ".html":
         return [page.write(found, output)]
@@ -154,7 +159,7 @@ def _figures(
     if not where and not methods and len(found) == 1 and any(name.startswith("flow/") for name in first.arrays):
         yield "curves", flowfigures.curves(first, options["width"])
         if "flow/rows" in first.arrays:
-            yield "arcs", flowfigures.arcs(first, options["token"] or 0, options["layers"], options["width"])
+            yield "arcs", arcfigures.arcs(first, options["token"] or 0, options["layers"], options["width"])
 
 
 def _known(stored: Stored) -> str:

@@ -25,6 +25,7 @@ from redrel_vlmeval.explain.pixels import grids
 from redrel_vlmeval.explain.taken import Edit, Wanted
 
 STEPS = 16  # of a deletion curve
+BATCH = 8  # of them to a pass
 SCORE = "probability"  # of the answer, what the curves are of
 
 
@@ -62,7 +63,7 @@ class Curve:
 def deletion(asked: Asked, order: Sequence[int], insertion: bool = False, grid: Grid | None = None) -> Curve:
     """The answer's probability as cells of the picture go, in the order given (or, ``insertion``, come).
 
-    A deleted cell takes the picture's median colour. All steps are one batch.
+    A deleted cell takes the picture's median colour.
 
     Args:
         order: every cell of the picture's grid, numbered along its rows.
@@ -93,8 +94,12 @@ def _one_grid(asked: Asked) -> Grid:
 
 def probabilities(asked: Asked, masks: np.ndarray) -> np.ndarray:
     """The answer's probability (all its tokens) with cells of the picture erased: bool [m, rows, cols] -> [m]."""
-    with run(asked, Wanted(), copies=len(masks), edit=eraser(masks), grad=False) as taken:
-        return objective(taken.logits, asked.answer, "logprob").sum(1).exp().double().cpu().numpy()
+    found = []
+    for some in np.array_split(masks, -(-len(masks) // BATCH)):
+        with run(asked, Wanted(), copies=len(some), edit=eraser(some), grad=False) as taken:
+            scores = objective(taken.logits, asked.answer, "logprob").sum(1).exp().double()
+            found.append(scores.cpu().numpy())
+    return np.concatenate(found)
 
 
 def eraser(masks: np.ndarray) -> Edit:
@@ -179,9 +184,10 @@ def shuffled(asked: Asked, blocks: int, seed: int = 0) -> Iterator[None]:
         try:
             for block in found[-blocks:]:
                 for weight in block.parameters():
-                    kept.append((weight, weight.detach().clone()))
-                    order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-                    weight.copy_(weight.flatten()[order].view_as(weight))
+                    before = weight.detach().to("cpu", copy=True)  # on a GPU there may be no room for a second one
+                    kept.append((weight, before))
+                    order = torch.randperm(weight.numel(), generator=generator)
+                    weight.copy_(before.flatten()[order].view_as(before))
             with torch.enable_grad():
                 yield
         finally:

@@ -42,7 +42,7 @@ def attention_gradient(output_gradient: torch.Tensor, value: torch.Tensor) -> to
     batch, rows, _ = output_gradient.shape
     kv_heads, width = value.shape[1], value.shape[3]
     by_head = output_gradient.view(batch, rows, kv_heads, -1, width).permute(0, 2, 3, 1, 4)
-    product = by_head.flatten(2, 3) @ value.transpose(2, 3)
+    product = by_head.flatten(2, 3) @ value.transpose(2, 3).to(by_head)
     return product.view(batch, kv_heads, -1, rows, value.shape[2]).flatten(1, 2)
 
 

@@ -169,15 +169,17 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
         if unknown or not given:
             raise ExplainError(f"{what} {', '.join(map(repr, unknown)) or '(none)'}: choose from {', '.join(known)}")
     plan: list[Item] = []
-    for where in request.where:
-        count = _count(asked, where)
-        layers = range(1, count + 1) if request.layers is None or where == "projector" else request.layers
-        wrong = [layer for layer in layers if not 1 <= layer <= count]
-        if wrong:
-            raise ExplainError(f"layer {wrong[0]} of {where}: there are {count} blocks, choose from 1 to {count}")
+    counts = {where: _count(asked, where) for where in request.where}
+    numbers = request.layers or range(1, max(counts.values()) + 1)
+    wrong = [layer for layer in numbers if not 1 <= layer <= max(counts.values())]
+    if wrong:
+        there = " and ".join(f"{count} blocks of {where}" for where, count in counts.items() if where != "projector")
+        raise ExplainError(f"layer {wrong[0]}: there are {there or 'no layers but the projector'}")
+    for where, count in counts.items():
+        layers = [1] if where == "projector" else [layer for layer in numbers if layer <= count]
         for method in request.methods:
             if where == "decoder" or method in FORMULAS:
-                plan.append((where, method, [layer - 1 for layer in layers]))
+                plan += [(where, method, [layer - 1 for layer in layers])] if layers else []
     if not plan:
         raise ExplainError(f"methods {', '.join(request.methods)} are those of the decoder: add where 'decoder'")
     return plan
@@ -218,7 +220,7 @@ def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: st
     state, copies = "no_gradient", []
     for copy, held in enumerate(index[block] for index in taken.held):
         places, numbers = _image_places(image, held)
-        whole = torch.full((len(image),), torch.nan, dtype=activation.dtype)
+        whole = torch.full((len(image),), torch.nan, dtype=torch.promote_types(activation.dtype, torch.float32))
         if len(places) and gradient is not None and bool(gradient[copy, places].any()):
             cam = FORMULAS[method](activation[copy, places].detach(), gradient[copy, places])
             whole[numbers] = cam.cpu()

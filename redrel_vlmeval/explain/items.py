@@ -52,7 +52,7 @@ def own(images: Sequence[Path], questions: Sequence[str]) -> list[Item]:
     """
     for path in images:
         if is_missing(path):
-            raise ExplainError(f"--image {path}: no such file")
+            raise ExplainError(f"--image {path}: {'a folder' if path.is_dir() else 'no such file'}")
         try:
             check_readable(str(path))
         except ValueError as error:

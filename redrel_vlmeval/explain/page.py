@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import redrel_vlmeval
-from redrel_vlmeval.explain import flowfigures, view
+from redrel_vlmeval.explain import comparing, flowfigures, view
 from redrel_vlmeval.explain.camfigures import EMBER
 from redrel_vlmeval.explain.errors import ExplainError
 from redrel_vlmeval.explain.store import Stored
@@ -53,12 +54,15 @@ def html(found: Sequence[Stored]) -> str:
         default=1,
     )
     for tokens in dict.fromkeys([most, *(most * part // 8 for part in range(7, 0, -1)), 0]):
-        shown = [_entry(stored, tokens) for stored in found]
+        shown = [
+            _entry(stored, tokens) | {"changes": made} for stored, made in zip(found, _changes(found), strict=True)
+        ]
         meta = {
             "version": redrel_vlmeval.__version__,
             "toy": any(str(entry["model"]).startswith(TOY) for entry in shown),
         }
         data = {"entries": shown, "ramp": _ramp(), "left_out": most - tokens if most > 1 else 0, "states": view.STATES}
+        data["veil"] = view.VEIL
         data |= {"looks": {name: look[0] for name, look in flowfigures.LOOKS.items()}, "groups": flowfigures.WORDS}
         text = render(
             HERE, "explain.html.j2", f"{_title(found)}: redrel explain", data, meta=meta, heading=_title(found)
@@ -82,7 +86,7 @@ def _entry(stored: Stored, tokens: int) -> dict[str, Any]:
     entry |= {"kept": manifest.get("kept") or {}, "provenance": _flat(manifest.get("provenance") or {})}
     count = len(manifest.get("pictures") or [])
     entry["pictures"] = [
-        {"src": _picture(stored.arrays[f"picture/{number}"]), "size": manifest["pictures"][number]["size"]}
+        _picture(stored.arrays[f"picture/{number}"]) | {"size": manifest["pictures"][number]["size"]}
         for number in range(count)
         if f"picture/{number}" in stored.arrays
     ]
@@ -99,6 +103,7 @@ def _maps(stored: Stored, where: str, method: str, tokens: int) -> dict[str, Any
     each = len(stored.maps(where, method))
     chosen: list[int | None] = [None] if each == 1 else [None, *range(min(each, tokens))]
     entry: dict[str, Any] = {"where": where, "method": method, "layers": stored.layers(where, method), "sheets": []}
+    entry["words"] = view.quantity(stored, where, method)
     entry["tokens"] = [-1 if token is None else token for token in chosen]
     grids = "pixels" if f"pixels/{where}/{method}" in stored.arrays else where
     for picture in range(len(stored.manifest["grids"][grids])):
@@ -128,20 +133,47 @@ def _flow(stored: Stored) -> dict[str, Any] | None:
     """Curves of a file that holds an information flow, with their bands where it is a benchmark's."""
     if not any(name.startswith("flow/") for name in stored.arrays):
         return None
+    found, cliff = flowfigures.lines(stored), flowfigures.cliff(stored)
     curves = {
         name: [None if part is None else np.round(part, 5).tolist() for part in (line.mean, line.low, line.high)]
-        for name, line in flowfigures.lines(stored).items()
+        for name, line in found.items()
     }
     sizes = stored.manifest["groups"]
-    return {"curves": curves, "cliff": stored.manifest.get("cliff"), "groups": list(flowfigures.GROUPS), "sizes": sizes}
+    shown = [flowfigures.GROUPS[place] for place in flowfigures.shown_groups(stored, found["attention"])]
+    facts = {"groups": list(flowfigures.GROUPS), "shown": shown, "sizes": sizes}
+    return {"curves": curves, "cliff": asdict(cliff)} | facts
 
 
-def _picture(pixels: np.ndarray) -> str:
-    """A data address: PNG where pixels count, else JPEG."""
+def _changes(found: Sequence[Stored]) -> list[list[dict[str, Any]]]:
+    """For each explanation what comparing it says: the first one with every other model's of the same answer."""
+    made: list[list[dict[str, Any]]] = [[] for _ in found]
+    for place, other in enumerate(found[1:], 1):
+        names = {str(stored.manifest.get("model")) for stored in (found[0], other)}
+        if len(names) < 2 or not comparing.same_answer(found[0], other):
+            continue
+        one = comparing.change(found[0], other)
+        facts = {"models": one.models, "replies": one.replies, "flip": one.flip, "kept": len(one.kept or [])}
+        before = {method: _by_layer(layers, share) for method, (layers, share, _) in one.shares.items()}
+        after = {method: _by_layer(layers, share) for method, (layers, _, share) in one.shares.items()}
+        made[0].append(facts | {"shares": before})
+        made[place].append(facts | {"shares": after})
+    return made
+
+
+def _by_layer(layers: Sequence[int], shares: np.ndarray) -> dict[int, float | None]:
+    return {
+        layer: None if np.isnan(share) else round(share, 4)
+        for layer, share in zip(layers, shares.tolist(), strict=True)
+    }
+
+
+def _picture(pixels: np.ndarray) -> dict[str, Any]:
+    """A data address, PNG where pixels count, else JPEG; and the mean colour."""
     small = max(pixels.shape[:2]) < 200
     stream = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG" if small else "JPEG", quality=82, optimize=True)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    text = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return {"src": text, "mean": [round(part) for part in view.ground(pixels)]}
 
 
 def _ramp() -> list[list[float]]:

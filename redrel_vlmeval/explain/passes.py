@@ -181,7 +181,7 @@ class _Watch:
     def _answer_rows(self, _head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The head sees the rows that predict the answer only: the vocabulary is wide."""
         if not self.armed:
-            return None
+            return (args[0][:, -1:], *args[1:])  # of the prefill that decides what is dropped, nothing is read
         return (args[0][:, torch.from_numpy(self.spans.predict).to(args[0].device)], *args[1:])
 
     def _resampling(self, _module: nn.Module, _args: Any, output: Any) -> None:

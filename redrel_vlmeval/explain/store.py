@@ -109,7 +109,7 @@ def load(path: Path) -> Stored:
     except FileNotFoundError as error:
         raise ExplainError(f"{path}: no such file") from error
     except (OSError, ValueError, KeyError) as error:
-        raise ExplainError(f"{path}: no explanation (an npz written by redrel explain): {error}") from error
+        raise ExplainError(f"{path}: no explanation (those are .npz files that redrel explain wrote)") from error
     if manifest.get("version", 0) > VERSION:
         raise ExplainError(f"{path}: written by a later release (format {manifest['version']}, known {VERSION})")
     return Stored(arrays, manifest, Path(path))

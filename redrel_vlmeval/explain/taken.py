@@ -13,6 +13,10 @@ Node = tuple[str, int]  # kind (input_norm, middle_norm, attention_output, visio
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
+HALF = (torch.float16, torch.bfloat16)
+SCALES = (4096.0, 256.0, 16.0, 1.0)  # of z in float16, the first at which no gradient overflows
+
+
 @dataclass
 class Wanted:
     """What a pass is to keep.
@@ -76,6 +80,9 @@ class Taken:
     def gradients(self, z: torch.Tensor, again: bool = False) -> dict[Node, torch.Tensor | None]:
         """``dz/d(node)`` of every node from one backward; None where z does not depend on it. ``again``: keep graph.
 
+        In float32 or wider. In float16 z is scaled up on the way, as in training: unscaled, most gradients of a large
+        model's late blocks are smaller than float16's normal numbers.
+
         Raises:
             ExplainError: no gradient reaches the answer at all.
         """
@@ -85,5 +92,11 @@ class Taken:
                 "load it in float16, bfloat16 or float32, or take method 'attn', which needs none"
             )
         nodes = [node for node, tensor in self.nodes.items() if tensor.requires_grad]
-        found = torch.autograd.grad(z, [self.nodes[n] for n in nodes], retain_graph=again, allow_unused=True)
-        return dict.fromkeys(self.nodes) | dict(zip(nodes, found, strict=True))
+        tensors = [self.nodes[n] for n in nodes]
+        half = any(tensor.dtype == torch.float16 for tensor in tensors)
+        for scale in SCALES if half else SCALES[-1:]:
+            found = torch.autograd.grad(z * scale, tensors, retain_graph=again or scale > 1, allow_unused=True)
+            if scale == 1 or all(one is None or bool(one.isfinite().all()) for one in found):
+                break
+        wide = [one if one is None or one.dtype not in HALF else one.float() / scale for one in found]
+        return dict.fromkeys(self.nodes) | dict(zip(nodes, wide, strict=True))

@@ -15,6 +15,11 @@ from redrel_vlmeval.explain.grid import Grid
 from redrel_vlmeval.explain.store import Stored
 
 STATES = {"no_gradient": "no gradient", "blank": "nothing positive", "pruned": "no image token"}
+QUANTITIES = {
+    "elementwise": "gradient × activation", "gradcam": "Grad-CAM", "attn": "attention, mean over heads",
+    "attn_grad": "attention × gradient", "gradcam_official": "published code's Grad-CAM",
+}  # fmt: skip
+VEIL = 0.65  # share of white over a picture that a map is to be read over
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,30 @@ def mean_known(values: np.ndarray) -> np.ndarray:
 def _together(status: list[list[str]]) -> list[str]:
     """Each layer's state over all answer tokens: ``ok`` if it is so for one."""
     return ["ok" if "ok" in states else states[0] for states in zip(*status, strict=True)]
+
+
+def quantity(stored: Stored, where: str, method: str) -> str:
+    """What a map's numbers are: ``gradient × activation; logit; SmoothGrad 16; carried to patches``."""
+    request = (stored.manifest.get("provenance") or {}).get("request") or {}
+    parts = [QUANTITIES.get(method, method)]
+    if method != "attn" and stored.manifest.get("objective"):
+        parts.append(str(stored.manifest["objective"]))
+    if request.get("smooth"):
+        parts.append(f"SmoothGrad {request['smooth']}")
+    if f"pixels/{where}/{method}" in stored.arrays:
+        parts.append("carried to patches")
+    return "; ".join(parts)
+
+
+def greyed(picture: np.ndarray) -> np.ndarray:
+    """A picture [..., 3] in light grey, as it stands under a map; weights and veil are those of the page."""
+    light = picture.astype(float) @ np.array([[0.2126], [0.7152], [0.0722]])
+    return np.repeat(255 * VEIL + (1 - VEIL) * light, 3, axis=-1)
+
+
+def ground(picture: np.ndarray) -> np.ndarray:
+    """[3] the mean colour of a picture, from 0 to 255: what a colour scale stands on."""
+    return np.asarray(picture.reshape(-1, 3).mean(0, dtype=float))
 
 
 def shared_peak(sheets: Sequence[Sheet]) -> float:

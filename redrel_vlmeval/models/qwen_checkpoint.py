@@ -96,8 +96,12 @@ def find_folder(path: str, revision: str | None) -> Path:
 
 def place(device: str | None, dtype: str | None, weight_bytes: int) -> Placement:
     """As for LLaVA (:func:`choose_placement`), but in bfloat16 on a GPU that has it."""
-    brain = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return choose_placement(device, dtype, weight_bytes, torch.bfloat16 if brain else torch.float16)
+    return choose_placement(device, dtype, weight_bytes, torch.bfloat16 if _brain_floats() else torch.float16)
+
+
+def _brain_floats() -> bool:
+    """Whether the GPU computes in bfloat16 itself: torch says yes to an emulation of it, too."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
 
 
 def load(path: str, revision: str, folder: Path, placement: Placement, attention: str) -> tuple[Any, Any]:

@@ -85,7 +85,8 @@ def _encode_once(self: Any, image_paths: Sequence[str]) -> torch.Tensor:
     of the last call are kept for as long as its files are the same.
     """
     encode = type(self).encode
-    if torch.is_grad_enabled() or self._forward_pre_hooks:  # gradients are wanted, or the pixels are being changed
+    watched = self._forward_pre_hooks or self.attn_pool.attn._forward_hooks  # pixels changed, resampler looked at
+    if torch.is_grad_enabled() or watched:
         return torch.as_tensor(encode(self, image_paths))
     keys = [_file(path) for path in image_paths]
     known = {key: self.redrel_features[key] for key in keys if key in self.redrel_features}

@@ -172,6 +172,8 @@ class TruncatedVLM(BaseModel):
         """
         if not self._multiple_choice_only or (dataset is None and not self.spec.ppl):
             return
+        if dataset is None:
+            raise ValueError(f"{self.spec}: _ppl compares the options of a benchmark's questions; give a benchmark")
         if self._asked is None or self._asked.texts != _texts(message):
             ours = "of a line whose options are known" if self.spec.ppl else f"of prompt {self.spec.prompt!r}"
             raise ValueError(

@@ -7,7 +7,7 @@
 
   // Viridis, ten stops; told apart by every kind of colour vision, and in grey.
   const VIRIDIS = ["440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"];
-  // Orange, through white, to blue, for differences.
+  // Orange, through near-white at the base, to blue, for differences; the same as palette.py's.
   const DIVERGING = ["8c3300", "c65911", "e8925a", "f5cdb0", "f4f2ee", "bcd9ee", "6faedb", "2b7fb8", "0b4a7a"];
   const rgb = (hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16));
   function blend(stops, share) {
@@ -37,16 +37,21 @@
 
   // Markers differ in shape as well as in colour.
   const SHAPES = {
+    ring: (x, y, r) => s("circle", { cx: x, cy: y, r: r * 1.35, "stroke-width": 2, "data-open": "" }),
     circle: (x, y, r) => s("circle", { cx: x, cy: y, r }),
     square: (x, y, r) => s("rect", { x: x - r * 0.9, y: y - r * 0.9, width: r * 1.8, height: r * 1.8 }),
     triangle: (x, y, r) => s("path", { d: `M${x} ${y - r * 1.15}L${x + r * 1.1} ${y + r * 0.85}H${x - r * 1.1}Z` }),
     diamond: (x, y, r) => s("path", { d: `M${x} ${y - r * 1.3}L${x + r * 1.3} ${y}L${x} ${y + r * 1.3}L${x - r * 1.3} ${y}Z` }),
     cross: (x, y, r) => s("path", { d: `M${x - r} ${y - r}L${x + r} ${y + r}M${x + r} ${y - r}L${x - r} ${y + r}`, "stroke-width": 2.4, "data-open": "" }),
     plus: (x, y, r) => s("path", { d: `M${x - r * 1.2} ${y}H${x + r * 1.2}M${x} ${y - r * 1.2}V${y + r * 1.2}`, "stroke-width": 2.4, "data-open": "" }),
+    star: (x, y, r) => s("path", { d: `M${[...Array(10).keys()].map((i) => {
+      const angle = (i * Math.PI) / 5, far = i % 2 ? r * 0.55 : r * 1.35;
+      return `${x + far * Math.sin(angle)} ${y - far * Math.cos(angle)}`;
+    }).join("L")}Z` }),
     down: (x, y, r) => s("path", { d: `M${x} ${y + r * 1.15}L${x + r * 1.1} ${y - r * 0.85}H${x - r * 1.1}Z` }),
   };
   const NAMES = ["circle", "square", "triangle", "diamond", "down"];
-  const RULES = { attention: "circle", random: "cross", uniform: "plus", lowest: "down" };
+  const RULES = { attention: "circle", random: "cross", uniform: "plus", lowest: "star" }; // as in figures.py
   redrel.shapeOf = (number) => NAMES[number % NAMES.length];
   redrel.ruleShape = (rule) => RULES[rule] || "square";
   redrel.marker = (shape, x, y, r, color, hollow) => {
@@ -94,6 +99,9 @@
     const low = Math.min(...values), high = Math.max(...values), room = (high - low || 10) * air;
     return [low >= 0 ? Math.max(0, low - room) : low - room, high <= 100 ? Math.min(100.5, high + room) : high + room];
   };
+
+  // The whole words where the box has room for them.
+  redrel.wide = (box, words, few) => (box.clientWidth > 420 ? words : few);
 
   redrel.legend = (entries) => h("ul", { class: "legend" }, entries.map(([draw, text]) =>
     h("li", {}, s("svg", { viewBox: "0 0 26 14", "aria-hidden": "true" }, draw()), text)));

@@ -3,7 +3,9 @@
 (() => {
   const { h, s, data, byId, fixed, signed, pText, known, unique } = redrel;
   const rows = data.rows;
-  const KINDS = { better: "▲ better", worse: "▼ worse", same: "≈ not separable", baseline: "baseline", none: "not tested" };
+  const KINDS = { better: "▲ better", worse: "▼ worse", same: "≈ not separable", base: "base", none: "not tested" };
+  // Terms of an opened row that have a note.
+  const DETAILS = [["Rule", "rule"], ["Backend", "backend"], ["Tokens kept", "kept"], ["Decode ms/token", "decode ms/token"], ["p, uncorrected", "p"]];
   redrel.badge = (row) => (row.status !== "ok" ? h("span", { class: `badge ${row.status}` }, row.status)
     : h("span", { class: `badge ${row.kind}` }, KINDS[row.kind]));
   // The setting alone names a variant beside its base; a replaced run keeps the name of its folder.
@@ -30,29 +32,31 @@
       "aria-label": `${row.up} up, ${row.down} down: show these flips` }, `${row.up} ▲ ${row.down} ▼`)
     : known(row.up) ? "0" : "");
 
-  // title, key to sort by, cell, class, whether large values come first, note
+  // title, key to sort by, cell, class, whether large values come first, the notes that tell what it means
   const several = unique(rows.map((row) => row.title)).length > 1;
   const columns = [
-    ["Model", (r) => r.model, name, "name", false, "model"],
+    ["Model", (r) => r.model, name, "name", false, ["model"]],
     several && ["Benchmark", (r) => r.title, (r) => r.title, "", false, null],
-    ["Score", (r) => r.value, (r) => (r.status !== "ok" ? "–" : r.value === best.get(r.title) ? h("strong", { title: "the best" }, fixed(r.value)) : fixed(r.value)), "r", true, null],
-    ["Difference, 95 % CI", (r) => r.delta, forest, "", true, "delta"],
-    ["Verdict", (r) => Object.keys(KINDS).indexOf(r.kind) + (r.status === "ok" ? 0 : 9), (r) => redrel.badge(r), "", false, "verdict"],
-    ["p (Holm)", (r) => r.holm, (r) => pText(r.holm), "r", false, "p (Holm)"],
-    ["Flips", (r) => (known(r.up) ? r.up + r.down : null), flips, "r", true, "up"],
-    ["L", (r) => r.L, (r) => r.L ?? "", "r", false, "L"],
-    ["K", (r) => r.K, (r) => r.K ?? "", "r", false, "K"],
-    ["Avg tokens", (r) => r.average_image_tokens, (r) => fixed(r.average_image_tokens), "r", false, "average tokens"],
-    ["FLOPs ratio", (r) => r.flops_ratio, (r) => ratio(r.flops_ratio), "r", false, "FLOPs ratio"],
-    ["KV ratio", (r) => r.kv_ratio, (r) => ratio(r.kv_ratio), "r", false, "KV ratio"],
-    ["Prefill ms", (r) => r.prefill_ms, (r) => fixed(r.prefill_ms, 2), "r", false, "prefill ms"],
+    ["Score", (r) => r.value, (r) => (r.status !== "ok" ? "–" : r.value === best.get(r.title) ? h("strong", { title: "the best" }, fixed(r.value)) : fixed(r.value)), "r", true, ["score"]],
+    ["Difference, 95 % CI", (r) => r.delta, forest, "", true, ["delta", "CI low"]],
+    ["Verdict", (r) => Object.keys(KINDS).indexOf(r.kind) + (r.status === "ok" ? 0 : 9), (r) => redrel.badge(r), "", false, ["verdict"]],
+    ["p (Holm)", (r) => r.holm, (r) => pText(r.holm), "r", false, ["p (Holm)"]],
+    ["Flips", (r) => (known(r.up) ? r.up + r.down : null), flips, "r", true, ["up", "down"]],
+    ["L", (r) => r.L, (r) => r.L ?? "", "r", false, ["L"]],
+    ["K", (r) => r.K, (r) => r.K ?? "", "r", false, ["K"]],
+    ["Avg tokens", (r) => r.average_image_tokens, (r) => fixed(r.average_image_tokens), "r", false, ["average tokens"]],
+    ["FLOPs ratio", (r) => r.flops_ratio, (r) => ratio(r.flops_ratio), "r", false, ["FLOPs ratio"]],
+    ["KV ratio", (r) => r.kv_ratio, (r) => ratio(r.kv_ratio), "r", false, ["KV ratio"]],
+    ["Prefill ms", (r) => r.prefill_ms, (r) => fixed(r.prefill_ms, 2), "r", false, ["prefill ms"]],
   ].filter(Boolean);
 
+  // Names may break behind an underscore, not within a word.
+  const breakable = (text) => text.split(/(?<=_)/).flatMap((part) => [h("wbr"), part]);
   function name(row) {
     const more = h("button", { type: "button", class: "quiet more", "aria-expanded": "false", "aria-label": `Details of ${row.model} on ${row.title}`,
       onclick: () => toggle(row, more) }, "›");
-    const told = row.model === row.base ? h("strong", {}, row.model)
-      : [bases > 1 && h("span", { class: "of" }, row.base), " ", h("span", { class: "setting" }, redrel.short(row))];
+    const told = row.model === row.base ? h("strong", {}, breakable(row.model))
+      : [bases > 1 && h("span", { class: "of" }, breakable(row.base)), " ", h("span", { class: "setting" }, breakable(redrel.short(row)))];
     return h("span", { class: "who", title: row.model }, more, h("span", {}, told, row.note && h("span", { class: "flag", title: row.note, "aria-label": "has a note" }, "*")));
   }
 
@@ -61,9 +65,9 @@
   function toggle(row, button) {
     const own = lines.find((entry) => entry.row === row);
     if (own.detail) { own.detail.remove(); own.detail = null; button.setAttribute("aria-expanded", "false"); return; }
-    const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], ["Rule", row.rule],
-      ["Numbers as they stand", row.raw.map(([metric, value]) => `${metric}: ${value}`).join(", ")], ["Backend", row.backend], ["Tokens kept", known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
-      ["Decode ms/token", fixed(row.decode_ms_per_token, 2)], ["p, uncorrected", pText(row.p)]];
+    const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], [DETAILS[0][0], row.rule],
+      ["Numbers as they stand", row.raw.map(([metric, value]) => `${metric}: ${value}`).join(", ")], [DETAILS[1][0], row.backend], [DETAILS[2][0], known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
+      [DETAILS[3][0], fixed(row.decode_ms_per_token, 2)], [DETAILS[4][0], pText(row.p)]];
     own.detail = h("tr", { class: "detail" }, h("td", { colspan: columns.length }, h("dl", { class: "facts" },
       facts.filter(([, value]) => value || value === 0).map(([term, value]) => [h("dt", {}, term), h("dd", {}, String(value))]))));
     own.line.after(own.detail);
@@ -77,9 +81,9 @@
     return entry.line;
   }
 
+  const meaning = (names) => (names || []).map((one) => data.notes[one]).join("; ");
   const heads = columns.map(([title, , , kind, large, note], number) => {
-    const meaning = note && data.notes[note];
-    const button = h("button", { type: "button", title: meaning || null, onclick: () => order(number, large) }, title);
+    const button = h("button", { type: "button", title: meaning(note) || null, onclick: () => order(number, large) }, title);
     return h("th", { scope: "col", class: kind, "aria-sort": "none" }, button);
   });
   function order(number, large) {
@@ -90,6 +94,7 @@
   }
 
   const body = h("tbody");
+  byId("board").classList.toggle("long", rows.length > 30);
   byId("board").append(h("table", { id: "board-table" }, h("thead", {}, h("tr", {}, heads)), body));
   const count = h("output", { "aria-live": "polite" });
   const search = h("input", { type: "search", "aria-label": "Find a model", placeholder: "l5_k128", oninput: () => { state.filters.text = search.value.trim().toLowerCase(); show(); } });
@@ -142,15 +147,17 @@
     more.focus({ preventScroll: true });
   };
 
-  byId("notes").append(...Object.entries(data.notes).flatMap(([term, text]) => [h("dt", {}, term), h("dd", {}, text)]));
+  // The words of the headers and of an opened row, with what they mean.
+  const terms = columns.map(([title, , , , , note]) => [title, meaning(note)]).concat(DETAILS.map(([title, note]) => [title, meaning([note])]));
+  byId("notes").append(...terms.filter(([, text]) => text).flatMap(([title, text]) => [h("dt", {}, title), h("dd", {}, text)]));
   byId("glance-cards").append(...data.glance.map((entry) => h("article", { class: "panel card" },
     h("h3", {}, entry.base, h("span", { class: "soft" }, ` on ${entry.title}`)),
     h("p", { class: "big num" }, fixed(entry.value), h("small", {}, known(entry.n) ? ` points, ${entry.n} questions` : " points")),
     h("p", { class: "tally" }, ["better", "same", "worse", "none"].filter((kind) => entry[kind]).map((kind) =>
       h("span", { class: `badge ${kind}` }, `${entry[kind]} ${KINDS[kind]}`))),
     h("p", { class: "small soft" }, entry.best
-      ? ["Cheapest that is not worse: ", h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
-        `, ${fixed(entry.best.value)} points at ${fixed(entry.best.flops_ratio, 3)} of the prefill FLOPs.`]
+      ? ["Cheapest not shown to be worse: ", h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
+        `: ${signed(entry.best.delta)}${known(entry.best.low) ? ` (95\u00a0%\u00a0CI ${signed(entry.best.low)} to ${signed(entry.best.high)})` : ""}, at ${fixed(entry.best.flops_ratio, 3)} of the prefill FLOPs.`]
       : "No tested variant is better or not separable."))));
   byId("glance").hidden = !data.glance.length;
 })();

@@ -10,7 +10,8 @@ from redrel_vlmeval.boards.leaders import COSTS, place, two_words
 from redrel_vlmeval.results import NO_RULE, Results
 
 # A verdict in two words -> its kind, by which rows are coloured and filtered.
-KINDS = {"better": "better", "worse": "worse", "not separable": "same", "baseline": "baseline"}
+KINDS = {"better": "better", "worse": "worse", "not separable": "same", "base": "base"}
+SHOWN = ("model", "setting", "value", "delta", "low", "high", "flops_ratio")
 SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
 
 
@@ -18,7 +19,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
     """Every headline of every cell, also of those that failed, bases before their variants, L and K as numbers.
 
     ``compared`` is :func:`redrel_vlmeval.comparisons.compare` of the same results. A cell without a score carries its
-    status and the reason; ``kind`` is better, worse, same, baseline, or none (not tested). ``raw`` are the numbers, as
+    status and the reason; ``kind`` is better, worse, same, base, or none (not tested). ``raw`` are the numbers, as
     they stand, of a benchmark that no rule knows.
     """
     found = results.scores[results.scores["headline"]].join(compared)
@@ -45,9 +46,10 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per base and benchmark: its score, how its variants fare, and the cheapest that is not worse.
+    """One entry per base and benchmark: its score, how its variants fare, and the cheapest not shown to be worse.
 
-    'Cheapest' is by prefill FLOPs ratio, among attention-ranked or not, of variants tested as better or not separable.
+    'Cheapest' is by prefill FLOPs ratio, among attention-ranked or not, of variants tested as better or not separable;
+    its difference and interval say how much worse it may be. Non-inferiority by a margin is :mod:`cliffs`' question.
     """
     found = []
     for row in board:
@@ -60,7 +62,7 @@ def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
         best = min(fine, key=lambda r: r["flops_ratio"], default=None)
         counts = {kind: sum(r["kind"] == kind for r in own) for kind in ("better", "same", "worse", "none")}
         found.append({"base": row["base"], "title": row["title"], "value": row["value"], "n": row["n"]} | counts)
-        found[-1]["best"] = best and {name: best[name] for name in ("model", "setting", "value", "flops_ratio")}
+        found[-1]["best"] = best and {name: best[name] for name in SHOWN}
     return found
 
 

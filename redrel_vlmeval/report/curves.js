@@ -10,31 +10,32 @@
       return;
     }
     const titleOf = (grid) => `${grid.base} on ${grid.benchmark}${grids.some((g) => g.base === grid.base && g.benchmark === grid.benchmark && g.metric !== grid.metric) ? `, ${grid.metric}` : ""}`;
-    const state = { title: titleOf(grids[0]), show: "score" };
+    const state = { title: titleOf(grids[0]), show: "delta" };
     const one = redrel.select("Model and benchmark", unique(grids.map(titleOf)), (value) => { state.title = value; draw(); });
-    const two = redrel.select("Colour and number", [["score", "score"], ["delta", "difference to the base"]], (value) => { state.show = value; draw(); });
+    const two = redrel.select("Number", [["delta", "difference"], ["score", "score"]], (value) => { state.show = value; draw(); });
     byId("grid-filters").append(one.whole, two.whole);
 
     function draw() {
       const shown = grids.filter((grid) => titleOf(grid) === state.title), base = shown[0].baseline;
-      const differs = state.show === "delta" && known(base);
-      const values = shown.flatMap((grid) => grid.values.flat()).filter(known).map((value) => (differs ? value - base : value));
+      // Colours turn at the base, whichever number stands in the cells; without one they run from low to high.
+      const turns = known(base), differs = state.show === "delta" && turns;
+      const values = shown.flatMap((grid) => grid.values.flat()).filter(known).map((value) => (turns ? value - base : value));
       const reach = Math.max(1, ...values.map(Math.abs));
-      const [low, high] = differs ? [-reach, reach] : [Math.min(...values, base ?? Infinity), Math.max(...values, base ?? -Infinity)];
-      const share = (value) => (high > low ? (value - low) / (high - low) : 0.5);
-      const form = differs ? signed : fixed;
+      const [low, high] = turns ? [-reach, reach] : [Math.min(...values), Math.max(...values)];
+      const share = (value) => (high > low ? ((turns ? value - base : value) - low) / (high - low) : 0.5);
+      const form = turns ? signed : fixed;
       byId("heat").replaceChildren(
-        h("div", { class: "key" }, h("span", {}, form(low)), h("span", { class: "ramp", style: { background: redrel.ramp(differs) } }), h("span", {}, `${form(high)} points`),
-          known(base) && h("span", {}, differs ? `base: ${fixed(base)}` : `not truncated: ${fixed(base)}`),
-          state.show === "delta" && !known(base) && h("span", {}, "the base has no score here: scores shown")),
-        h("div", { class: "heats" }, shown.map((grid) => table(grid, base, differs, share, form))));
+        h("div", { class: "key" }, h("span", {}, form(low)), h("span", { class: "ramp", style: { background: redrel.ramp(turns) } }), h("span", {}, `${form(high)} points${turns ? " to the base" : ""}`),
+          turns && h("span", {}, `not truncated: ${fixed(base)}`),
+          state.show === "delta" && !turns && h("span", {}, "the base has no score here: scores shown")),
+        h("div", { class: "heats" }, shown.map((grid) => table(grid, base, differs, share))));
     }
-    function table(grid, base, differs, share, form) {
+    function table(grid, base, differs, share) {
       const cells = (line, layer) => line.map((value, i) => {
         if (!known(value)) return h("td", { class: "empty", title: `l${layer}_k${grid.keeps[i]} was not run` }, h("span", { "aria-label": "not run" }, "·"));
-        const at = differs ? value - base : value, { fill, text } = redrel.shade(share(at), differs);
+        const { fill, text } = redrel.shade(share(value), known(base));
         const told = `L = ${layer}, K = ${grid.keeps[i]}, ${grid.rule}: ${fixed(value)} points${known(base) ? `, ${signed(value - base)} to the base` : ""}`;
-        return h("td", { style: { background: fill, color: text }, title: told }, form(at));
+        return h("td", { style: { background: fill, color: text }, title: told }, differs ? signed(value - base) : fixed(value));
       });
       return h("figure", { class: "heat" }, h("figcaption", {}, h("strong", {}, grid.rule), grid.rule === "attention" ? " ranking" : " (another rule)"),
         h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "L \\ K"), grid.keeps.map((keep) => h("th", { scope: "col" }, keep)))),
@@ -62,8 +63,8 @@
       holder.replaceChildren(box.whole);
     }
     const current = () => all.find((curve) => titleOf(curve) === state.title && curve.category === state.category);
-    const drawK = redrel.drawn(byId("over-k"), (box) => panel(box, current(), { along: 1, by: 0, names: ["L", "K"], title: "image tokens kept, K", legend: "legend-k" }));
-    const drawL = redrel.drawn(byId("over-l"), (box) => panel(box, current(), { along: 0, by: 1, names: ["K", "L"], title: "layer L after which tokens are dropped", legend: "legend-l" }));
+    const drawK = redrel.drawn(byId("over-k"), (box) => panel(box, current(), { along: 1, by: 0, names: ["L", "K"], title: "image tokens kept, K", log: true, legend: "legend-k" }));
+    const drawL = redrel.drawn(byId("over-l"), (box) => panel(box, current(), { along: 0, by: 1, names: ["K", "L"], title: redrel.wide(box, "decoder block L after which image tokens are dropped", "decoder block L"), legend: "legend-l" }));
     const size = h("output");
     byId("curve-filters").append(size);
     const draw = () => {
@@ -76,29 +77,33 @@
     draw();
   }
 
-  function panel(box, curve, { along, by, names, title, legend }) {
+  function panel(box, curve, { along, by, names, title, log, legend }) {
     const at = unique(curve.points.map((p) => p[along])).sort((a, b) => a - b), series = unique(curve.points.map((p) => p[by])).sort((a, b) => a - b);
     const rules = unique(curve.points.map((p) => p[2])).sort((a, b) => (b === "attention") - (a === "attention"));
-    const first = at.find((value) => value > 0) || 1, wide = along === 1 && at.at(-1) / first > 6;
+    const first = at.find((value) => value > 0) || 1, wide = log && at.at(-1) / first > 8; // as in figures.py
     // K doubles from tick to tick where it spans much, with a linear foot so that 0 has a place.
     const scale = wide ? (value) => Math.log2(1 + value / first) : (value) => value;
     const room = (scale(at.at(-1)) - scale(at[0])) * 0.05 || 1;
     const spread = curve.points.flatMap((p) => [p[3], p[4], p[5]]).concat([curve.baseline]).filter(known);
     const ends = wide ? [at[0] - (at[0] === 0 ? first * 0.12 : 0), at.at(-1) * 1.12] : [at[0] - room, at.at(-1) + room];
-    const { root, x, y, width, pad } = redrel.frame(box, { x: ends, y: redrel.domain(spread, 0.05), scale, xTicks: at, xTitle: title, yTitle: "score (points)",
+    const { root, x, y, width, pad } = redrel.frame(box, { x: ends, y: redrel.domain(spread, 0.05), scale, xTicks: at, xTitle: title + (wide ? " (log scale)" : ""), yTitle: "score (points)",
       height: Math.min(400, Math.max(280, box.clientWidth * 0.68)), label: `${curve.base} on ${curve.benchmark}: score over ${names[1]}, a line for each ${names[0]}` });
     if (known(curve.baseline)) {
       root.append(s("line", { class: "base", x1: pad.left, x2: width - pad.right, y1: y(curve.baseline), y2: y(curve.baseline) }));
     }
+    // Each line stands a little beside the others, so that points on the same score can be told apart.
+    const lines = series.flatMap((value) => rules.map((rule) => [value, rule])).filter(([value, rule]) => curve.points.some((p) => p[by] === value && p[2] === rule));
+    const beside = (value, rule) => (lines.findIndex((one) => one[0] === value && one[1] === rule) - (lines.length - 1) / 2) * Math.min(3, 24 / lines.length);
+    const shapeAt = (value) => (names[0] === "L" && value === 0 ? "ring" : redrel.shapeOf(series.indexOf(value)));
     series.forEach((value, number) => rules.forEach((rule) => {
       const own = curve.points.filter((p) => p[by] === value && p[2] === rule).sort((a, b) => a[along] - b[along]);
       if (!own.length) return;
-      const color = redrel.color(number), plain = rule === "attention", shape = plain ? redrel.shapeOf(number) : redrel.ruleShape(rule);
-      root.append(s("path", { d: own.map((p, i) => `${i ? "L" : "M"}${x(p[along])} ${y(p[3])}`).join(""), fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": redrel.dash(rule) }));
-      for (const p of own) root.append(point(p, x(p[along]), y, color, shape, names, value, p[along], curve));
+      const color = redrel.color(number), plain = rule === "attention", shape = plain ? shapeAt(value) : redrel.ruleShape(rule), shift = beside(value, rule);
+      root.append(s("path", { d: own.map((p, i) => `${i ? "L" : "M"}${x(p[along]) + shift} ${y(p[3])}`).join(""), fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": redrel.dash(rule) }));
+      for (const p of own) root.append(point(p, x(p[along]) + shift, y, color, shape, names, value, p[along], curve));
     }));
     byId(legend).replaceChildren(redrel.legend([
-      ...series.map((value, i) => [() => s("g", {}, redrel.line(redrel.color(i)), redrel.marker(redrel.shapeOf(i), 13, 7, 4.5, redrel.color(i))), `${names[0]} = ${value}`]),
+      ...series.map((value, i) => [() => s("g", {}, redrel.line(redrel.color(i)), redrel.marker(shapeAt(value), 13, 7, 4.5, redrel.color(i))), `${names[0]} = ${value}`]),
       ...rules.filter((rule) => rule !== "attention").map((rule) => [() => redrel.marker(redrel.ruleShape(rule), 13, 7, 5, "var(--soft)", true), rule]),
       ...(known(curve.baseline) ? [[() => s("line", { class: "base", x1: 1, x2: 25, y1: 7, y2: 7, stroke: "var(--soft)", "stroke-dasharray": "6 4" }), `not truncated: ${fixed(curve.baseline)}`]] : []),
     ]));

@@ -132,7 +132,7 @@
     const toggle = overlaid && files.length > 0 && h("label", { class: "check small" }, h("input", { type: "checkbox", checked: state.dim, onchange: (event) => {
       state.dim = event.target.checked;
       browser.querySelector(".overlay").style.display = state.dim ? "" : "none";
-    } }), "show which tokens were kept");
+    } }), "show tokens: outlined kept, hatched dropped");
     return h("figure", { class: "picture" }, overlaid ? square(files[0], side, mask, `${kept} of ${tokens} image tokens kept`)
       : files.map((file) => h("img", { src: file.src, alt: "The question's picture", class: file.w < 200 ? "pixels" : "" })),
     h("figcaption", { class: "small" }, note, toggle));

@@ -9,6 +9,7 @@ from typing import Any
 import redrel_vlmeval
 from redrel_vlmeval import comparisons
 from redrel_vlmeval.boards.columns import NOTES
+from redrel_vlmeval.boards.details import runs
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
@@ -19,9 +20,13 @@ from redrel_vlmeval.writing import WriteError, atomically
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
 NOTED = (
-    "model", "base", "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
+    "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
     "decode ms/token",
 )  # fmt: skip
+OWN_NOTES = {
+    "model": "name given to the runner; of a variant its setting: what is truncated, prompt and decoding",
+    "score": "in points, by the host's own evaluation; a dash where a cell has none",
+}
 FACTS = (
     "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
     "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "date", "arguments",
@@ -109,11 +114,11 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _notes() -> dict[str, str]:
     """What each quantity of the page means: the sheets' own words."""
-    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS
+    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS | OWN_NOTES
 
 
 def _provenance(results: Results) -> dict[str, Any]:
     """Columns and rows of what each cell ran on, columns that say nothing left out."""
-    frame = results.provenance
+    frame = runs(results)
     names = [name for name in FACTS if name in frame and frame[name].notna().any()]
     return {"columns": names, "rows": frame[names].to_numpy().tolist()}

@@ -17,11 +17,12 @@
   const two = redrel.select("Cost", usable.map(([key, text]) => [key, text]), (value) => { state.cost = value; draw(); });
   byId("cost-filters").append(one.whole, two.whole);
 
-  // Cheapest first; a point is efficient if none before it scores as high.
-  function frontier(points, cost) {
+  // Cheapest first; a point is efficient if none before it scores as high. What is shown as one cost counts as one.
+  function frontier(points, cost, digits = 3) {
+    const shown = (row) => Number(row[cost].toFixed(digits));
     let best = -Infinity;
     const found = [];
-    for (const row of points.slice().sort((a, b) => a[cost] - b[cost] || b.value - a.value)) {
+    for (const row of points.slice().sort((a, b) => shown(a) - shown(b) || b.value - a.value)) {
       if (row.value > best) { found.push(row); best = row.value; }
     }
     return found;
@@ -38,14 +39,15 @@
     const low = cost.endsWith("ratio") ? Math.max(0, Math.floor(Math.min(...points.map((row) => row[cost])) * 10 - 0.5) / 10) : 0;
     const { root, x, y } = redrel.frame(box, { x: [low, most + (most - low) * 0.05], y: redrel.domain(points.map((row) => row.value)),
       xTicks: redrel.ticks(low, most * 1.05, 6), xTitle: text, yTitle: "score (points)", label: `${state.title}: score against ${text}` });
-    const efficient = new Map(bases.map((base) => [base, frontier(points.filter((row) => row.base === base), cost)]));
+    const efficient = new Map(bases.map((base) => [base, frontier(points.filter((row) => row.base === base), cost, digits)]));
     bases.forEach((base, number) => {
       const own = efficient.get(base);
       const path = own.map((row, i) => (i ? `H${x(row[cost])}V${y(row.value)}` : `M${x(row[cost])} ${y(row.value)}`)).join("");
       root.append(s("path", { d: path, fill: "none", stroke: redrel.color(number), "stroke-width": 2, opacity: 0.55, class: "frontier" }));
     });
-    const taken = points.map((row) => [x(row[cost]) - 6, y(row.value) - 6, 12, 12]);
+    const taken = points.map((row) => [x(row[cost]) - 9, y(row.value) - 9, 18, 18]);
     points.forEach((row) => root.append(mark(row, x(row[cost]), y(row.value), redrel.color(bases.indexOf(row.base)), efficient.get(row.base).includes(row), [cost, text, digits])));
+    box.replaceChildren(root); // a text has a length only on the page
     for (const row of [...efficient.values()].flat()) label(root, redrel.short(row), x(row[cost]), y(row.value), taken, box.clientWidth);
     const grey = "var(--soft)";
     legend.replaceChildren(redrel.legend([
@@ -68,15 +70,18 @@
     return redrel.tip(button, told);
   }
 
-  // In one of four places beside its point, or not at all.
+  // In one of these places beside its point, or not at all.
   function label(root, text, x, y, taken, width) {
-    const wide = text.length * 7.1 + 2, high = 13;
-    const places = [[x - wide - 8, y - 9], [x + 9, y + 3], [x - wide / 2, y - 23], [x + 9, y - 16], [x - wide - 8, y + 4]];
+    const node = s("text", { class: "label", "aria-hidden": "true" }, text);
+    root.append(node);
+    const wide = node.getComputedTextLength(), high = 13;
+    const places = [[x - wide - 13, y - 9], [x + 13, y + 3], [x - wide / 2, y - 24], [x + 13, y - 16], [x - wide - 13, y + 4], [x - wide / 2, y + 11]];
     const free = places.find(([left, top]) => left > 48 && left + wide < width - 4 && top > 0
       && taken.every(([a, b, w, t]) => left + wide < a || left > a + w || top + high < b || top > b + t));
-    if (!free) return;
+    if (!free) { node.remove(); return; }
     taken.push([...free, wide, high]);
-    root.append(s("text", { x: free[0], y: free[1] + 11, class: "label", "aria-hidden": "true" }, text));
+    node.setAttribute("x", free[0]);
+    node.setAttribute("y", free[1] + 11);
   }
   draw();
 })();

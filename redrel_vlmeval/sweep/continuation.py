@@ -107,7 +107,7 @@ class Continuation:
         tail = self.tails[row]
         if tail.index and tail.index[-1] == self.shared.length - 1:
             return hidden[:, -1:]
-        return self.shared.hidden[tail.layer][:, -1:]
+        return self.shared.hidden[tail.layer][:, -1:].to(hidden.device)
 
     def _chunks(self, rows: Sequence[int]) -> list[list[int]]:
         """Rows that have tokens, in order, cut where more than ``at_once`` tokens would come together."""

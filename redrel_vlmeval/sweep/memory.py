@@ -18,7 +18,9 @@ FALLBACK = 2**31  # where the system does not say what is free
 def default_budget(device: torch.device) -> int:
     """Bytes a sweep may use unless told: a power of two, at most 4/5 of a GPU's free memory, 1/4 of the computer's."""
     if device.type == "cuda":
-        share = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+        # what torch holds without using it is free to us
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        share = int((torch.cuda.mem_get_info(device)[0] + spare) * 0.8)
     else:
         try:
             lines = Path("/proc/meminfo").read_text().splitlines()

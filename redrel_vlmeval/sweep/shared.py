@@ -197,10 +197,15 @@ class Recorder:
         shared, decoder = self.shared, self.decoder
         if shared is None or self._left is None or not shared.cut:
             return
-        logits = decoder.logits(self._left)[0, -1].float()
-        wrong = [] if torch.allclose(logits, shared.logits, rtol=1e-2, atol=1e-2) else ["the output layer"]
+        left = decoder.logits(self._left)[0, -1]
+        # one row and many may be added up in another order
+        slack = max(1e-2, 4 * torch.finfo(left.dtype).eps * float(shared.logits.abs().max()))
+        logits = left.float().to(shared.logits.device)  # of a model on several GPUs these need not lie together
+        wrong = [] if torch.allclose(logits, shared.logits, rtol=1e-2, atol=slack) else ["the output layer"]
         entered = decoder.embed(shared.ids[:, -1:])
-        if self._entered is not None and not torch.allclose(entered, self._entered, rtol=1e-2, atol=1e-4):
+        if self._entered is not None and not torch.allclose(
+            entered.to(self._entered.device), self._entered, rtol=1e-2, atol=1e-4
+        ):
             wrong.append("the embedding")
         last, place = shared.length - 1, torch.tensor([shared.length - 1], device=shared.ids.device)
         less = [positions[..., :-1] for positions in shared.noted]  # what stands behind these is the last token

@@ -107,8 +107,17 @@ class Sweeper:
         """Setting -> answer, ``""`` for the untouched base.
 
         Raises:
-            TruncationError: this question cannot be swept. Whatever the host's class raises.
+            TruncationError: this question cannot be swept, or not in this memory. Whatever the host's class raises.
         """
+        try:
+            return self._answer(message, dataset)
+        except torch.OutOfMemoryError as error:
+            raise TruncationError(
+                f"no memory is left on the GPU beside the {self.memory / 2**30:.3g} GiB that the sweep may use; go on "
+                f"with less, such as --memory {max(1, self.memory >> 21)}M: answers given are kept"
+            ) from error
+
+    def _answer(self, message: Any, dataset: str | None) -> dict[str, Answer]:
         question = Question(self)
         with ExitStack() as stack:
             stack.enter_context(claimed(self.decoder, "sweep"))

@@ -99,6 +99,11 @@ class Decoder(ABC):
         """Name of the attention function in use: ``sdpa``, ``eager``, ``flash_attention_2``, ..."""
 
     @property
+    def flash(self) -> bool:
+        """Whether that takes no mask but one of padding, [b, s]."""
+        return "flash" in self.kernel
+
+    @property
     @abstractmethod
     def shape(self) -> BlockShape:
         """Sizes of a block (all blocks are alike)."""
@@ -163,7 +168,8 @@ class Decoder(ABC):
     def narrow(self, block: int, kwargs: dict[str, Any], view: View, held: int, queries: int) -> dict[str, Any]:
         """A block's arguments at a later step: the mask's columns are those of the ``held`` keys and the new ones."""
         keys = held + queries
-        return kwargs | {"attention_mask": self._mask(kwargs, view, lambda mask: view.column_mask(mask, queries, keys))}
+        mask = self._mask(kwargs, view, lambda mask: view.column_mask(mask, queries, keys, self.flash))
+        return kwargs | {"attention_mask": mask}
 
     def masked(self, kwargs: dict[str, Any], visible: torch.Tensor, queries: int) -> dict[str, Any]:
         """A block's arguments with the keys that ``visible`` (bool [b, k]) excludes hidden; nothing is dropped."""

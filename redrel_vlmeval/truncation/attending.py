@@ -25,6 +25,7 @@ class _Watch:
     attend: Attend
     block: int
     kernel: str
+    config: Any  # the module's own
     inner: _Watch | None
 
 
@@ -46,7 +47,8 @@ def attended(attention: Any, block: int, attend: Attend, kernel: str | None = No
     """
     _register_probe()
     config, inner = attention.config, _watches.get(attention)
-    _watches[attention] = _Watch(attend, block, kernel or kernel_of(attention), inner)
+    own = config if inner is None else inner.config
+    _watches[attention] = _Watch(attend, block, kernel or kernel_of(attention), own, inner)
     if inner is None:
         attention.config = copy.copy(config)
         attention.config._attn_implementation_internal = PROBE
@@ -83,7 +85,11 @@ def _probe_attention(
 
     def shown(watch: _Watch | None, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
         if watch is None:
-            return kernel(module, query, key, value, mask, **kwargs)
+            ours, module.config = module.config, last.config  # flash kernels read the config's name of the kernel
+            try:
+                return kernel(module, query, key, value, mask, **kwargs)
+            finally:
+                module.config = ours
 
         def own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
             return shown(watch.inner, query, key, value, mask)

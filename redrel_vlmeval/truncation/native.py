@@ -122,7 +122,7 @@ class NativeDecoder(Decoder):
             short["position_embeddings"] = self._once(
                 rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary)
             )
-        short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask))
+        short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask, self.flash))
         if kwargs.get("position_ids") is not None:
             # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
             gathered = None if "position_embeddings" in kwargs else take(kwargs["position_ids"], view.index, -1)

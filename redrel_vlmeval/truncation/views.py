@@ -48,8 +48,13 @@ class View:
         order = torch.arange(outer.index.shape[1], device=outer.index.device).expand_as(outer.index)
         return place.scatter_(1, outer.index, order).gather(1, self.index)
 
-    def square_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """A prefill mask (None, [b, 1, s, s] or padding [b, s]) for this view's rows and columns."""
+    def square_mask(self, mask: torch.Tensor | None, padding: bool = False) -> torch.Tensor | None:
+        """A prefill mask (None, [b, 1, s, s] or padding [b, s]) for this view's rows and columns.
+
+        ``padding``: the kernel takes no other mask than [b, s], as flash kernels do.
+        """
+        if mask is None and padding:
+            return self.valid
         if mask is not None and mask.ndim == 2:
             short = take(mask, self.index, 1)
             return short if self.valid is None else short * self.valid
@@ -68,9 +73,13 @@ class View:
         own = own & ~self.valid[:, None, :, None].to(short.device)
         return short | own if short.dtype == torch.bool else short.masked_fill(own, 0)
 
-    def column_mask(self, mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor | None:
+    def column_mask(
+        self, mask: torch.Tensor | None, queries: int, keys: int, padding: bool = False
+    ) -> torch.Tensor | None:
         """A decode mask (None, [b, 1, q, S] or [b, S], full-length keys) for the ``keys`` of this view's cache."""
         grown = self.extended(self.length + keys - self.index.shape[1])
+        if mask is None and padding:
+            return grown.valid
         if mask is not None and mask.ndim == 2:
             short = take(mask, grown.index, 1)
             return short if grown.valid is None else short * grown.valid

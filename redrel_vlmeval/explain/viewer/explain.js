@@ -28,7 +28,8 @@
     sheet.mask = sheet.mask || bytes(sheet.inside);
     const size = sheet.shape[0] * sheet.shape[1], start = (token * map.layers.length + place) * size;
     return { map, sheet, token, place, cells: sheet.bytes.subarray(start, start + size), status: sheet.status[token][place],
-      peak: sheet.peaks[token][place], sum: sheet.sums[token][place], picture: entry.images[Math.min(state.picture, entry.images.length - 1)] };
+      peak: sheet.peaks[token][place], sum: sheet.sums[token][place], picture: entry.images[Math.min(state.picture, entry.images.length - 1)],
+      mean: (entry.pictures[Math.min(state.picture, entry.pictures.length - 1)] || {}).mean };
   }
   const tokenPeak = (entry) => {
     const map = mapOf(entry);
@@ -38,10 +39,19 @@
   // The value that the darkest colour stands for.
   const top = (one) => (state.scale === "shared" ? Math.max(...mapped.map(tokenPeak)) : one.peak);
 
-  function draw(canvas, one, longest) {
-    const [width, height] = one.sheet.size, scale = longest / Math.max(width, height);
-    canvas.width = Math.max(1, Math.round(width * scale));
+  const dots = () => window.devicePixelRatio || 1;
+  // Pixels of the screen that a canvas is wide. It gets just as many: scaled again, fine hatching makes patterns that
+  // look like values. Its style is cleared first, so that it can grow with its box.
+  function room(canvas) {
+    canvas.style.width = "";
+    const border = canvas.offsetWidth - canvas.clientWidth;
+    return Math.max(1, Math.floor((canvas.getBoundingClientRect().width - border) * dots() + 1e-3));
+  }
+  function draw(canvas, one, across) {
+    const [width, height] = one.sheet.size, scale = across / width;
+    canvas.width = across;
     canvas.height = Math.max(1, Math.round(height * scale));
+    canvas.style.width = `${across / dots() + canvas.offsetWidth - canvas.clientWidth}px`;
     const pen = canvas.getContext("2d");
     pen.imageSmoothingEnabled = width >= 200;
     pen.fillStyle = "#fff";
@@ -50,7 +60,7 @@
       pen.filter = state.grey ? "grayscale(1)" : "none";
       pen.drawImage(one.picture, 0, 0, canvas.width, canvas.height);
       pen.filter = "none";
-      if (state.grey) { pen.fillStyle = "rgb(255 255 255 / 65%)"; pen.fillRect(0, 0, canvas.width, canvas.height); }
+      if (state.grey) { pen.fillStyle = `rgb(255 255 255 / ${data.veil})`; pen.fillRect(0, 0, canvas.width, canvas.height); }
     }
     const [rows, columns] = one.sheet.shape, [left, upper, right, lower] = one.sheet.box;
     const x = (column) => Math.round((left + (column * (right - left)) / columns) * scale), y = (row) => Math.round((upper + (row * (lower - upper)) / rows) * scale);
@@ -71,17 +81,27 @@
       }
     }
   }
+  // As the key's: lines a pixel wide, five apart.
   function hatching(pen) {
-    const tile = document.createElement("canvas");
-    tile.width = tile.height = 8;
+    const tile = document.createElement("canvas"), size = Math.round(5 * Math.SQRT2 * dots());
+    tile.width = tile.height = size;
     const own = tile.getContext("2d");
     own.fillStyle = "rgb(255 255 255 / 88%)";
-    own.fillRect(0, 0, 8, 8);
+    own.fillRect(0, 0, size, size);
     own.strokeStyle = "#8c8c8c";
+    own.lineWidth = dots();
     own.beginPath();
-    for (const at of [-8, 0, 8]) { own.moveTo(at, 8); own.lineTo(at + 8, 0); }
+    for (const at of [-size, 0, size]) { own.moveTo(at - size, 2 * size); own.lineTo(at + 2 * size, -size); }
     own.stroke();
     return pen.createPattern(tile, "repeat");
+  }
+  // The colours as they look over the picture's mean, at this opacity.
+  function key(one) {
+    const canvas = byId("ramp"), pen = canvas.getContext("2d"), mean = (one && one.mean) || [255, 255, 255];
+    const light = 0.2126 * mean[0] + 0.7152 * mean[1] + 0.0722 * mean[2], veiled = 255 * data.veil + (1 - data.veil) * light;
+    pen.fillStyle = `rgb(${(state.grey ? [veiled, veiled, veiled] : mean).join(" ")})`;
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    ramp.forEach(([r, g, b, a], i) => { pen.fillStyle = `rgb(${r} ${g} ${b} / ${a * state.opacity})`; pen.fillRect(i, 0, 1, 1); });
   }
 
   // What a cell says, under the pointer or the keyboard's cursor.
@@ -121,7 +141,7 @@
       h("div", { class: "view" }, canvas, note, readout),
       h("div", {}, mapped.length > 1 && h("h3", {}, entry.model), h("p", {}, h("span", { class: "soft" }, "Answer explained: "), h("span", { class: "said" }, said),
         !entry.own && h("span", { class: "soft" }, ` (not the model's own, which is ${entry.reply ? `“${entry.reply}”` : "empty"})`)),
-      h("p", { class: "question" }, entry.question), entry.variant && h("p", { class: "small soft" }, `Truncated: ${entry.variant}`)));
+      h("p", { class: "question" }, entry.question), entry.variant && !entry.model.includes(entry.variant) && h("p", { class: "small soft" }, `Truncated: ${entry.variant}`)));
     const show = () => {
       const one = picked(entry);
       note.hidden = !one || !states[one.status];
@@ -129,7 +149,7 @@
       readout.textContent = one ? "" : `no ${state.method} at layer ${state.layer}`;
       if (!one) return;
       note.textContent = states[one.status] || "";
-      draw(canvas, one, 1088);
+      draw(canvas, one, room(canvas));
       canvas.setAttribute("aria-label", `${state.method}, layer ${state.layer}: highest value ${number(one.peak)}${states[one.status] ? `, ${states[one.status]}` : ""}. Arrow keys read cells.`);
     };
     return { box, show };
@@ -147,6 +167,12 @@
     }
     const kept = Object.entries(entry.kept);
     if (kept.length) row("image tokens kept", kept.map(([layer, tokens]) => `${tokens.length} after block ${layer}`).join(", "));
+    for (const made of entry.changes) {
+      const quoted = made.replies.map((reply) => (reply ? `“${reply}”` : "nothing"));
+      row("answer", made.flip ? `it flips: ${quoted[0]} from ${made.models[0]}, ${quoted[1]} from ${made.models[1]}` : `the same from ${made.models.join(" and ")}: ${quoted[0]}`);
+      const shares = one && one.map.where === "decoder" && made.shares[one.map.method], share = shares && shares[state.layer];
+      if (redrel.known(share)) row("share on kept tokens", `${(100 * share).toFixed(1)} % on the ${made.kept} that ${made.models[1]} keeps`);
+    }
     if (redrel.known(entry.locality)) row("locality", `${(100 * entry.locality).toFixed(1)} % of a token's attention lies on its own cell`);
     return h("div", { class: "panel card" }, h("h3", {}, entry.model), h("dl", { class: "facts" }, rows));
   }
@@ -166,19 +192,24 @@
   const buttons = [];
   function strips() {
     buttons.length = 0;
+    const highest = (entry) => Math.max(...layersOf().map((layer) => (picked(entry, layer) || { sum: 0 }).sum), 1e-30);
+    const all = Math.max(...mapped.map(highest)), canvases = [];
     byId("strips").replaceChildren(...mapped.map((entry) => {
-      const most = Math.max(...layersOf().map((layer) => (picked(entry, layer) || { sum: 0 }).sum), 1e-30);
+      const most = state.scale === "shared" ? all : highest(entry);
       return h("div", {}, mapped.length > 1 && h("h3", {}, entry.model), h("div", { class: "strip" }, layersOf().map((layer) => {
         const one = picked(entry, layer);
         if (!one) return null;
         const canvas = h("canvas", { "aria-hidden": "true" });
-        draw(canvas, one, 180);
+        canvases.push([canvas, one]);
         const button = h("button", { type: "button", "aria-label": `Layer ${layer}${states[one.status] ? `, ${states[one.status]}` : ""}`, onclick: () => set({ layer }) }, canvas,
           h("span", {}, layer, states[one.status] ? h("span", { class: "soft" }, ` ${states[one.status]}`) : ""), h("i", { style: { width: `${Math.max(0, (100 * one.sum) / most)}%` } }));
         buttons.push([layer, button]);
         return button;
       })));
     }));
+    // All are measured before the first is drawn: one layout, not one for each.
+    const rooms = canvases.map(([canvas]) => room(canvas));
+    canvases.forEach(([canvas, one], i) => draw(canvas, one, rooms[i]));
   }
 
   const stages = mapped.map(stage), slider = byId("layer");
@@ -197,6 +228,8 @@
     byId("card").replaceChildren(...mapped.map(card));
     const shown = mapped.map((entry) => picked(entry)).filter(Boolean), shared = state.scale === "shared";
     byId("ramp-end").textContent = shown.length ? (shared || shown.length === 1 ? number(top(shown[0])) : "each layer's highest") : "";
+    byId("ramp-name").textContent = unique(shown.map((one) => one.map.words)).join(" / ");
+    key(shown[0]);
     byId("ramp-note").textContent = shared ? "one scale for all layers" : "a scale of its own for each layer";
   }
   function set(change) {
@@ -233,8 +266,6 @@
     const step = (by) => { const layers = layersOf(); set({ layer: layers[Math.max(0, Math.min(layers.length - 1, layers.indexOf(state.layer) + by))] }); };
     byId("back").addEventListener("click", () => step(-1));
     byId("forth").addEventListener("click", () => step(1));
-    const pen = byId("ramp").getContext("2d");
-    ramp.forEach(([r, g, b, a], i) => { pen.fillStyle = `rgb(${r} ${g} ${b} / ${a})`; pen.fillRect(i, 0, 1, 1); });
   }
 
   function facts() {
@@ -254,6 +285,16 @@
     state.layer = strongest();
     controls();
     tokens();
-    Promise.all(waiting).then(() => { show(true); document.body.dataset.ready = "yes"; });
+    let width = "";
+    const resized = () => {
+      const now = `${byId("maps").clientWidth} ${dots()}`;
+      if (now !== width) { width = now; show(true); }
+    };
+    Promise.all(waiting).then(() => {
+      resized();
+      new ResizeObserver(resized).observe(byId("maps"));
+      window.addEventListener("resize", resized); // a zoom changes the pixels, perhaps not the width
+      document.body.dataset.ready = "yes";
+    });
   } else document.body.dataset.ready = "yes";
 })();
