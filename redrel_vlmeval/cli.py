@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +19,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(explaining, name="explain")
+DEBUG = "REDREL_DEBUG"
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of every error; so does {DEBUG}=1.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"
     if version:
         import redrel_vlmeval
 
@@ -49,23 +59,13 @@ def run(context: typer.Context) -> None:
 def check(
     names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")],
 ) -> None:
-    """What each model name means, or why it cannot be one; needs no host. Exit code 1 if any is wrong."""
-    from redrel_vlmeval.names import parse
-    from redrel_vlmeval.registry import BLOCKS
+    """What each model name means in words, or why it cannot be one; imports no host. Exit code 1 if any is wrong."""
+    from redrel_vlmeval import checking
 
     wrong = False
     for name in names:
         try:
-            spec = parse(name)
-            deepest = max((stage.layer for stage in spec.stages), default=0)
-            if deepest >= (blocks := BLOCKS.get(spec.base, deepest + 1)):
-                raise KeyError(
-                    f"{name!r}: layer {deepest}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
-                )
-            typer.echo(
-                f"{name}: base {spec.base or '(any)'}, "
-                + (f"setting {spec.setting}" if spec.is_variant else "no truncation")
-            )
+            typer.echo(checking.check(name))
         except KeyError as error:
             wrong = True
             typer.echo(error.args[0], err=True)
@@ -84,13 +84,15 @@ def sheet(
     ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
-    from redrel_vlmeval import blind, results, sheets
+    from redrel_vlmeval import blind, results, sheets, texts
 
     for path in output or []:
         sheets.check(path)
     with results.no_collection():
         found = results.read(outputs, all_runs)
-        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found)), *blind.lines(found)]))
+        for path in output or []:
+            sheets.prepare(path)
+        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found), texts.terminal_width()), *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:
@@ -120,7 +122,7 @@ def report(
     from redrel_vlmeval.report import page
 
     found = results.read(outputs, all_runs)
-    path = page.write(found, output, pictures, data_folder, explain)
+    path = page.write(found, output, pictures, data_folder, explain, typer.echo)
     typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     for model, benchmark, reason in found.failed:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
@@ -207,7 +209,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if not _for_people(error):
+        if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"redrel: {message}", err=True)
@@ -215,6 +217,22 @@ def main() -> None:
 
 
 def _for_people(error: Exception) -> bool:
-    """Our own exceptions, and bad values or files, except inside the host's runner, whose errors are its own."""
-    ours = type(error).__module__.startswith("redrel_vlmeval")
-    return ours or (isinstance(error, (KeyError, OSError, ValueError)) and "run" not in sys.argv[1:2])
+    """Our own exceptions, files, and bad values that a ``raise`` of ours names; not what the host's runner raises.
+
+    A ValueError or KeyError that Python or a library raises is a fault in the program, and its traceback is wanted.
+    """
+    if type(error).__module__.startswith("redrel_vlmeval"):
+        return True
+    if "run" in sys.argv[1:2]:
+        return False
+    return isinstance(error, OSError) or (isinstance(error, (KeyError, ValueError)) and _raised_by_us(error))
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the innermost frame is this package's, and stopped at a ``raise`` of its own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not str(trace.tb_frame.f_globals.get("__name__", "")).startswith("redrel_vlmeval"):
+        return False
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"

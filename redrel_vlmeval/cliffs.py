@@ -20,7 +20,7 @@ CURVES = [
     "base", "benchmark", "rule", "L", "K", "n", "value", "low", "high", "delta", "delta low", "delta high", "baseline",
     "average tokens", "FLOPs ratio", "p not worse",
 ]  # fmt: skip
-CLIFFS = ["base", "benchmark", "rule", "K", "margin", "cliff", "low", "high", "layers", "n"]
+CLIFFS = ["base", "benchmark", "rule", "K", "margin", "cliff", "low", "high", "layers", "n", "units", "needed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +149,12 @@ def curves(grid: GridScores, margin: float) -> pd.DataFrame:
 
 
 def cliff_layers(grid: GridScores, margin: float) -> pd.DataFrame:
-    """``CLIFFS``: for each rule and K the smallest L from which it is not worse than the base by ``margin`` points."""
+    """``CLIFFS``: for each rule and K the smallest L from which it is not worse than the base by ``margin`` points.
+
+    With fewer ``units`` (pictures; questions where each has its own) than ``needed`` no layer can be shown to be one.
+    """
     lines = []
+    needed = noninferiority.fewest(margin)
     for (rule, keep), rows in grid.cells.groupby(["rule", "K"], sort=True):
         layers = [int(layer) for layer in rows["L"]]
         found = noninferiority.cliff(grid.paired(rows.index), layers, margin)
@@ -158,6 +162,7 @@ def cliff_layers(grid: GridScores, margin: float) -> pd.DataFrame:
             {"base": grid.base, "benchmark": grid.benchmark, "rule": rule, "K": keep, "margin": margin}
             | {"cliff": found.layer, "low": found.low, "high": found.high}
             | {"layers": f"{layers[0]} to {layers[-1]}", "n": len(grid.before)}
+            | {"units": len(set(grid.pictures)), "needed": needed}
         )
     return pd.DataFrame(lines, columns=CLIFFS)
 

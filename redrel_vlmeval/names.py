@@ -15,6 +15,7 @@ RULES = ("attention", "random", "uniform", "lowest")
 ROWS = ("last", "rowimg", "rowmean")
 PROMPTS = ("stock", "qcm", "cqm", "p1-cqm", "cqm-p1", "cqm-p2", "cqm-p3", "qwen")
 MARK = "_trunc_"
+MISSING = 128  # the K that is proposed where a name has none
 GRAMMAR = (
     "<base>_trunc_l<L>_k<K>|r<P>[_l.._k..][_random|_uniform|_lowest][_rowimg|_rowmean][_official]"
     "[_p-<prompt>][_ppl][_beam<n>]"
@@ -213,6 +214,8 @@ def _read_stages(suffix: str) -> tuple[tuple[Stage, ...], str]:
         rest = rest[match.end() + (len(stages) > 1) :]
         if not rest.startswith("_"):
             break
+    if match := re.match(rf"_?(l{_NUMBER})(?=$|_(?![kr]\d))", rest):
+        raise ValueError(f"{match[1]!r}: K is missing, the image tokens that go on from there: {match[1]}_k<K>")
     if not stages:
         raise ValueError(f"{suffix!r} does not begin with a stage l<L>_k<K> or l<L>_r<P>")
     return tuple(stages), rest
@@ -262,7 +265,7 @@ def nearest(name: str) -> str | None:
     fields |= {"ppl": True} if re.search(r"_ppl(_|$)", name) else {}
     stages = _nearest_stages(suffix, fields.get("rule") in ("random", "uniform"))
     if MARK.strip("_") in name and not stages:
-        stages = (Stage(5, keep=128),)
+        stages = (Stage(5, keep=MISSING),)
     if fields.get("rule") in ("random", "uniform"):
         fields.pop("row", None)
     base = re.sub(r"_(p-[a-z0-9-]*|ppl|beam[a-z0-9-]*)(?=_|$)", "", base)
@@ -276,13 +279,14 @@ def nearest(name: str) -> str | None:
 
 def _nearest_stages(suffix: str, unranked: bool) -> tuple[Stage, ...]:
     """Every layer and every amount in a suffix, in the order that means something: layers rise, amounts fall."""
-    found = re.findall(r"l_?(\d+)_?([kr])?_?(\d+)?", suffix)
+    suffix = re.sub(r"\b([kr]\d+)_(l\d+)(?=_|$)", r"\2_\1", suffix.lower())  # k8_l2
+    found = re.findall(r"l_?(\d+)(?:_?([kr])(?![a-z]))?_?(\d+)?", suffix)
     layers = {int(layer): kind or "k" for layer, kind, _ in found}
     most = {"k": 10**6 - 1, "r": 100}
     stages: list[Stage] = []
     for kind, name in (("k", "keep"), ("r", "percent")):
         own = sorted(layer for layer in layers if layers[layer] == kind)
-        last = {int(layer): min(int(number or 0), most[kind]) for layer, k, number in found if (k or "k") == kind}
+        last = {int(layer): min(int(number or MISSING), most[kind]) for layer, k, number in found if (k or "k") == kind}
         amounts = sorted((last[layer] for layer in own), reverse=True)
         for layer, amount in zip(own, amounts, strict=True):
             stages.append(Stage(layer if unranked or not amount else max(layer, 1), **{name: amount}))

@@ -6,6 +6,7 @@ test on the flips; graded scores, and questions that share pictures, by a z test
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,6 +116,26 @@ def _draws(units: int) -> np.ndarray:
 def p_not_worse(z: float) -> float:
     """One-sided p of H0 'worse by the margin or more'."""
     return float(norm.sf(z))
+
+
+def fewest(margin: float) -> int:
+    """How many questions it takes, without a single flip, to show "not worse by ``margin`` points or more".
+
+    With fewer no result says anything of the margin. Where questions share pictures, it is as many pictures.
+
+    Raises:
+        ValueError: a margin out of range.
+    """
+    if not 0 < margin < 100:
+        raise ValueError(f"margin {margin}: expected points above 0 and below 100")
+
+    def shown(n: int) -> bool:
+        return float(tango(0, 0, n, margin / 100)) > norm.ppf(1 - LEVEL)
+
+    most = 1
+    while not shown(most):
+        most *= 2
+    return 1 + bisect_left(range(1, most + 1), True, key=shown)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from redrel_vlmeval import locking
+from redrel_vlmeval.names import parse
 from redrel_vlmeval.tables import ResultsError
 
 RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
 STATUS = "status.json"
+SWEEPING = "a sweep is writing here"
 # Each process of a run with several ranks keeps a file of its own.
 RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
 TABLES = ("xlsx", "tsv", "csv", "json")
@@ -57,6 +60,15 @@ class Cell:
         """First existing ``<model>_<benchmark><ending>``, in the order given."""
         names = (f"{self.model}_{self.benchmark}{ending}" for ending in endings)
         return next((self.files[name] for name in names if name in self.files), None)
+
+    @property
+    def sweep(self) -> Path | None:
+        """Where a sweep of this base on this benchmark keeps its answers; None for a name that is no model's."""
+        work_dir = self.run.parent.parent if RUN_FOLDER.fullmatch(self.run.name) else self.run.parent
+        try:
+            return work_dir / "sweep" / f"{parse(self.model).base}_{self.benchmark}"
+        except KeyError:
+            return None
 
     @property
     def predictions(self) -> Path | None:
@@ -110,6 +122,8 @@ def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
         cells = [cell for run, model in runs for cell in _cells_of_run(run, model)]
     except PermissionError as error:
         raise ResultsError(f"results folder {str(folder)!r} cannot be read: {error}") from error
+    if not cells and any(map(locking.is_held, folder.glob("sweep/*"))):
+        raise ResultsError(f"results folder {str(folder)!r}: {SWEEPING} and has no scores yet: wait for it")
     if not cells:
         raise ResultsError(
             f"nothing found in {str(folder)!r}: looked for <model>/{STATUS}, <model>/<model>_<benchmark>.xlsx|tsv and "

@@ -22,6 +22,8 @@ QWEN = {"qwen_base": "Qwen/Qwen-VL", "qwen_chat": "Qwen/Qwen-VL-Chat"}
 QWEN_ALIASES = {"qwen-vl-chat": "Qwen/Qwen-VL-Chat"}  # of one of the two hosts only
 # decoder blocks of the bases whose weights are known beforehand
 BLOCKS = {TINY: 8, "llava_v1.5_7b": 32, "llava_v1.5_13b": 40} | dict.fromkeys([*QWEN, *QWEN_ALIASES], 32)
+# image tokens of one picture, of the same bases
+IMAGE_TOKENS = {TINY: 64, "llava_v1.5_7b": 576, "llava_v1.5_13b": 576} | dict.fromkeys([*QWEN, *QWEN_ALIASES], 256)
 HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all` and redrel_tiny"
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval import pairing, provenance, questions, records
+from redrel_vlmeval import locking, pairing, provenance, questions, records
 from redrel_vlmeval.benchmarks import Metric, NoRule, flat, metrics_of
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.outputs import STATUS, Cell, find_cells
+from redrel_vlmeval.outputs import STATUS, SWEEPING, Cell, find_cells
 from redrel_vlmeval.tables import Columns, ResultsError, read_json, read_rows
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
@@ -186,12 +186,18 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
+    if status != "ok" and "error_message" not in cell.entry and _is_swept(cell):
+        status, reason, metrics = "running", SWEEPING, []
     rows = [
         {"metric": metric.name, "value": metric.value, "headline": metric.headline, "status": status, "reason": reason}
         | {"n": _size(metric, table)}
         for metric in metrics or [Metric("", float("nan"), headline=True)]
     ]
     return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
+
+
+def _is_swept(cell: Cell) -> bool:
+    return cell.sweep is not None and locking.is_held(cell.sweep)
 
 
 def _size(metric: Metric, table: Columns | None) -> int | None:

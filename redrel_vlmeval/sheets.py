@@ -13,9 +13,9 @@ from redrel_vlmeval.boards.leaders import leaderboard
 from redrel_vlmeval.boards.table import Table
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.texts import to_text
-from redrel_vlmeval.writing import WriteError, atomically
+from redrel_vlmeval.writing import WriteError, atomically, make_parent
 
-__all__ = ["SheetError", "check", "leaderboard", "to_text", "write"]
+__all__ = ["SheetError", "check", "leaderboard", "prepare", "to_text", "write"]
 
 ENDINGS = (".xlsx", ".csv", ".md", ".tex", ".json")
 
@@ -35,6 +35,17 @@ def check(path: str | Path) -> None:
         raise SheetError(f"{str(path)!r}: unknown ending {Path(path).suffix!r}, {choices}")
 
 
+def prepare(path: str | Path) -> None:
+    """Make the folders that :func:`write` needs, so that what cannot be written fails before anything is printed.
+
+    Raises:
+        SheetError: as :func:`check`, or a place that cannot be written.
+    """
+    check(path)
+    # In a folder that is still to be made, any file of it stands for all.
+    make_parent(Path(path) / "tables.xlsx" if _is_folder(path) else Path(path), SheetError)
+
+
 def _is_folder(path: str | Path) -> bool:
     """An existing folder, or a path that ends like one; ``Path`` drops the last slash, text keeps it."""
     ending = str(path).endswith(("/", os.sep))
@@ -49,7 +60,7 @@ def write(results: Results, path: str | Path) -> Path:
     Raises:
         SheetError: another ending, or a place that cannot be written; what was there before is untouched.
     """
-    check(path)
+    prepare(path)
     if _is_folder(path):
         return _write_folder(results, Path(path))
     path, kind = Path(path), Path(path).suffix.lower()
@@ -64,10 +75,6 @@ def write(results: Results, path: str | Path) -> Path:
 
 
 def _write_folder(results: Results, folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SheetError(f"cannot make the folder {str(folder)!r}: {error.strerror or error}") from error
     tables = every(results)
     _write_xlsx(tables, folder / "tables.xlsx")
     _write_text(jsonboard.openvlm(results), folder / "leaderboard.json")

@@ -36,6 +36,33 @@ def atomically(path: str | Path, save: Callable[[IO[bytes]], object], error: typ
     return path
 
 
+def make_parent(path: Path, error: type[WriteError] = WriteError) -> None:
+    """Make the folder in which a file is to be written, and try it.
+
+    Raises:
+        WriteError (or the ``error`` given): it cannot be made or written to.
+    """
+    try:
+        make_and_try(path.parent)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise error(
+            f"cannot write {str(path)!r}: {reason}; the folder {str(path.parent)!r} cannot be used"
+        ) from problem
+
+
+def usable(folder: Path, option: str) -> None:
+    """:func:`make_and_try` for a folder that the user named by ``option``.
+
+    Raises:
+        PermissionError: names both.
+    """
+    try:
+        make_and_try(folder)
+    except OSError as error:
+        raise PermissionError(f"{option} {folder}: cannot be written to ({error.strerror})") from error
+
+
 def make_and_try(folder: Path) -> None:
     """Make a folder and write into it, so that what cannot be written fails before anything runs.
 

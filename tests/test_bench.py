@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_models import TinyModel
 
-from redrel_vlmeval import bench, benchmodels, benchtable
+from redrel_vlmeval import bench, benchmodels, benchtable, texts
 from redrel_vlmeval.bench import Arm
 from redrel_vlmeval.benchtable import Request
 from redrel_vlmeval.models import qwen_checkpoint
@@ -60,6 +60,52 @@ def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> Non
         benchtable.run(Request(family="gpt", device="cpu"))
     with pytest.raises(KeyError, match="no variant"):
         benchtable.run(Request(settings="l5_kx_trunc_", device="cpu"))
+
+
+def test_the_table_narrows_with_the_terminal() -> None:
+    rows = bench.table([arm("untouched", 100, 1000), arm("l5_k128", 52, 500, "l5_k128")])
+    whole = benchtable.drawn(rows, None)
+    assert len(whole.splitlines()) == 4 and "questions/s (10 tokens)" in whole and texts.wide(whole) > 120
+    assert benchtable.drawn(rows, 200) == whole
+    lines = benchtable.drawn(rows, 60).splitlines()
+    assert max(map(len, lines)) <= 60 and int(lines[-1].split()[0]) > 0 and "l5_k128" in lines[-2]
+
+
+def test_a_setting_that_keeps_everything_has_no_bar() -> None:
+    arms = [arm("untouched", 100, 1000), arm("l5_k64", 99, 1000, "l5_k64"), arm("published l5_k64", 101, 0, "l5_k64")]
+    assert bench.checks(arms, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("l2_k3,l9_k8", "--settings l9_k8: layer 9, but .* has 5 decoder blocks: L is 0 to 4"),
+        ("l5_k1", "--settings l5_k1: layer 5, but"),
+        ("beam3", "--settings beam3: it truncates nothing; give such as l5_k128"),
+    ],
+)
+def test_given_settings_without_room_are_refused_by_name(
+    monkeypatch, llava: TinyModel, setting: str, said: str
+) -> None:
+    subject = benchmodels.llava_subject(llava.model, {})
+    monkeypatch.setattr(Request, "build", lambda _: subject)
+    monkeypatch.setattr(bench, "bench", lambda *_args, **_kwargs: pytest.fail("timed"))
+    with pytest.raises(ValueError, match=said):
+        benchtable.run(Request(settings=setting))
+
+
+def test_defaults_fit_the_model() -> None:
+    assert benchtable.defaults({}, 8, 64) == ("l5_k14", "l1_k0")
+    assert benchtable.defaults({}, 32, 576) == ("l5_k128", "l12_k0", "l1_k0")
+    assert benchtable.defaults({"l3_k64": 1.0}, 32, 256) == ("l3_k64", "l5_k128", "l12_k0", "l1_k0")
+
+
+def test_a_model_too_small_to_be_timed_has_no_bars(monkeypatch, capsys, llava: TinyModel) -> None:
+    subject = benchmodels.llava_subject(llava.model, {})
+    monkeypatch.setattr(Request, "build", lambda _: subject)
+    assert benchtable.run(Request(settings="l2_k5", rounds=1, check=True)) == 0
+    said = capsys.readouterr().out
+    assert "published l2_k5" in said and "no bars: a prefill of" in said and "MISSED" not in said
 
 
 def test_without_qwens_code_the_error_says_where_it_may_lie(tmp_path, monkeypatch) -> None:

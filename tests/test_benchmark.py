@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from checkpoints import import_host, needs_host
 from PIL import Image
 
+from redrel_vlmeval import locking
 from redrel_vlmeval.demo import benchmark, scenes
 
 HOPS = {"one-hop": 1, "two-hop": 2, "three-hop": 3}
@@ -183,6 +185,46 @@ def test_the_file_is_made_once_and_renewed_when_different(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     benchmark.write("RedRelShapes_MINI", tmp_path)
     assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["RedRelShapes_MINI.tsv"]
+
+
+def picture_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.is_file())
+
+
+@pytest.mark.parametrize("before", ["older", None], ids=["different", "missing"])
+def test_pictures_of_an_older_file_go_with_it_and_nothing_else(tmp_path, before):
+    path = tmp_path / "RedRelShapes_MINI.tsv"
+    if before:
+        path.write_text(before)
+    kept = ["images/RedRelShapes/0.png", "images/RedRelShapes_MINI/mine.png", "images/RedRelShapes_MINI/notes.txt"]
+    for name in [*kept, "images/RedRelShapes_MINI/0.png", "images/RedRelShapes_MINI/3012.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    benchmark.write("RedRelShapes_MINI", tmp_path)
+    assert picture_files(tmp_path) == sorted([path.name, *kept])
+    (tmp_path / "images/RedRelShapes_MINI/0.png").write_text("decoded from this file")
+    benchmark.write("RedRelShapes_MINI", tmp_path)
+    assert "images/RedRelShapes_MINI/0.png" in picture_files(tmp_path)
+
+
+def test_a_process_that_waited_leaves_the_pictures_of_the_one_before(tmp_path):
+    """The second comes while the first is writing: it waits, finds the file right, and clears nothing."""
+    (tmp_path / "RedRelShapes_MINI.tsv").write_text("older")
+    code = "import sys, pathlib; from redrel_vlmeval.demo.benchmark import write, make; make('RedRelShapes_MINI')\n"
+    code += "print('here', flush=True); write('RedRelShapes_MINI', pathlib.Path(sys.argv[1]))"
+    with locking.in_turn(tmp_path / ".RedRelShapes_MINI.tsv.lock"):
+        second = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert second.stdout.readline() == "here\n"
+        time.sleep(1)
+        assert second.poll() is None and (tmp_path / "RedRelShapes_MINI.tsv").read_text() == "older"
+        benchmark._replace(
+            tmp_path / "RedRelShapes_MINI.tsv", benchmark.make("RedRelShapes_MINI").to_csv(sep="\t", index=False)
+        )
+        (tmp_path / "images/RedRelShapes_MINI").mkdir(parents=True)
+        (tmp_path / "images/RedRelShapes_MINI/0.png").write_text("right")
+    assert second.wait(60) == 0
+    second.stdout.close()
+    assert picture_files(tmp_path) == ["RedRelShapes_MINI.tsv", "images/RedRelShapes_MINI/0.png"]
 
 
 def test_the_folder_is_the_hosts(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from redrel_vlmeval import cliffs, gridfigures, statistics
+from redrel_vlmeval import cliffs, gridfigures, noninferiority, statistics
 from redrel_vlmeval.cliffs import Budget
 from redrel_vlmeval.results import read
 from redrel_vlmeval.sweep import outcome
@@ -94,6 +94,29 @@ def test_each_k_has_its_cliff(grid):
     assert found.loc[("attention", 0), "cliff"] == 4 and found.loc[("attention", 8), "cliff"] == 2
     assert found.loc[("random", 8), "cliff"] == inf
     assert found.loc[("attention", 0), "layers"] == "1 to 4"
+
+
+@pytest.mark.parametrize(
+    "pictures, what", [(list(range(40)), "questions (40"), ([n // 2 for n in range(40)], "pictures (20")]
+)
+def test_too_few_questions_are_no_verdict(pictures, what, capsys):
+    """No answer changed, and with so few nothing follows from that; a layer that fails among enough is still none."""
+    cells = pd.DataFrame({"model": ["a", "b"], "rule": "attention", "L": [1, 2], "K": 8, "tokens": 1.0, "flops": 0.5})
+    same = cliffs.GridScores(BASE, "X", cells, np.ones(40), np.ones((2, 40)), pictures)
+    found = cliffs.cliff_layers(same, 2.0)
+    assert found["cliff"].tolist() == [inf] and found["units"].item() == len(set(pictures))
+    outcome._print_cliffs(found, 2.0, Console(width=80))
+    said = capsys.readouterr().out
+    assert f"too few {what}; at least {noninferiority.fewest(2.0)})" in said and "none" not in said
+    worse = cliffs.GridScores(BASE, "X", cells, np.ones(400), np.zeros((2, 400)), list(range(400)))
+    outcome._print_cliffs(cliffs.cliff_layers(worse, 2.0), 2.0, Console(width=80))
+    assert "none to none" in (said := capsys.readouterr().out) and "too few" not in said
+
+
+def test_what_is_said_of_cliffs_fits_the_terminal(grid, capsys):
+    outcome._print_cliffs(cliffs.cliff_layers(grid, 2.0), 2.0, Console(width=80, force_terminal=True))
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= 80 and said[1].startswith("Cliff layer")
 
 
 @pytest.mark.parametrize("text, limit, flops", [("128", 128, False), (" 60% ", 60, True), ("7.5", 7.5, False)])

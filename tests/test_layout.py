@@ -25,7 +25,7 @@ models.checkpoint models.pictures models.question models.recorder models.holders
 models.llava_input models.llava_core
 models.qwen_compat models.qwen_kernel models.qwen_weights models.qwen_checkpoint models.qwen_core
 models.llava models.qwen_vl models.decoding models.likelihood models.variant
-registry hostrun
+registry hostrun checking
 sweep.shared sweep.continuation sweep.memory sweep.decoding sweep.letters sweep.sweeper
 benchmarks tables outputs records provenance questions pairing results
 statistics comparisons flips grids
@@ -54,7 +54,7 @@ __main__
 
 # what can be used, and listed, without waiting for torch or the host
 LIGHT = """
-names writing hostfacts prompts registry attach hostrun
+names writing hostfacts prompts registry attach hostrun checking
 benchmarks tables outputs records provenance questions pairing results statistics
 comparisons flips grids published blind boards.every texts markup jsonboard workbook sheets pages.render figures
 noninferiority cliffs gridfigures report.page cli explain.spans explain.bands explain.grid explain.store

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import host_files as host
 import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import sheets
+from redrel_vlmeval import sheets, texts
 from redrel_vlmeval.boards.columns import meanings
 from redrel_vlmeval.results import Results, read
 from redrel_vlmeval.statistics import newcombe
@@ -116,6 +118,37 @@ def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
     assert row["Shapes verdict"].endswith("(Holm 1.00 over 2), 1 up / 0 down: not separable from the base")
     verdicts = board["Shapes verdict"].tolist()
     assert verdicts[0] == "base" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
+
+
+def test_on_a_narrow_terminal_costs_go_and_names_lose_their_base(board: pd.DataFrame) -> None:
+    whole = sheets.to_text(board)
+    assert sheets.to_text(board, texts.wide(whole)) == whole
+    narrow = sheets.to_text(board, 80).splitlines()
+    rule = next(number for number, line in enumerate(narrow) if line.startswith("---"))
+    table = narrow[: rule + 6]
+    assert max(map(len, table)) <= 80 < texts.wide("\n".join(whole.splitlines()[: rule + 6]))
+    heads = [line.rstrip()[:24].rstrip() for line in narrow[rule + 1 : rule + 6]]
+    assert heads[0].startswith(BASE) and [head.split()[0] for head in heads[1:4]] == ["l2_k16", "l4_k16", "l10_k8"]
+    assert all(head.startswith("  l") for head in heads[1:]) and "ratio" not in "".join(narrow[:rule])
+    left_out = next(line for line in narrow if line.endswith(" more columns in the files: -o x.xlsx"))
+    wider = sheets.to_text(board, 120).splitlines()
+    assert int(left_out.split()[0]) > int(next(line for line in wider if " more columns" in line).split()[0]) > 0
+
+
+def test_a_variant_without_its_base_keeps_its_whole_name() -> None:
+    frame = pd.DataFrame({"model": ["a", "a_trunc_l1_k1 [T2026]", "b_trunc_l1_k1"], "base": ["a", "a", "b"]})
+    assert [name.replace(texts.INDENT, " ") for name in texts.short_names(frame)] == [
+        "a",
+        "  l1_k1 [T2026]",
+        "b_trunc_l1_k1",
+    ]
+
+
+def test_the_width_counts_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert texts.terminal_width() is None
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setenv("COLUMNS", "57")
+    assert texts.terminal_width() == 57
 
 
 def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:

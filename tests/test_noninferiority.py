@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial, norm
 
-from redrel_vlmeval.noninferiority import FEWEST, Cliff, Paired, cliff, p_not_worse, tango
+from redrel_vlmeval.noninferiority import FEWEST, Cliff, Paired, cliff, fewest, p_not_worse, tango
 
 
 def paired(up: int, down: int, n: int, pictures: list | None = None) -> Paired:
@@ -55,6 +55,21 @@ def test_without_any_flip_the_number_of_questions_decides():
     assert float(tango(0, 0, 100, 0.02)) < norm.ppf(0.95) < float(tango(0, 0, 200, 0.02))
     graded = [Paired.of([0.5] * n, np.full(n, 0.5)) for n in (100, 200)]
     assert graded[0].z(0.02)[0, 0] < norm.ppf(0.95) < graded[1].z(0.02)[0, 0]
+
+
+@pytest.mark.parametrize("margin", [0.5, 2.0, 10.0, 60.0])
+def test_the_fewest_questions_are_those_with_which_no_flip_is_enough(margin):
+    enough = fewest(margin)
+    assert cliff(grid([0.0], enough), [1], margin).layer == 1
+    assert enough == 1 or cliff(grid([0.0], enough - 1), [1], margin).layer == inf
+    shared = [number // 2 for number in range(2 * enough)]
+    assert Paired.of(np.ones(2 * enough), np.ones(2 * enough), shared).z(margin / 100)[0, 0] > norm.ppf(0.95)
+
+
+@pytest.mark.parametrize("margin", [0.0, 100.0])
+def test_no_number_of_questions_shows_a_margin_that_is_none(margin):
+    with pytest.raises(ValueError, match="points above 0 and below 100"):
+        fewest(margin)
 
 
 def test_questions_of_one_picture_count_less_than_independent_ones():

@@ -143,12 +143,16 @@ def test_long_answers_are_cut_visibly(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["cut"] == 250 and len(text) == 252 and text.endswith(" …")
 
 
-@pytest.mark.parametrize("name", ["page.xlsx", "page", "folder.html", "missing/page.html"])
+@pytest.mark.parametrize("name", ["page.xlsx", "page", "folder.html"])
 def test_a_place_that_cannot_be_written_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(page.ReportError, match=r"\.html|folder"):
         page.write(read(folder), tmp_path / name)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_missing_folder_is_made(folder: Path, tmp_path: Path) -> None:
+    assert page.write(read(folder), tmp_path / "new" / "deep" / "page.html").stat().st_size > 1000
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import report_box as box
+from typer.testing import CliRunner
 
+from redrel_vlmeval.cli import app
 from redrel_vlmeval.report import page
-from redrel_vlmeval.report.explained import links, plain
+from redrel_vlmeval.report.explained import coverage, links, plain
 from redrel_vlmeval.results import read
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -52,6 +54,33 @@ def test_the_reports_page_holds_the_links_of_its_flips(tmp_path: Path) -> None:
     text = page.write(found, tmp_path / "linked.html", explained=pages).read_text()
     linked = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["explained"]
     assert linked == {f"{model}/X/{index}": f"explained/{model}_X_{index}.html"} and held["explained"] == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "held"),
+    [
+        (["m_trunc_l2_k8_Other_1", "m_Other_2"], "Other"),
+        ([], "no page"),
+        (["page"], "1 pages, none known to be of a benchmark"),
+    ],
+)
+def test_pages_of_no_flip_are_told(tmp_path: Path, names: list[str], held: str) -> None:
+    for name in names:
+        (tmp_path / f"{name}.html").touch()
+        (tmp_path / f"{name}.json").write_text('{"benchmark": "Other"}' if "Other" in name else "[]")
+    made = links(FOUND, tmp_path, tmp_path / "report.html")
+    assert coverage(FOUND, made, tmp_path).endswith(f": 0 of 2 flips have a page there; it holds {held}")
+    (tmp_path / "m_A-B_2.html").touch()
+    made = links(FOUND, tmp_path, tmp_path / "report.html")
+    assert coverage(FOUND, made, tmp_path).endswith(": 1 of 2 flips have a page there")
+
+
+def test_the_command_says_how_many_flips_have_a_page(tmp_path: Path) -> None:
+    folder = box.write(tmp_path)
+    (tmp_path / "pages").mkdir()
+    options = ["-o", str(tmp_path / "new/page.html"), "--explain", str(tmp_path / "pages")]
+    said = CliRunner().invoke(app, ["report", str(folder), *options]).output
+    assert re.search(r"0 of [1-9]\d* flips have a page there; it holds no page", said)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")

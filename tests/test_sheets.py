@@ -12,11 +12,14 @@ import pandas as pd
 import pytest
 import report_box as box
 import sheet_files
+from typer.testing import CliRunner
 
 from redrel_vlmeval import sheets
 from redrel_vlmeval.boards.every import every
+from redrel_vlmeval.cli import app
+from redrel_vlmeval.locking import LOCK, only_one
 from redrel_vlmeval.report import page
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results import Results, ResultsError, read
 
 BASE = sheet_files.BASE
 
@@ -67,8 +70,8 @@ def test_places_that_cannot_be_written_are_named(results: Results, tmp_path: Pat
     (tmp_path / "file").touch()
     (tmp_path / "folder.csv").mkdir()
     for target, message in (
-        ("missing/board.csv", "No such file or directory"),
-        ("file/board.csv", "Not a directory"),
+        ("file/board.csv", "File exists; the folder '.*file' cannot be used"),
+        ("file/deep/board.csv", "Not a directory"),
         ("folder.csv", "is a folder"),
         ("board.pdf", r"unknown ending '.pdf', choose one of .xlsx, .csv, .md, .tex, .json, or a folder"),
         ("board", "unknown ending ''"),
@@ -100,9 +103,46 @@ def test_a_folder_gets_every_table_in_every_format(results: Results, tmp_path: P
 
 def test_a_folder_that_cannot_be_made_is_named(results: Results, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(sheets.SheetError, match="cannot make the folder.*file/all"):
+    with pytest.raises(sheets.SheetError, match="the folder .*file/all.* cannot be used"):
         sheets.write(results, f"{tmp_path}/file/all/")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_missing_folders_are_made(results: Results, tmp_path: Path) -> None:
+    for name in ("new/deep/board.csv", "newer/all/"):
+        sheets.prepare(f"{tmp_path}/{name}")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert sheets.write(results, tmp_path / "newest/deep/board.csv").read_text().startswith("model,")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_table_is_printed(tmp_path: Path) -> None:
+    sheet_files.clear(tmp_path / "out")
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a.csv", f"{tmp_path}/file/"):
+        done = CliRunner().invoke(app, ["sheet", str(tmp_path / "out"), "-o", str(place)])
+        assert isinstance(done.exception, sheets.SheetError) and done.output == ""
+
+
+def test_while_a_sweep_writes_its_models_have_not_failed(tmp_path: Path) -> None:
+    """What its scoring has laid ready looks like a failed run, and after a kill it is one."""
+    sweep = tmp_path / "sweep" / f"{BASE}_X"
+    sweep.mkdir(parents=True)
+    with only_one(sweep), pytest.raises(ResultsError, match="a sweep is writing here and has no scores yet"):
+        read(tmp_path)
+    for tail in ("", "_trunc_l1_k8", "_trunc_l2_k8", "_trunc_l3_k8", "_trunc_l6_k8"):
+        host.records(tmp_path / f"{BASE}{tail}", f"{BASE}{tail}", "X")
+    sheet_files.answered(tmp_path, f"{BASE}_trunc_l4_k8", [1, 0])
+    host.records(tmp_path / BASE, BASE, "Other")
+    with only_one(sweep):
+        found = read(tmp_path)
+        said = sheets.to_text(sheets.leaderboard(found))
+        assert [model for model, benchmark, _ in found.failed] == [BASE] and found.failed[0][1] == "Other"
+        states = found.scores.set_index(["model", "benchmark"])["status"]
+        assert states[f"{BASE}_trunc_l3_k8", "X"] == "running" and states[f"{BASE}_trunc_l4_k8", "X"] == "ok"
+        assert "and 3 more: a sweep is writing here" in said
+        assert states[BASE, "X"] == "running" and len(read(tmp_path / f"{BASE}_trunc_l1_k8").failed) == 0
+    (sweep / LOCK).touch()
+    assert len(read(tmp_path).failed) == 6, "a lock file that was left over is no sweep"
 
 
 def test_endings_are_checked_before_anything_is_read(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sheet_files
 
+from redrel_vlmeval import texts
 from redrel_vlmeval.demo import show
 from redrel_vlmeval.models.checkpoint import weight_files
 from redrel_vlmeval.models.llava_core import TINY_FOLDER
@@ -26,6 +28,41 @@ def test_answers_of_other_weights_stop_the_demo(tmp_path: Path) -> None:
     leave(tmp_path, "sha256:0ld")
     with pytest.raises(show.DemoError, match="other weights .sha256:0ld; redrel_tiny is sha256:.*--work-dir"):
         show.check_weights(tmp_path, MODELS, DATA)
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "said"),
+    [
+        (11900, 0, "11900 answers: about 8 minutes on two CPU cores"),
+        (1260, 0, "1260 answers: about 1 minute on"),
+        (1260, 1260, "1260 answers, 1260 of them there already: about 1 minute on"),
+    ],
+)
+def test_it_says_how_long_it_takes(total: int, done: int, said: str) -> None:
+    assert show.duration(total, done).startswith(said)
+
+
+def test_the_end_says_where_page_sheet_and_figure_are(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Everything but the runner, which leaves what it left before."""
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    monkeypatch.setattr(show, "follow", lambda *_: sheet_files.clear(tmp_path, benchmark=DATA))
+    monkeypatch.setattr(show, "runner_command", lambda _: ["run.py"])
+    monkeypatch.setattr(show.kept, "needed_cells_kept", lambda *_: pd.DataFrame())
+    assert show.run(tmp_path, True, None) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("1260 answers: about 1 minute") for line in said[:4])
+    ends = {line.partition(": ")[0]: Path(line.partition(": ")[2]) for line in said[-3:]}
+    assert list(ends) == ["the page, for a browser", "the sheet", "the figure"]
+    assert all(path.is_file() and path.parent == tmp_path for path in ends.values())
+
+
+def test_the_second_table_fits_a_narrow_terminal() -> None:
+    row = {"model": f"{show.BASE}_trunc_l12_k16_uniform", "L": 12, "K": 16, "rule": "uniform"}
+    frame = pd.DataFrame([row | dict.fromkeys(("one-hop", "two-hop", "three-hop", "all", "score"), 12.5)])
+    whole = show.needed_table(frame, None)
+    assert texts.wide(whole) > 80 and show.needed_table(frame, 200) == whole and show.BASE in whole
+    narrow = show.needed_table(frame, 80)
+    assert texts.wide(narrow) <= 80 and "l12_k16_uniform" in narrow and "three-hop" in narrow
 
 
 def test_its_own_answers_are_gone_on_from(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from checkpoints import import_host, needs_host
 from redrel_vlmeval import cli, results
 from redrel_vlmeval.demo import benchmark
 from redrel_vlmeval.sweep import hostfiles
-from redrel_vlmeval.sweep.asking import HostSource
+from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
 from redrel_vlmeval.sweep.plan import PlanError, read_plan
 from redrel_vlmeval.sweep.run import Request, run
-from redrel_vlmeval.sweep.store import StoreError
+from redrel_vlmeval.sweep.store import StoreError, Writer
 
 pytestmark = [needs_host, pytest.mark.timeout(300)]
 DATA, BAD, N = "SweepShapes", 1040, 6
@@ -204,6 +204,45 @@ def test_bases_that_are_none_or_cannot_be_truncated_are_refused(lmu, tmp_path, m
     with pytest.raises((PlanError, RuntimeError)) as raised:
         run(Request(model, DATA, "1", "0", work_dir=tmp_path))
     assert model in str(raised.value) and said in str(raised.value)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_unknown_benchmark_is_refused_before_anything_is_made(lmu, tmp_path, dry_run):
+    with pytest.raises(PlanError, match="--data RedRelShape: the host has no such .* did you mean 'RedRelShapes'"):
+        run(Request("redrel_tiny", "RedRelShape", "1", "0", work_dir=tmp_path / "out", dry_run=dry_run))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(PlanError, match="did you mean 'ScienceQA_TEST'"):
+        check_benchmark("scienceqa_test")
+    check_benchmark(DATA)  # the user's own TSV
+
+
+def test_a_work_dir_that_cannot_be_written_to_is_named_by_its_option(lmu, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(PermissionError, match=f"--work-dir {tmp_path / 'file'}: cannot be written to"):
+        run(Request("redrel_tiny", DATA, "1", "0", work_dir=tmp_path / "file"))
+
+
+def test_ctrl_c_says_how_far_it_came_and_that_it_goes_on(lmu, tmp_path, monkeypatch, capsys):
+    append, left = Writer.append, 2
+
+    def stop(self: Writer, entry: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        append(self, entry)
+
+    monkeypatch.setattr(Writer, "append", stop)
+    assert run(Request("redrel_tiny", DATA, "1", "0", work_dir=tmp_path)) == 130
+    assert "stopped at 2/6 questions; the same command goes on" in capsys.readouterr().out
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "append", append)
+    monkeypatch.setattr(hostfiles, "_evaluate", interrupted)
+    assert run(Request("redrel_tiny", DATA, "1", "0", work_dir=tmp_path)) == 130
+    assert "stopped while the host scored the answers" in capsys.readouterr().out
 
 
 def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys):

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from redrel_vlmeval.efficiency import block_flops, prefill_flops
+from redrel_vlmeval.hostrun import HostMissing
 from redrel_vlmeval.names import parse
+from redrel_vlmeval.sweep import asking, preview
 from redrel_vlmeval.sweep import plan as plans
-from redrel_vlmeval.sweep import preview
 from redrel_vlmeval.sweep.plan import Plan, PlanError, Prompt, continued_flops, cost, read_plan
 from redrel_vlmeval.sweep.run import read_memory
 
@@ -105,3 +106,19 @@ def test_dry_run_of_a_known_base_prints_the_plan_and_needs_neither_host_nor_weig
     ratio = float(shared.split()[-1])
     assert ratio == pytest.approx(float(shared.split()[-3]) / float(one.split()[-3]), abs=1e-3) and 0.2 < ratio < 0.3
     assert f"{100 * (1 - ratio):.0f} % of the decoder's prefill FLOPs" in said
+    assert "TFLOPs, decoder" in said and "e+0" not in said
+
+
+@pytest.mark.parametrize("flops, unit", [(5.8e9, "GFLOPs"), (9.99e11, "GFLOPs"), (1e12, "TFLOPs"), (3e19, "PFLOPs")])
+def test_units_follow_the_size(flops, unit):
+    size, name = preview.unit_of(flops)
+    assert name == unit and (flops / size < 1000 or unit == "PFLOPs")
+
+
+def test_without_a_host_a_dry_run_says_that_the_benchmark_was_not_checked(monkeypatch, capsys):
+    def missing() -> None:
+        raise HostMissing("none")
+
+    monkeypatch.setattr(asking, "attach", missing)
+    preview.check_data("Nope", Console(width=200))
+    assert "whether there is a benchmark Nope was not checked" in capsys.readouterr().out

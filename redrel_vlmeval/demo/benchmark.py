@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from redrel_vlmeval import locking
 from redrel_vlmeval.demo import scenes
 
 SEED = 20240  # training draws from other streams: see train.TRAIN_SEED
@@ -90,20 +92,40 @@ def data_root() -> Path:
 def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
     """The TSV in ``folder`` (default: :func:`data_root`), made anew when missing or different; never half-written.
 
+    What the host has decoded from an older one goes with it: it would show the model those pictures, by their numbers.
+
     Raises:
         PermissionError: the folder cannot be written to.
     """
     path = (folder or data_root()) / f"{name}.tsv"
     text = make(name).to_csv(sep="\t", index=False)
     try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
+        if _holds(path, text):
             return path
-        _replace(path, text)
+        with locking.in_turn(path.with_name(f".{path.name}.lock")):
+            # Another process may have made it meanwhile, and decoded pictures that are right.
+            if not _holds(path, text):
+                # Before the TSV: stopped in between, the next start finds an old TSV and clears again.
+                clear_pictures(path)
+                _replace(path, text)
     except OSError as error:
+        where = error.filename if str(error.filename).endswith(".png") else path
         raise PermissionError(
-            f"{path}: cannot be written ({error.strerror}); set LMUData to a folder you may write to"
+            f"{where}: cannot be written ({error.strerror}); set LMUData to a folder you may write to"
         ) from error
     return path
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8", errors="replace") == text
+
+
+def clear_pictures(path: Path) -> None:
+    """Remove the pictures that the host decoded from the TSV at ``path``: ``images/<name>/<index>.png``, no other."""
+    folder = path.parent / "images" / path.stem
+    for picture in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\d+\.png", picture.name):
+            picture.unlink(missing_ok=True)
 
 
 def _replace(path: Path, text: str) -> None:

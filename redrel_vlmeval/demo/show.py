@@ -15,15 +15,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.stats import binomtest
 from tabulate import tabulate
 
-from redrel_vlmeval import figures, hostrun, locking, records, results, sheets
+from redrel_vlmeval import figures, hostrun, locking, records, results, sheets, texts
 from redrel_vlmeval.demo import benchmark, kept, scenes
+from redrel_vlmeval.names import MARK
 from redrel_vlmeval.report import page
-from redrel_vlmeval.writing import make_and_try
+from redrel_vlmeval.writing import usable
 
 BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
 LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
 CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
+# Seconds that a busy machine of two cores took to start the host, and for each answer; an idle one is faster.
+START, EACH = 30, 0.04
+RESULTS = {
+    "the page, for a browser": "page.html", "the sheet": "sheet.xlsx", "the figure": "accuracy_against_keep.png"
+}  # fmt: skip
 QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
 
 
@@ -66,15 +72,28 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
     with locking.only_one(work_dir):
         check_weights(work_dir, models, data)
+        console.print(
+            duration(len(models) * len(benchmark.make(data)), answered(work_dir, models, data)), soft_wrap=True
+        )
         follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
-    print(sheets.to_text(sheets.leaderboard(found)))
+    print(sheets.to_text(sheets.leaderboard(found), texts.terminal_width()))
     for path in write(found, data, work_dir):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
     for model, name, reason in found.failed:
         console.print(f"failed: {model} on {name}: {reason}", style="red")
+    for what, name in RESULTS.items():
+        if (work_dir / name).is_file():
+            console.print(f"{what}: {work_dir / name}", soft_wrap=True, highlight=False)
     return int(bool(found.failed))
+
+
+def duration(total: int, done: int) -> str:
+    """About how long the answers that are missing will take."""
+    minutes = max(1, round((START + max(total - done, 0) * EACH) / 60))
+    there = f", {done} of them there already" if done else ""
+    return f"{total} answers{there}: about {minutes} minute{'s' * (minutes > 1)} on two CPU cores"
 
 
 def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
@@ -84,7 +103,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
     needed = kept.needed_cells_kept(found, data)
     if not needed.empty:
         print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
-        print(tabulate(needed.values.tolist(), headers=[*needed.columns], floatfmt=".1f", showindex=False))
+        print(needed_table(needed, texts.terminal_width()))
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
     frame, baseline = results.category_curves(found, BASE, data)
     if not frame.empty:
@@ -104,12 +123,22 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(low=[100 * span.low for span in spans], high=[100 * span.high for span in spans])
 
 
+def needed_table(needed: pd.DataFrame, width: int | None) -> str:
+    """The table of :func:`kept.needed_cells_kept`; what the names say too goes where the terminal is narrow."""
+
+    def draw(names: list[str]) -> str:
+        return tabulate(needed[names].values.tolist(), headers=names, floatfmt=".1f", showindex=False)
+
+    whole = draw(list(needed.columns))
+    if width is None or texts.wide(whole) <= width:
+        return whole
+    needed = needed.assign(model=[name.partition(MARK)[2] for name in needed["model"]])
+    return texts.fitted(draw, list(needed.columns), ("rule", "K", "L"), width)[0]
+
+
 def prepare(work_dir: Path) -> None:
     """Make and try the work dir and the data folder before anything runs; LMUData defaults to inside the work dir."""
-    try:
-        make_and_try(work_dir)
-    except OSError as error:
-        raise PermissionError(f"--work-dir {work_dir}: cannot be written to ({error.strerror})") from error
+    usable(work_dir, "--work-dir")
     if "LMUData" not in os.environ:
         (work_dir / "LMUData").mkdir(exist_ok=True)
         os.environ["LMUData"] = str(work_dir / "LMUData")

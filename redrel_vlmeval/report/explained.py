@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +35,32 @@ def links(found: Iterable[dict[str, Any]], folder: Path | None, report: Path) ->
                 if name in pages:
                     made[f"{model}/{entry['benchmark']}/{index}"] = quote(f"{way}/{name}")
     return made
+
+
+def coverage(found: Iterable[dict[str, Any]], made: Mapping[str, str], folder: Path) -> str:
+    """How many flips have a page in ``folder``, their own or their base's, and if none, what is there instead."""
+    flips = [
+        {f"{model}/{entry['benchmark']}/{index}" for model in (entry["model"], entry["base"])}
+        for entry in found
+        for index in entry["frame"]["index"]
+    ]
+    linked = sum(bool(keys & made.keys()) for keys in flips)
+    text = f"--explain {folder}: {linked} of {len(flips)} flips have a page there"
+    return text if linked else f"{text}; it holds {_held(folder)}"
+
+
+def _held(folder: Path) -> str:
+    """The benchmarks that a folder of ``redrel explain`` has pages of, or that it has none."""
+    names: dict[str, None] = {}
+    pages = sorted(folder.glob("*.html"))
+    for page in pages:
+        try:
+            manifest = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(manifest, dict) and manifest.get("benchmark"):
+            names[str(manifest["benchmark"])] = None
+    return ", ".join(names) or (f"{len(pages)} pages, none known to be of a benchmark" if pages else "no page")
 
 
 def plain(name: str) -> str:

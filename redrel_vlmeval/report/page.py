@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from redrel_vlmeval.boards.details import runs
 from redrel_vlmeval.grids import grids
 from redrel_vlmeval.pages.render import encoded, render
 from redrel_vlmeval.report import board, changes, curves, pictures
-from redrel_vlmeval.report.explained import links
+from redrel_vlmeval.report.explained import coverage, links
 from redrel_vlmeval.results import Results
-from redrel_vlmeval.writing import WriteError, atomically
+from redrel_vlmeval.writing import WriteError, atomically, make_parent
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
@@ -40,7 +41,7 @@ class ReportError(WriteError):
 
 def write(
     results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None,
-    explained: Path | None = None,
+    explained: Path | None = None, say: Callable[[str], object] = lambda _: None,
 ) -> Path:  # fmt: skip
     """The page at ``path``, whole or not at all.
 
@@ -48,6 +49,7 @@ def write(
         most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
         data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
         explained: folder of redrel explain's pages, which flips then link to.
+        say: is told how many flips have such a page.
 
     Raises:
         ReportError: another ending than .html, or a place that cannot be written.
@@ -56,21 +58,25 @@ def write(
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ReportError(f"{str(path)!r}: unknown ending {path.suffix!r}, a report is written as .html")
-    if path.is_dir() or not path.parent.is_dir():
+    if path.is_dir():
         atomically(path, lambda _stream: None, ReportError)  # says what is wrong before the work, not after it
-    text = html(results, most_pictures, data_folder, explained, path)
+    make_parent(path, ReportError)
+    text = html(results, most_pictures, data_folder, explained, path, say)
     return atomically(path, lambda stream: stream.write(encoded(text)), ReportError)
 
 
 def html(
     results: Results, most_pictures: int = 0, data_folder: Path | None = None, explained: Path | None = None,
-    path: Path = Path("report.html"),
+    path: Path = Path("report.html"), say: Callable[[str], object] = lambda _: None,
 ) -> str:  # fmt: skip
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
     found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
     shown, where, missing = _pictures(results, found, most_pictures, data_folder)
     maps = grids(results)
+    pages = links(found, explained, path)
+    if explained is not None:
+        say(coverage(found, pages, explained))
     facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
     data = {
         "rows": rows,
@@ -79,7 +85,7 @@ def html(
         "grids": curves.heat_maps(maps),
         "curves": curves.curves(results, maps, rows),
         "changes": changes.payload(results, found, where) | {"pictures": shown},
-        "explained": links(found, explained, path),
+        "explained": pages,
         "provenance": _provenance(results),
         "meta": facts,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import importlib
@@ -9,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from redrel_vlmeval.efficiency import now
@@ -58,7 +60,7 @@ class HostSource:
         attach()
         self.dataset = importlib.import_module("vlmeval.dataset").build_dataset(self.data)
         if self.dataset is None:
-            raise PlanError(f"--data {self.data}: the host has no such benchmark, and no {self.data}.tsv is in LMUData")
+            raise PlanError(unknown(self.data))
         kind = f"{getattr(self.dataset, 'MODALITY', 'IMAGE')} {getattr(self.dataset, 'TYPE', '')}".strip()
         if kind.startswith("VIDEO") or kind.endswith(" MT"):
             raise PlanError(f"--data {self.data}: {kind}; a sweep asks single questions about pictures or text")
@@ -165,6 +167,32 @@ def _answer(
     if left := [setting for setting in task.missing if setting not in answers]:
         raise RuntimeError(f"question {task.index}: no answer of {', '.join(repr(setting) for setting in left)}")
     return Entry(task.index, task.question, text_only, answers)
+
+
+def check_benchmark(data: str) -> None:
+    """Refuse a benchmark that the host does not know, before anything is loaded or made.
+
+    Raises:
+        HostMissing: there is no host. PlanError: no such benchmark, and no TSV of that name; says what may be meant.
+    """
+    attach()
+    own = Path(importlib.import_module("vlmeval.smp").LMUDataRoot()) / f"{data}.tsv"
+    if data not in known_benchmarks() and not own.exists():
+        raise PlanError(unknown(data))
+
+
+def known_benchmarks() -> list[str]:
+    """Names that the imported host lists, videos too."""
+    dataset = importlib.import_module("vlmeval.dataset")
+    return [*dataset.SUPPORTED_DATASETS, *getattr(dataset, "supported_video_datasets", ())]
+
+
+def unknown(data: str) -> str:
+    """Why there is no such benchmark, and which one may be meant."""
+    known = {name.lower(): name for name in known_benchmarks()}
+    near = [known[name] for name in difflib.get_close_matches(data.lower(), known, n=3)]
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"--data {data}: the host has no such benchmark, and no {data}.tsv is in LMUData{hint}"
 
 
 def attach() -> None:

@@ -92,13 +92,16 @@ def _print_cliffs(layers: pd.DataFrame, margin: float, console: Console) -> None
     console.print(
         f"\nCliff layer: the smallest L from which K image tokens are not worse than the baseline by {margin:g} points "
         "or more (one-sided 5 %, tested from the deepest layer up), and its 95 % bootstrap interval:",
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
         highlight=False,
     )
     lines = []
     for row in layers.to_dict("records"):
-        span = f"{_layer(row['low'])} to {_layer(row['high'])}"
-        lines.append([row["rule"], row["K"], _layer(row["cliff"]), span, row["layers"], row["n"]])
+        layer, span = _layer(row["cliff"]), f"{_layer(row['low'])} to {_layer(row['high'])}"
+        if row["cliff"] == inf and row["units"] < row["needed"]:
+            what = "questions" if row["units"] == row["n"] else "pictures"
+            layer, span = f"too few {what} ({row['units']}; at least {row['needed']})", ""
+        lines.append([row["rule"], row["K"], layer, span, row["layers"], row["n"]])
     heads = ["rule", "K", "cliff layer", "95 % interval", "layers tested", "n"]
     print(tabulate(lines, headers=heads, disable_numparse=True))
 
@@ -120,7 +123,7 @@ def _print_best(grid: cliffs.GridScores, budget: cliffs.Budget, console: Console
         f"\nBest within {budget}, of {found.candidates} settings: {found.model} ({found.cost:.4g}). Chosen on one half "
         f"of the questions ({found.chosen_on:.1f} there); on the other half, n = {test.n}: {found.score:.1f}, baseline "
         f"{found.baseline:.1f}, difference {test.difference:+.1f} ({span})",
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
         highlight=False,
     )
 

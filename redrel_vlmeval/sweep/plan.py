@@ -10,19 +10,13 @@ from dataclasses import dataclass
 
 from redrel_vlmeval.efficiency import prefill_flops
 from redrel_vlmeval.names import RULES, Stage, VariantSpec, parse
-from redrel_vlmeval.registry import BLOCKS, TINY
+from redrel_vlmeval.registry import BLOCKS, IMAGE_TOKENS, TINY
 from redrel_vlmeval.truncation.adapter import BlockShape
 
 _SEVEN = BlockShape(4096, 32, 32, 128, 11008)
+_SHAPES = {TINY: BlockShape(128, 4, 4, 32, 352), "llava_v1.5_13b": BlockShape(5120, 40, 40, 128, 13824)}
 # Block shape and image tokens of one picture, of the bases whose weights are known beforehand.
-KNOWN = {
-    TINY: (BlockShape(128, 4, 4, 32, 352), 64),
-    "llava_v1.5_7b": (_SEVEN, 576),
-    "llava_v1.5_13b": (BlockShape(5120, 40, 40, 128, 13824), 576),
-    "qwen_base": (_SEVEN, 256),
-    "qwen_chat": (_SEVEN, 256),
-    "qwen-vl-chat": (_SEVEN, 256),
-}
+KNOWN = {base: (_SHAPES.get(base, _SEVEN), tokens) for base, tokens in IMAGE_TOKENS.items()}
 
 
 class PlanError(ValueError):

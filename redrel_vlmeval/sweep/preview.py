@@ -8,13 +8,26 @@ from typing import Any
 from rich.console import Console
 from tabulate import tabulate
 
+from redrel_vlmeval.hostrun import HostMissing
 from redrel_vlmeval.registry import BLOCKS
-from redrel_vlmeval.sweep.asking import HostSource
+from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
 from redrel_vlmeval.sweep.plan import KNOWN, Plan, Prompt, cost
 from redrel_vlmeval.truncation.adapter import BlockShape
 
 # Text tokens are only known once a question is asked; these are typical of a short multiple-choice question.
 TEXT = {"before": 36, "after": 64}
+
+
+def check_data(data: str, console: Console) -> None:
+    """Refuse a benchmark that the host does not know; where there is no host to ask, say so.
+
+    Raises:
+        PlanError: no such benchmark.
+    """
+    try:
+        check_benchmark(data)
+    except HostMissing:
+        console.print(f"no VLMEvalKit here, so whether there is a benchmark {data} was not checked", highlight=False)
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -35,17 +48,24 @@ def show(plan: Plan, console: Console) -> None:
         highlight=False,
     )
     share = found.flops_shared / found.flops_one_by_one
+    size, unit = unit_of(found.flops_one_by_one)
     lines = [
-        ["one by one", f"{found.flops_one_by_one / 1e9:.4g}", f"{found.tokens_one_by_one:,}", "1"],
-        ["in one sweep", f"{found.flops_shared / 1e9:.4g}", f"{found.tokens_shared:,}", f"{share:.3f}"],
+        ["one by one", f"{found.flops_one_by_one / size:.4g}", f"{found.tokens_one_by_one:,}", "1"],
+        ["in one sweep", f"{found.flops_shared / size:.4g}", f"{found.tokens_shared:,}", f"{share:.3f}"],
     ]
-    heads = ["prefill of one question", "GFLOPs, decoder", "tokens x blocks", "ratio"]
+    heads = ["prefill of one question", f"{unit}, decoder", "tokens x blocks", "ratio"]
     print(tabulate(lines, headers=heads, disable_numparse=True, colalign=("left", "right", "right", "right")))
     console.print(
         f"expected saving: {100 * (1 - share):.0f} % of the decoder's prefill FLOPs, "
         f"{100 * (1 - found.tokens_shared / found.tokens_one_by_one):.0f} % of tokens x blocks, and "
         f"{len(plan.specs)} of {len(plan.specs) + 1} runs of the vision tower"
     )
+
+
+def unit_of(flops: float) -> tuple[float, str]:
+    """The unit in which a number of FLOPs has one to three digits before the point, and its name."""
+    units = [(1e9, "GFLOPs"), (1e12, "TFLOPs"), (1e15, "PFLOPs")]
+    return next((one for one in units if flops < 1000 * one[0]), units[-1])
 
 
 def _shortened(names: Sequence[str], most: int = 12) -> list[str]:

@@ -14,11 +14,14 @@ from rich.console import Console
 from redrel_vlmeval import results
 from redrel_vlmeval.cliffs import Budget
 from redrel_vlmeval.sweep import hostfiles, outcome, preview
-from redrel_vlmeval.sweep.asking import HostSource
+from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
 from redrel_vlmeval.sweep.distributed import alone, joined
 from redrel_vlmeval.sweep.plan import Plan, PlanError, read_plan
 from redrel_vlmeval.sweep.store import Store, StoreError
 from redrel_vlmeval.sweep.work import Sweep, bar
+from redrel_vlmeval.writing import usable
+
+INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def run(request: Request) -> int:
     console = Console()
     if request.dry_run:
         with alone():
+            preview.check_data(plan.data, console)
             preview.show(plan, console)
         return 0
     work_dir = request.work_dir.absolute()
@@ -62,17 +66,35 @@ def run(request: Request) -> int:
     with joined() as group:
         console.quiet = group.rank > 0
         sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, group, console)
-        group.on_first(lambda: check_free(plan, target))
-        with sweep.held():
-            if not sweep.go(memory):
-                return 0
-            if len(sweep.failed) == len(sweep.entries):
-                console.print("every question failed: nothing to score", style="red")
-                return 1
-            hand_over(sweep, target)
-            found = results.read(work_dir)
-            code = outcome.show(found, plan.base, plan.data, store.folder, console, request.margin, budget)
+        try:
+            group.on_first(lambda: check_free(plan, target))
+            group.on_first(lambda: check_benchmark(plan.data))
+            group.on_first(lambda: usable(work_dir, "--work-dir"))
+            with sweep.held():
+                return carry_out(sweep, target, request.margin, memory, budget)
+        except KeyboardInterrupt:
+            console.print(stopped(sweep), soft_wrap=True, highlight=False)
+            return INTERRUPTED
+
+
+def carry_out(sweep: Sweep, target: hostfiles.Target, margin: float, memory: int | None, budget: Budget | None) -> int:
+    """Ask, let the host score, draw; the exit code."""
+    if not sweep.go(memory):
+        return 0
+    if len(sweep.failed) == len(sweep.entries):
+        sweep.console.print("every question failed: nothing to score", style="red")
+        return 1
+    hand_over(sweep, target)
+    found, plan = results.read(target.work_dir), sweep.plan
+    code = outcome.show(found, plan.base, plan.data, target.folder, sweep.console, margin, budget)
     return max(code, int(bool(sweep.failed)))
+
+
+def stopped(sweep: Sweep) -> str:
+    """How far a sweep had come that was stopped from the keyboard."""
+    done, count = sweep.progress()
+    where = f"at {done}/{count} questions" if count else "before the questions were read"
+    return f"stopped {'while the host scored the answers' if sweep.entries else where}; the same command goes on"
 
 
 def read_memory(text: str | None) -> int | None:

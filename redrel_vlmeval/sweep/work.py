@@ -17,6 +17,7 @@ from redrel_vlmeval.sweep.asking import Answers, Task, answer_all, missing
 from redrel_vlmeval.sweep.distributed import Group
 from redrel_vlmeval.sweep.plan import Plan
 from redrel_vlmeval.sweep.store import Entry, Store, StoreError, Writer
+from redrel_vlmeval.writing import make_and_try
 
 # Facts that answers must agree in to stand in one table; a version of vlmeval does not change a model's answer.
 SAME = ("base", "data", "backend", "weights", "revision", "dtype", "device", "kernel", "torch", "transformers")
@@ -90,11 +91,15 @@ class Sweep:
             self._report()
         return first
 
+    def progress(self) -> tuple[int, int]:
+        """Questions with every answer, or why there is none, and all questions; 0, 0 before they are read."""
+        entries, wanted = self.store.read().values(), list(self.plan.settings)
+        done = {entry.index for entry in entries if entry.error or not missing(entry, entry.question, wanted)}
+        return len(done & {str(index) for index in self.source.indices}), len(self.source.indices)
+
     def _make_folder(self) -> None:
         try:
-            self.store.folder.mkdir(parents=True, exist_ok=True)
-            (self.store.folder / ".writable").touch()
-            (self.store.folder / ".writable").unlink()
+            make_and_try(self.store.folder)
         except OSError as error:
             raise PermissionError(f"{self.store.folder}: cannot be written to ({error.strerror})") from error
 

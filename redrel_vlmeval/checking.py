@@ -1,0 +1,120 @@
+"""``redrel check``: what a model name means in words, or why no model here answers to it; imports no host."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+
+from redrel_vlmeval import hostrun, names
+from redrel_vlmeval.names import Stage, VariantSpec
+from redrel_vlmeval.registry import BLOCKS, IMAGE_TOKENS
+
+ROWS = {
+    "last": "the last query row attends to",
+    "rowimg": "the query row of the last image token attends to",
+    "rowmean": "the query rows from the last image token on attend to, on average,",
+}
+
+
+def check(name: str) -> str:
+    """Name, base, setting and what they mean, as one line.
+
+    Raises:
+        KeyError: no variant name, deeper than its base, more image tokens than a picture has, or a base that neither
+            this package nor the host here knows.
+    """
+    spec = names.parse(name)
+    _check_size(name, spec)
+    if spec.base and spec.base not in BLOCKS:
+        _check_base(name, spec)
+    setting = f"setting {spec.setting}" if spec.is_variant else "no setting"
+    return f"{name}: base {spec.base or '(any)'}, {setting}: {meaning(spec)}"
+
+
+def _check_size(name: str, spec: VariantSpec) -> None:
+    """Layers and K against what the base has, where that is known beforehand."""
+    blocks, tokens = BLOCKS.get(spec.base), IMAGE_TOKENS.get(spec.base)
+    for stage in spec.stages:
+        if blocks is not None and stage.layer >= blocks:
+            raise KeyError(
+                f"{name!r}: layer {stage.layer}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
+            )
+        if tokens is not None and (stage.keep or 0) > tokens:
+            text = f"K = {stage.keep}, but a picture has {tokens} image tokens in {spec.base}: K is 0 to {tokens}"
+            raise KeyError(f"{name!r}: {text}")
+
+
+def _check_base(name: str, spec: VariantSpec) -> None:
+    try:
+        hosts, where = hostrun.model_names(), f"no such name in the host here ({hostrun.host_folder()})"
+    except hostrun.HostMissing:
+        hosts, where = frozenset(), "no such name without a host, and there is none here"
+    if spec.base in hosts:
+        return
+    text = f"{name!r}: base {spec.base!r}: {where}"
+    if near := nearest(name, spec.base, [*BLOCKS, *hosts]):
+        raise KeyError(f"{text}; did you mean {' or '.join(map(repr, near))}?")
+    known = f"{text}; known are {', '.join(BLOCKS)}" + (f" and {len(hosts)} of the host" if hosts else "")
+    raise KeyError(f"{known}. Where a host has it: {meaning(spec)}")
+
+
+def nearest(name: str, base: str, known: Collection[str]) -> list[str]:
+    """Names that may be meant: ``_trunc_`` spelt right behind a known base, else known bases like this one."""
+    # The longest base first: the rest behind it must be the setting alone.
+    for begin in sorted((one for one in known if name.startswith(f"{one}_")), key=len, reverse=True):
+        match = re.fullmatch(r"_[A-Za-z]*?_?([lL]\d.*)", name.removeprefix(begin))
+        guess = f"{begin}{names.MARK}{match[1]}" if match else ""
+        if guess and (right := guess if _is_name(guess) else names.nearest(guess)):
+            return [right]
+    return [name.replace(base, near, 1) for near in difflib.get_close_matches(base, known, n=3)]
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(names.parse(name))
+    except KeyError:
+        return False
+
+
+def meaning(spec: VariantSpec) -> str:
+    """What is truncated, by which rule, and how an answer is reached, in words."""
+    parts = [_seen(spec) if spec.stages else "nothing is truncated"]
+    if spec.official:
+        parts.append("as published code does it, keys masked instead of dropped and ranked again at every step")
+    parts += [f"asked with the prompt {spec.prompt}"] * (spec.prompt != "stock")
+    parts += [spec.decoding] * (spec.ppl or spec.beam > 1)
+    return "; ".join(parts)
+
+
+def _seen(spec: VariantSpec) -> str:
+    """Which decoder blocks see how many image tokens: ``decoder blocks 1-5 see all 576 image tokens, 6-32 the 128``."""
+    blocks, tokens = BLOCKS.get(spec.base), IMAGE_TOKENS.get(spec.base)
+    if spec.stages[0] == Stage(0, 0):
+        return "no decoder block sees an image token: the blind control"
+    every = f"all {tokens}" if tokens else "all"
+    first, parts = spec.stages[0].layer, []
+    if first:
+        parts.append(f"decoder {_blocks(1, first)} {'sees' if first == 1 else 'see'} {every} image tokens")
+    ends = [*(stage.layer for stage in spec.stages[1:]), blocks]
+    for number, (stage, end) in enumerate(zip(spec.stages, ends, strict=True)):
+        kept = every if tokens and stage.keep == tokens else _kept(spec, stage, number)
+        where = _blocks(stage.layer + 1, end).removeprefix("blocks ").removeprefix("block ")
+        parts.append(f"{where} {kept}" if parts else f"decoder blocks {where} see {kept}")
+    return ", ".join(parts)
+
+
+def _blocks(first: int, last: int | None) -> str:
+    if last is None:
+        return f"blocks {first} and on"
+    return f"block {first}" if first == last else f"blocks {first}-{last}"
+
+
+def _kept(spec: VariantSpec, stage: Stage, number: int) -> str:
+    count = f"{stage.percent} %" if stage.keep is None else str(stage.keep)
+    if stage.keep == 0 or stage.percent == 0:
+        return "none"
+    if spec.rule in ("random", "uniform"):
+        return f"{count} {'drawn at random' if spec.rule == 'random' else 'evenly spaced'}"
+    which = f"that {ROWS[spec.row]} {'most' if spec.rule == 'attention' else 'least'}"
+    return f"the {count} {'of these ' * bool(number)}{which}"

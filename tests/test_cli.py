@@ -1,0 +1,100 @@
+"""What ``redrel`` prints of an error: one line where it was made for people, else the traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from redrel_vlmeval import checking, cli, names
+from redrel_vlmeval.writing import WriteError
+
+
+def of_a_library() -> None:
+    int("no number")
+
+
+def ours() -> None:
+    raise WriteError("no room")
+
+
+def wrong_name() -> None:
+    names.parse("a_trunc_l5")
+
+
+def stage() -> None:
+    names.Stage(2, percent=120)
+
+
+def lookup() -> None:
+    names.Stage(2, keep={}["k"])
+
+
+def shape() -> None:
+    names.VariantSpec("x", ((1, 2),)).setting.encode("no such codec")
+
+
+def file() -> None:
+    open("/nowhere/at/all.txt")  # noqa: SIM115 (there is none)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, raising, *options: str) -> int:
+    monkeypatch.setattr(checking, "check", lambda _name: raising())
+    monkeypatch.setattr(sys, "argv", ["redrel", *options, "check", "x"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("raising", "said"), [(ours, "no room"), (stage, "r120: a percentage"), (file, "No such file")]
+)
+def test_errors_made_for_people_are_one_line(monkeypatch, capsys, raising, said) -> None:
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    assert main(monkeypatch, raising) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith("redrel: ") and said in out.err and out.err.count("\n") == 1
+
+
+def test_a_wrong_value_that_only_python_found_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(monkeypatch, of_a_library)
+
+
+def told(raising) -> bool:
+    try:
+        raising()
+    except Exception as error:
+        return cli._for_people(error)
+    return False
+
+
+@pytest.mark.parametrize("raising", [ours, wrong_name, stage, file])
+def test_errors_for_people(monkeypatch, raising) -> None:
+    monkeypatch.setattr(sys, "argv", ["redrel", "check", "x"])
+    assert told(raising)
+
+
+@pytest.mark.parametrize("raising", [of_a_library, lookup, shape])
+def test_faults_in_the_program(monkeypatch, raising) -> None:
+    monkeypatch.setattr(sys, "argv", ["redrel", "check", "x"])
+    assert not told(raising)
+
+
+def test_nothing_of_the_hosts_runner_is_hidden(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["redrel", "run"])
+    assert not told(stage) and not told(file) and told(ours)
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_on_demand_every_error_has_its_traceback(monkeypatch, way) -> None:
+    monkeypatch.setenv(cli.DEBUG, "1" if way == "variable" else "0")
+    with pytest.raises(WriteError, match="no room"):
+        main(monkeypatch, ours, *["--debug"] * (way == "option"))
+
+
+def test_the_help_tells_how() -> None:
+    said = " ".join(CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "--debug" in said and "REDREL_DEBUG=1" in said
