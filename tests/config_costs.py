@@ -1,4 +1,4 @@
-"""What a file of ``configs/`` costs, as arithmetic: the README's GPU hours are this, none of them was measured.
+"""What a file of ``configs/`` costs, as arithmetic: the GPU hours of docs/configs.md are this, none was measured.
 
 seconds of a run = questions x (2 x MACs / (peak x utilisation) + new tokens x weight bytes / (bandwidth x utilisation))
 

@@ -37,7 +37,7 @@ def source(tmp_path_factory) -> Path:
     """A copy of what is kept in the repository, so that builds leave no trace in it."""
     copy = tmp_path_factory.mktemp("source") / "checkout"
     hidden = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
-    for folder in ("redrel_vlmeval", "patches", "configs", "tests"):
+    for folder in ("redrel_vlmeval", "patches", "configs", "docs", "tests"):
         if (ROOT / folder).is_dir():
             shutil.copytree(ROOT / folder, copy / folder, ignore=hidden)
     for pattern in SHIPPED:

@@ -1,4 +1,4 @@
-"""The README's commands are run, its model names parsed, its file tree compared with the disk."""
+"""Commands of README and docs are run; their names, options, links and the file tree are compared with the disk."""
 
 from __future__ import annotations
 
@@ -6,76 +6,179 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from redrel_vlmeval.demo import scenes
+from redrel_vlmeval.cli import app
 from redrel_vlmeval.names import parse
 
+needs_host = pytest.mark.skipif(
+    importlib.util.find_spec("vlmeval") is None, reason="needs a host (vlmeval): redrel demo runs it"
+)
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
-COMMANDS = [
-    line.split("  #")[0].split(" # ")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()
-]
-RUNNABLE = [command for command in COMMANDS if command.startswith("redrel ")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# the README first: commands of docs go on from what its own have left
+PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = {Path("README.md"): README} | PAGES
 
 
-def test_the_readme_has_its_commands() -> None:
-    assert {"make demo", "make test"} <= set(COMMANDS)
-    assert any(c.startswith("redrel sheet") for c in RUNNABLE)
-    others = [
-        c
-        for c in COMMANDS
-        if not c.startswith(("redrel ", "make ", "pip install ", "python run.py ", "python -m vlmeval "))
-    ]
-    assert not others, f"the README has commands that no test looks at: {others}"
+def commands(text: str) -> list[str]:
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    return [line.split("  #")[0].split(" # ")[0].strip() for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])
+COMMANDS = [command for text in PAGES.values() for command in commands(text)]
+RUNNABLE = list(dict.fromkeys(command for command in COMMANDS if command.startswith(("redrel ", "cp "))))
+OTHERS = (". .venv/bin/activate", "make ", "pip install ", "python run.py ", "python -m vlmeval ")
+INLINE = [one for text in PAGES.values() for one in re.findall(r"`(redrel [a-z][^`]*)`", text)]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+
+
+def anchors(text: str) -> set[str]:
+    """What headings can be linked to by: lower case, spaces as dashes, no other signs."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(PAGES[page]))
+
+
+def test_the_pages_have_their_commands() -> None:
+    assert {"make demo", "make test", ". .venv/bin/activate"} <= set(commands(README))
+    assert any(c.startswith("redrel sheet") for c in commands(README))
+    assert any(c.startswith("redrel bench") for c in RUNNABLE) and len(RUNNABLE) > 10
+    others = [c for c in COMMANDS if c not in RUNNABLE and not c.startswith(OTHERS)]
+    assert not others, f"the pages have commands that no test looks at: {others}"
+
+
+def test_the_programs_are_known_before_they_are_called() -> None:
+    found = commands(README)
+    first = next(number for number, command in enumerate(found) if command.startswith("redrel "))
+    assert found[:first].count("make demo") == 1 and found[first - 1] == ". .venv/bin/activate"
+    assert ".venv/bin/redrel" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("command", sorted({c for c in COMMANDS if c.startswith("make ")}))
 def test_make_targets_exist(command: str) -> None:
     target = command.split()[1]
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "--model" in c and c.startswith("python")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
 def test_runner_commands_name_real_variants_and_options(command: str) -> None:
     words = shlex.split(command)
+    if "--config" in words:
+        assert (ROOT / words[words.index("--config") + 1]).is_file()
+        assert [w for w in words if w.startswith("--")] == ["--config", "--judge"]
+        return
     models = words[words.index("--model") + 1 : words.index("--data")]
     assert [str(parse(m)) for m in models] == models
     assert any(parse(m).stages for m in models)
     assert [w for w in words if w.startswith("--")] == ["--model", "--data", "--judge"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vlmeval") is None, reason="needs a host (vlmeval): redrel demo runs it")
-def test_redrel_commands_run_in_order_as_printed(tmp_path: Path) -> None:
-    """All in one folder, one after the other; the demo leaves the outputs that the sheet reads."""
-    scripts = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment.pop("LMUData", None)
-    (tmp_path / "LMU").mkdir()  # a benchmark that is not asked for by the demo would be made in the home folder
-    scenes.render([scenes.Thing(9, "square", "blue"), scenes.Thing(30, "bar", "red")]).save(tmp_path / "picture.png")
-    order = sorted(RUNNABLE, key=lambda c: ("demo" not in c, RUNNABLE.index(c)))
-    for command in order:
-        words = shlex.split(command)
-        folders = {"LMUData": str(tmp_path / "LMU")} if "explain" in words else {}
-        settings = {"cwd": tmp_path, "env": environment | folders, "capture_output": True, "text": True}
-        done = subprocess.run(words, **settings, timeout=280)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        if "demo" in words:
-            made = tmp_path / "outputs" / "demo"
-            assert {"sheet.xlsx", "sheet.csv", "sheet.md", "page.html", "accuracy_against_keep.png"} <= {
-                p.name for p in made.iterdir()
-            }
-            (tmp_path / "outputs" / "demo").rename(tmp_path / "moved")
-            (tmp_path / "outputs").rmdir()
-            (tmp_path / "moved").rename(tmp_path / "outputs")
-    assert (tmp_path / "leaderboard.xlsx").stat().st_size > 5000
-    assert len(list((tmp_path / "explained").glob("redrel_tiny_trunc_l2_k8_RedRelShapes_MINI_*.html"))) == 3
-    assert (tmp_path / "drawn" / "redrel_tiny_picture_decoder_elementwise.png").stat().st_size > 5000
+@pytest.mark.parametrize("command", sorted({*INLINE, *(c for c in RUNNABLE if c.startswith("redrel "))}))
+def test_subcommands_and_options_exist(command: str) -> None:
+    """Those that are only mentioned, too."""
+    found = typer.main.get_command(app)
+    words = shlex.split(command)[1:]
+    while hasattr(found, "commands") and words:
+        assert words[0] in found.commands, f"{command}: no {words[0]}"
+        found = found.commands[words.pop(0)]
+    known = {name for option in found.params for name in option.opts} | ({"--runner"} if found.name == "run" else set())
+    assert {word for word in words if re.match("--?[a-z]", word)} <= known
+
+
+def linked(page: Path, address: str) -> bool:
+    """Whether there is what ``page`` names: a file, and where one is named a heading in it."""
+    name, _, anchor = address.partition("#")
+    path = Path(os.path.normpath(page.parent / name)) if name else page
+    return (ROOT / path).is_file() and (not anchor or anchor in anchors(PAGES.get(path, "")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    assert links(page)
+    assert not [address for address in links(page) if not linked(page, address)]
+    assert not linked(page, "nothing.md") and not linked(page, "#no-such-heading")
+
+
+def test_the_readme_is_short_and_leads_to_every_page_and_figure() -> None:
+    assert len(README.splitlines()) <= 270
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".png")}
+    assert len(ours) > 8 and {link.partition("#")[0] for link in links(Path("README.md"))} >= ours
+
+
+class Place:
+    """A folder in which commands are run one after the other, as in a clone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.outputs = folder, folder / "outputs"
+        self.said: dict[str, str] = {}
+        scripts = Path(sys.executable).parent
+        self.environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        self.environment.pop("LMUData", None)
+        (folder / "LMU").mkdir()  # in place of ~/LMUData, which belongs to whoever runs the tests
+
+    def run(self, wanted: list[str]) -> None:
+        for command in wanted:
+            words = shlex.split(command)
+            data = {} if " demo " in command else {"LMUData": str(self.folder / "LMU")}
+            settings = {"cwd": self.folder, "env": self.environment | data, "capture_output": True, "text": True}
+            done = subprocess.run(words, **settings, timeout=280)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            self.said[command] = done.stdout
+
+
+@pytest.fixture(scope="module")
+def after_demo(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """What ``make demo`` leaves, by the quick demo, whose pictures are the first of the whole one's."""
+    place = Place(tmp_path_factory.mktemp("clone"))
+    place.run([command for command in RUNNABLE if " demo " in command])
+    shutil.copytree(place.outputs / "quick", place.outputs / "demo")
+    pictures = place.outputs / "demo" / "LMUData" / "images"
+    (pictures / "RedRelShapes_MINI").rename(pictures / "RedRelShapes")
+    return place
+
+
+@pytest.fixture(scope="module")
+def after_readme(after_demo: Place) -> Place:
+    after_demo.run([command for command in RUNNABLE if command in commands(README) and " demo " not in command])
+    return after_demo
+
+
+@needs_host
+def test_the_demo_leaves_its_files(after_demo: Place) -> None:
+    made = {path.name for path in (after_demo.outputs / "quick").iterdir()}
+    assert {"sheet.xlsx", "sheet.csv", "sheet.md", "page.html", "accuracy_against_keep.png"} <= made
+
+
+@needs_host
+def test_the_readmes_commands_run_in_order_as_printed(after_readme: Place) -> None:
+    outputs = after_readme.outputs
+    assert (outputs / "leaderboard.xlsx").stat().st_size > 5000
+    (swept,) = [said for command, said in after_readme.said.items() if "--budget" in command]
+    assert re.search(r"^attention +0 +6 ", swept, re.M), swept  # a cliff layer, which --limit 40 would not show
+    explained = sorted((outputs / "explained").glob("redrel_tiny_trunc_l2_k8_RedRelShapes_MINI_*.html"))
+    assert len(explained) == 3
+    assert f"explained/{explained[0].name}" in (outputs / "linked.html").read_text(encoding="utf-8")
+
+
+@needs_host
+def test_the_docs_commands_go_on_from_the_readmes(after_readme: Place) -> None:
+    after_readme.run([command for command in RUNNABLE if command not in after_readme.said])
+    assert set(after_readme.said) == set(RUNNABLE)
+    assert (after_readme.outputs / "drawn" / "redrel_tiny_picture_decoder_elementwise.png").stat().st_size > 5000
+    assert {path.name for path in after_readme.folder.iterdir()} == {"LMU", "outputs"}  # all else git would show
 
 
 def test_the_file_tree_is_the_disk() -> None:
@@ -93,8 +196,3 @@ def test_the_file_tree_is_the_disk() -> None:
     assert {name for name in shown if name.startswith("redrel_vlmeval/") and name != "redrel_vlmeval/"} == package
     for name in shown:
         assert (ROOT / name).exists(), f"the README shows {name}, which does not exist"
-
-
-def test_pictures_exist() -> None:
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file(), path
