@@ -72,7 +72,7 @@ def test_the_table_narrows_with_the_terminal() -> None:
 
 
 def test_a_setting_that_keeps_everything_has_no_bar() -> None:
-    arms = [arm("untouched", 100, 1000), arm("l5_k64", 99, 1000, "l5_k64"), arm("published l5_k64", 101, 0, "l5_k64")]
+    arms = [arm("base", 100, 1000), arm("l5_k64", 99, 1000, "l5_k64"), arm("published l5_k64", 101, 0, "l5_k64")]
     assert bench.checks(arms, {}) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 import sheet_files
 
 from redrel_vlmeval import texts
-from redrel_vlmeval.demo import show
+from redrel_vlmeval.demo import benchmark, show
 from redrel_vlmeval.models.checkpoint import weight_files
 from redrel_vlmeval.models.llava_core import TINY_FOLDER
 
@@ -45,6 +45,7 @@ def test_it_says_how_long_it_takes(total: int, done: int, said: str) -> None:
 def test_the_end_says_where_page_sheet_and_figure_are(tmp_path: Path, monkeypatch, capsys) -> None:
     """Everything but the runner, which leaves what it left before."""
     monkeypatch.setenv("LMUData", str(tmp_path))
+    benchmark.write(DATA)
     monkeypatch.setattr(show, "follow", lambda *_: sheet_files.clear(tmp_path, benchmark=DATA))
     monkeypatch.setattr(show, "runner_command", lambda _: ["run.py"])
     monkeypatch.setattr(show.kept, "needed_cells_kept", lambda *_: pd.DataFrame())
