@@ -18,6 +18,10 @@ TESTS = [
     "tests/test_likelihood.py",
     "tests/test_tiny.py",
     "tests/test_sweep_engine.py",
+    "tests/test_flash.py",
+    "tests/test_gradcam.py",
+    "tests/test_flow.py",
+    "tests/test_explain_qwen.py",
     *sorted(str(path.relative_to(HERE)) for path in HERE.glob("tests/test_qwen_*.py")),
 ]
 

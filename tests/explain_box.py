@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import TinyModel, build
+from tiny_models import IMAGE, TEXT, TinyModel, build
 
 from redrel_vlmeval.demo import scenes
 from redrel_vlmeval.explain.asking import Asked, ask
@@ -22,6 +22,8 @@ def ask_tiny(
     """A greedy answer of ``new`` tokens to a random prompt, with a truncation or without."""
     inputs = tiny.prompt(layout)
     spec = parse(setting) if setting else None
+    with torch.no_grad():  # random weights are not to answer with a picture's mark, or with nothing
+        tiny.model.get_output_embeddings().weight[[IMAGE, TEXT["eos_token_id"], TEXT["pad_token_id"]]] = 0
 
     def say() -> str:
         with torch.inference_mode():  # as the host's classes do

@@ -233,7 +233,7 @@ class Quantised(torch.nn.Module):
 
 
 def test_a_model_without_gradients_says_so_and_still_shows_attention(llava: TinyModel) -> None:
-    llava.model.lm_head = Quantised(llava.model.lm_head)
+    llava.model.set_output_embeddings(Quantised(llava.model.get_output_embeddings()))
     asked = ask_tiny(llava, new=1)
     with pytest.raises(ExplainError, match="cannot be differentiated .quantised weights.*method 'attn'"):
         explain(asked, Request(("elementwise",)))
@@ -291,7 +291,7 @@ def test_nothing_survives_an_exception(llava: TinyModel) -> None:
     def fail(*_args: Any) -> None:
         raise ValueError("in the middle of a forward call")
 
-    handle = llava.model.get_submodule("lm_head").register_forward_hook(fail)
+    handle = llava.model.get_output_embeddings().register_forward_hook(fail)
     for checkpointing in (False, True):
         with pytest.raises(ValueError, match="in the middle"):
             explain(asked, Request(checkpointing=checkpointing))
