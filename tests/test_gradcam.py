@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -299,3 +300,11 @@ def test_nothing_survives_an_exception(llava: TinyModel) -> None:
     assert traces(llava.model) == before
     assert tensors() <= count
     assert asked.decoder.kernel == "sdpa"
+
+
+def test_a_tower_that_shows_no_attention_is_named(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CLIP's in transformers 4.49, which does not attend through the attention interface."""
+    asked = ask_tiny(llava, new=1)
+    monkeypatch.setattr(type(asked.decoder), "vision_probe", lambda *_: nullcontext())
+    with pytest.raises(ExplainError, match="tower: this release of transformers does not show"):
+        explain(asked, Request(("attn",), tower=True))

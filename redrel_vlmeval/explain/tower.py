@@ -18,6 +18,11 @@ def made_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:
     """Attention from image tokens to patches, mean over noisy copies; see :class:`gradcam.Explained`."""
     found = taken.resampled
     if found is None and tower:
+        if not taken.tower:
+            raise ExplainError(
+                "tower: this release of transformers does not show what the vision tower attends to; take a newer one "
+                "(4.57 does), or leave it out"
+            )
         last = tower_depth(asked, len(taken.tower))
         found = rollout([taken.tower[block] for block in range(last)])
     if found is None:
