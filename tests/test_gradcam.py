@@ -164,8 +164,8 @@ def test_smoothing_is_the_mean_over_noisy_copies_of_a_seed(llava: TinyModel) -> 
     for batch in (1, 2):  # how the copies are dealt to passes is a matter of memory
         dealt = explain(asked, replace(request, batch=batch))
         for method in request.methods:
-            np.testing.assert_allclose(maps(dealt, method).values, maps(one, method).values, atol=1e-6)
-        np.testing.assert_allclose(dealt.z, one.z, rtol=1e-5)
+            np.testing.assert_allclose(maps(dealt, method).values, maps(one, method).values, atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(dealt.z, one.z, rtol=1e-4)
     truncated = explain(ask_tiny(llava, new=1, setting="l2_k5"), request)
     assert np.isfinite(maps(truncated, "elementwise").values[0, 3]).sum() >= 5
 
