@@ -160,7 +160,7 @@ def test_smoothing_is_the_mean_over_noisy_copies_of_a_seed(llava: TinyModel) -> 
     for method in request.methods:
         np.testing.assert_array_equal(maps(one, method).values, maps(again, method).values)
         assert not np.allclose(maps(one, method).values, maps(other, method).values)
-        np.testing.assert_allclose(maps(still, method).values, maps(plain, method).values, atol=1e-5)
+        np.testing.assert_allclose(maps(still, method).values, maps(plain, method).values, atol=1e-5, rtol=1e-4)
     for batch in (1, 2):  # how the copies are dealt to passes is a matter of memory
         dealt = explain(asked, replace(request, batch=batch))
         for method in request.methods:
