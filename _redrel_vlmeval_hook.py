@@ -53,7 +53,7 @@ class _Loader:
 def register(module, strict=False):
     """Add the variants to an executed ``vlmeval.config``. Without ``strict``, a failure is one line on stderr."""
     try:
-        from redrel_vlmeval.attach import attach
+        from redrel_vlmeval.plugin import attach
 
         attach(module)
     except Exception as error:  # whatever is wrong with us must not become the host's failure

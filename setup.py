@@ -15,6 +15,7 @@ from setuptools.command.editable_wheel import editable_wheel
 HERE = Path(__file__).parent
 HOOK = "_redrel_vlmeval_hook"
 ROOT_FILES = ["redrel_vlmeval.pth", "redrel_vlmeval.start"]
+WEB = ["sheets/offline", "sheets/page", "explain/draw"]  # with templates, styles and scripts
 
 
 class BuildWithHook(build_py):
@@ -92,9 +93,10 @@ setup(
     package_data={
         "redrel_vlmeval": [
             "py.typed",
-            "*.csv",
-            "demo/checkpoint/*",
-            *(f"{folder}/*.{kind}" for folder in ("pages", "report", "explain/viewer") for kind in ("j2", "css", "js")),
+            "**/*.pyi",
+            "results/*.csv",
+            "models/tiny/checkpoint/*",
+            *(f"{folder}/*.{kind}" for folder in WEB for kind in ("j2", "css", "js")),
         ]
     },
     include_package_data=False,
@@ -111,6 +113,8 @@ setup(
         "openpyxl",
         "python-calamine",
         "tabulate",
+        "filelock>=3.30",  # with lock_descriptor
+        "lazy-loader>=0.4",
         "jinja2",
         "markupsafe",
         "matplotlib",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from redrel_vlmeval.registry import VariantTable
+    from redrel_vlmeval.host import VariantTable
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "register"]
@@ -14,6 +14,6 @@ __all__ = ["__version__", "register"]
 
 def register(table: Mapping[str, Any]) -> VariantTable:
     """The host's model table -> one that also builds every ``<base>_trunc_...``; ``table`` itself is not changed."""
-    from redrel_vlmeval import registry
+    from redrel_vlmeval import plugin
 
-    return registry.register(table)
+    return plugin.register(table)

@@ -6,9 +6,11 @@ import difflib
 import re
 from collections.abc import Collection
 
-from redrel_vlmeval import hostrun, names
+from redrel_vlmeval import names
+from redrel_vlmeval.bases import BASES, row
+from redrel_vlmeval.errors import UnknownName
+from redrel_vlmeval.host import runner
 from redrel_vlmeval.names import Stage, VariantSpec
-from redrel_vlmeval.registry import BLOCKS, IMAGE_TOKENS
 
 ROWS = {
     "last": "the last query row attends to",
@@ -26,7 +28,7 @@ def check(name: str) -> str:
     """
     spec = names.parse(name)
     _check_size(name, spec)
-    if spec.base and spec.base not in BLOCKS:
+    if spec.base and spec.base not in BASES:
         _check_base(name, spec)
     setting = f"setting {spec.setting}" if spec.is_variant else "no setting"
     return f"{name}: base {spec.base or '(any)'}, {setting}: {meaning(spec)}"
@@ -34,29 +36,30 @@ def check(name: str) -> str:
 
 def _check_size(name: str, spec: VariantSpec) -> None:
     """Layers and K against what the base has, where that is known beforehand."""
-    blocks, tokens = BLOCKS.get(spec.base), IMAGE_TOKENS.get(spec.base)
+    base = row(spec.base)
+    blocks, tokens = (base.blocks, base.tokens) if base else (None, None)
     for stage in spec.stages:
         if blocks is not None and stage.layer >= blocks:
-            raise KeyError(
+            raise UnknownName(
                 f"{name!r}: layer {stage.layer}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
             )
         if tokens is not None and (stage.keep or 0) > tokens:
             text = f"K = {stage.keep}, but a picture has {tokens} image tokens in {spec.base}: K is 0 to {tokens}"
-            raise KeyError(f"{name!r}: {text}")
+            raise UnknownName(f"{name!r}: {text}")
 
 
 def _check_base(name: str, spec: VariantSpec) -> None:
     try:
-        hosts, where = hostrun.model_names(), f"no such name in the host here ({hostrun.host_folder()})"
-    except hostrun.HostMissing:
+        hosts, where = runner.model_names(), f"no such name in the host here ({runner.host_folder()})"
+    except runner.HostMissing:
         hosts, where = frozenset(), "no such name without a host, and there is none here"
     if spec.base in hosts:
         return
     text = f"{name!r}: base {spec.base!r}: {where}"
-    if near := nearest(name, spec.base, [*BLOCKS, *hosts]):
-        raise KeyError(f"{text}; did you mean {' or '.join(map(repr, near))}?")
-    known = f"{text}; known are {', '.join(BLOCKS)}" + (f" and {len(hosts)} of the host" if hosts else "")
-    raise KeyError(f"{known}. Where a host has it: {meaning(spec)}")
+    if near := nearest(name, spec.base, [*BASES, *hosts]):
+        raise UnknownName(f"{text}; did you mean {' or '.join(map(repr, near))}?")
+    known = f"{text}; known are {', '.join(BASES)}" + (f" and {len(hosts)} of the host" if hosts else "")
+    raise UnknownName(f"{known}. Where a host has it: {meaning(spec)}")
 
 
 def nearest(name: str, base: str, known: Collection[str]) -> list[str]:
@@ -89,7 +92,8 @@ def meaning(spec: VariantSpec) -> str:
 
 def _seen(spec: VariantSpec) -> str:
     """Which decoder blocks see how many image tokens: ``decoder blocks 1-5 see all 576 image tokens, 6-32 the 128``."""
-    blocks, tokens = BLOCKS.get(spec.base), IMAGE_TOKENS.get(spec.base)
+    base = row(spec.base)
+    blocks, tokens = (base.blocks, base.tokens) if base else (None, None)
     if spec.stages[0] == Stage(0, 0):
         return "no decoder block sees an image token: the blind control"
     every = f"all {tokens}" if tokens else "all"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from redrel_vlmeval.explain.app import app as explaining
+from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.explain import app as explaining
 
 app = typer.Typer(
     help="Image-token truncation for VLMEvalKit: variants run in the host's runner; this reads, shows and times them.",
@@ -42,7 +42,7 @@ def _main(
 @app.command(context_settings=ANY_ARGUMENTS)
 def run(context: typer.Context) -> None:
     """The host's runner in this process, without the import hook: redrel run [--runner RUN.PY] ARGS OF THE RUNNER."""
-    from redrel_vlmeval import hostrun
+    from redrel_vlmeval.host import runner as hostrun
 
     args = list(context.args)
     runner = None
@@ -84,7 +84,9 @@ def sheet(
     ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
-    from redrel_vlmeval import blind, results, sheets, texts
+    from redrel_vlmeval import results, sheets
+    from redrel_vlmeval.results import blind
+    from redrel_vlmeval.sheets import terminal
 
     for path in output or []:
         sheets.check(path)
@@ -92,7 +94,8 @@ def sheet(
         found = results.read(outputs, all_runs)
         for path in output or []:
             sheets.prepare(path)
-        typer.echo("\n".join([sheets.to_text(sheets.leaderboard(found), texts.terminal_width()), *blind.lines(found)]))
+        table = sheets.to_text(sheets.leaderboard(found), terminal.terminal_width())
+        typer.echo("\n".join([table, *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")
     for model, benchmark, reason in found.failed:
@@ -119,7 +122,7 @@ def report(
 ) -> None:
     """One offline HTML page: leaderboard, cost, grids, curves, changed answers. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results
-    from redrel_vlmeval.report import page
+    from redrel_vlmeval.sheets import page
 
     found = results.read(outputs, all_runs)
     path = page.write(found, output, pictures, data_folder, explain, typer.echo)
@@ -170,14 +173,14 @@ def bench(
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
     if what not in ("prefill", "sweep", "explain"):
         raise typer.BadParameter(f"{what!r}: choose prefill, sweep or explain")
-    from redrel_vlmeval import benchtable
+    from redrel_vlmeval.bench import command
 
-    request = benchtable.Request(family, size, model, code, device, dtype, rounds, settings, check)
+    request = command.Request(family, size, model, code, device, dtype, rounds, settings, check)
     if what == "prefill":
-        raise typer.Exit(benchtable.run(request))
-    from redrel_vlmeval import benchexplain, sweepbench
+        raise typer.Exit(command.run(request))
+    from redrel_vlmeval.bench import maps, sweep
 
-    raise typer.Exit((sweepbench if what == "sweep" else benchexplain).run(request))
+    raise typer.Exit((sweep if what == "sweep" else maps).run(request))
 
 
 @app.command()
@@ -198,10 +201,11 @@ def sweep(
     judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
 ) -> None:
     """The whole (L, K) grid of a base in one pass, scored by the host; cliff layers, Fig. 6. Exit code 1: a failure."""
+    from redrel_vlmeval.sheets import outcome
     from redrel_vlmeval.sweep import run
 
     request = run.Request(model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin)
-    raise typer.Exit(run.run(request))
+    raise typer.Exit(run.run(request, outcome.show))
 
 
 def main() -> None:
@@ -211,28 +215,12 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo(f"redrel: {message}", err=True)
+        typer.echo(f"redrel: {error}", err=True)
         raise SystemExit(2) from error
 
 
 def _for_people(error: Exception) -> bool:
-    """Our own exceptions, files, and bad values that a ``raise`` of ours names; not what the host's runner raises.
-
-    A ValueError or KeyError that Python or a library raises is a fault in the program, and its traceback is wanted.
-    """
-    if type(error).__module__.startswith("redrel_vlmeval"):
-        return True
+    """Our own errors, and files; of what the host's runner meets, only what stops it at the door."""
     if "run" in sys.argv[1:2]:
-        return False
-    return isinstance(error, OSError) or (isinstance(error, (KeyError, ValueError)) and _raised_by_us(error))
-
-
-def _raised_by_us(error: Exception) -> bool:
-    """Whether the innermost frame is this package's, and stopped at a ``raise`` of its own."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not str(trace.tb_frame.f_globals.get("__name__", "")).startswith("redrel_vlmeval"):
-        return False
-    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+        return isinstance(error, RedrelError) and not isinstance(error, (KeyError, ValueError))
+    return isinstance(error, (RedrelError, OSError))

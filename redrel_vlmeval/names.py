@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from redrel_vlmeval.errors import InvalidValue, UnknownName
+
 RULES = ("attention", "random", "uniform", "lowest")
 ROWS = ("last", "rowimg", "rowmean")
 PROMPTS = ("stock", "qcm", "cqm", "p1-cqm", "cqm-p1", "cqm-p2", "cqm-p3", "qwen")
@@ -42,14 +44,14 @@ class Stage:
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.percent is None):
-            raise ValueError(
+            raise InvalidValue(
                 f"stage l{self.layer}: give either keep (k) or percent (r), got {self.keep} and {self.percent}"
             )
         for name, value in (("layer", self.layer), ("keep", self.keep), ("percent", self.percent)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**6):
-                raise ValueError(f"stage {name} must be a whole number from 0 to 999999, got {value!r}")
+                raise InvalidValue(f"stage {name} must be a whole number from 0 to 999999, got {value!r}")
         if self.percent is not None and self.percent > 100:
-            raise ValueError(f"r{self.percent}: a percentage is at most 100")
+            raise InvalidValue(f"r{self.percent}: a percentage is at most 100")
 
     def count(self, tokens: int) -> int:
         """Image tokens that stay of a prompt's ``tokens``; a percentage is rounded half up."""
@@ -88,40 +90,42 @@ class VariantSpec:
             (self.prompt, PROMPTS, "prompt"),
         ):
             if value not in choices:
-                raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
+                raise InvalidValue(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
         if not isinstance(self.beam, int) or not 1 <= self.beam <= 99:
-            raise ValueError(f"beam{self.beam}: the number of beams is 1 to 99")
+            raise InvalidValue(f"beam{self.beam}: the number of beams is 1 to 99")
         if self.ppl and self.beam > 1:
-            raise ValueError(
+            raise InvalidValue(
                 f"'ppl' ranks the options and generates nothing that beam{self.beam} could search: use one of the two"
             )
         if self.base and not _SAFE.fullmatch(self.base):
-            raise ValueError(f"base {self.base!r}: names are file names, only A-Z a-z 0-9 . _ - are allowed")
+            raise InvalidValue(f"base {self.base!r}: names are file names, only A-Z a-z 0-9 . _ - are allowed")
         if MARK in self.base or self.base.endswith("_trunc"):
-            raise ValueError(f"base {self.base!r} is a truncated variant already")
+            raise InvalidValue(f"base {self.base!r} is a truncated variant already")
         if _SUFFIX.search(self.base):
-            raise ValueError(f"base {self.base!r} ends in a suffix already; their order is _p-<prompt>, _ppl, _beam<n>")
+            raise InvalidValue(
+                f"base {self.base!r} ends in a suffix already; their order is _p-<prompt>, _ppl, _beam<n>"
+            )
         self._check_stages()
 
     def _check_stages(self) -> None:
         if not self.stages:
             if (self.rule, self.row, self.official) != ("attention", "last", False):
-                raise ValueError("a rule, row or 'official' needs at least one stage l<L>_k<K>")
+                raise InvalidValue("a rule, row or 'official' needs at least one stage l<L>_k<K>")
             return
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if after.layer <= before.layer:
-                raise ValueError(f"stages {before}_{after}: layers must rise")
+                raise InvalidValue(f"stages {before}_{after}: layers must rise")
             same = (before.keep is None) == (after.keep is None)
             if same and (after.keep or after.percent or 0) > (before.keep or before.percent or 0):
-                raise ValueError(f"stages {before}_{after}: a later stage cannot keep more")
+                raise InvalidValue(f"stages {before}_{after}: a later stage cannot keep more")
         first = self.stages[0]
         keeps = first.keep or first.percent
         if first.layer == 0 and keeps and self.rule not in ("random", "uniform"):
-            raise ValueError(
+            raise InvalidValue(
                 f"{first}: before block 1 there is no attention to rank by; use k0, or the rule random or uniform"
             )
         if self.row != "last" and self.rule not in ("attention", "lowest"):
-            raise ValueError(f"row {self.row!r} ranks by attention and has no meaning with rule {self.rule!r}")
+            raise InvalidValue(f"row {self.row!r} ranks by attention and has no meaning with rule {self.rule!r}")
 
     @property
     def setting(self) -> str:
@@ -174,16 +178,16 @@ def parse(name: str) -> VariantSpec:
     except ValueError as reason:
         near = nearest(name)
         hint = f"; did you mean {near!r}?" if near else ""
-        raise KeyError(f"{name!r} is no variant: {reason}{hint} (form: {GRAMMAR})") from None
+        raise UnknownName(f"{name!r} is no variant: {reason}{hint} (form: {GRAMMAR})") from None
 
 
 def _parse(name: str) -> VariantSpec:
     if not isinstance(name, str) or not name:
-        raise ValueError("a name is a non-empty string")
+        raise InvalidValue("a name is a non-empty string")
     if MARK in name:
         base, _, suffix = name.partition(MARK)
         if not base:
-            raise ValueError("the base model's name is missing")
+            raise InvalidValue("the base model's name is missing")
     elif _STAGES.match(name):
         base, suffix = "", name
     else:
@@ -215,24 +219,24 @@ def _read_stages(suffix: str) -> tuple[tuple[Stage, ...], str]:
         if not rest.startswith("_"):
             break
     if match := re.match(rf"_?(l{_NUMBER})(?=$|_(?![kr]\d))", rest):
-        raise ValueError(f"{match[1]!r}: K is missing, the image tokens that go on from there: {match[1]}_k<K>")
+        raise InvalidValue(f"{match[1]!r}: K is missing, the image tokens that go on from there: {match[1]}_k<K>")
     if not stages:
-        raise ValueError(f"{suffix!r} does not begin with a stage l<L>_k<K> or l<L>_r<P>")
+        raise InvalidValue(f"{suffix!r} does not begin with a stage l<L>_k<K> or l<L>_r<P>")
     return tuple(stages), rest
 
 
 def _read_decoding(rest: str) -> dict[str, object]:
     match = _DECODING.fullmatch(rest)
     if match is None:
-        raise ValueError(f"cannot read {rest!r}")
+        raise InvalidValue(f"cannot read {rest!r}")
     fields: dict[str, object] = {"ppl": True} if match["ppl"] else {}
     if match["prompt"] is not None:
         if match["prompt"] == "stock":
-            raise ValueError("'_p-stock' is the default and is not written")
+            raise InvalidValue("'_p-stock' is the default and is not written")
         fields["prompt"] = match["prompt"]
     if match["beam"] is not None:
         if match["beam"] == "1" or match["beam"].startswith("0"):
-            raise ValueError(
+            raise InvalidValue(
                 f"'_beam{match['beam']}': one beam is the default, more are written without zeros in front"
             )
         fields["beam"] = int(match["beam"])
@@ -241,7 +245,7 @@ def _read_decoding(rest: str) -> dict[str, object]:
 
 def _parse_decoding_only(name: str) -> VariantSpec:
     if name.endswith("_trunc"):
-        raise ValueError("no stage after '_trunc'")
+        raise InvalidValue("no stage after '_trunc'")
     match = re.search(r"(?:_p-[a-z0-9-]+)?(?:_ppl)?(?:_beam\d+)?$", name)
     start = match.start() if match else len(name)
     base, rest = name[:start], name[start:]

@@ -25,6 +25,8 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from redrel_vlmeval.errors import InvalidValue, UnknownName
+
 LETTER = "Answer with the option's letter from the given choices directly."
 P1 = (
     "Given the context, questions, and options, please think step-by-step to answer the question, deconstruct the "
@@ -68,9 +70,9 @@ def check_multiple_choice(line: Mapping[str, Any], dataset: str | None) -> None:
     """
     where = f"question {line.get('index')!r} of {dataset}"
     if not present(line.get("question")) or not str(line["question"]).strip():
-        raise ValueError(f"{where}: its question is empty")
+        raise InvalidValue(f"{where}: its question is empty")
     if not options(line):
-        raise ValueError(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty")
+        raise InvalidValue(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty")
 
 
 def question_text(prompt: str, line: Mapping[str, Any]) -> str:
@@ -80,7 +82,7 @@ def question_text(prompt: str, line: Mapping[str, Any]) -> str:
         KeyError: no prompt of that name is written here; ``stock`` is made by the base itself.
     """
     if prompt not in TEMPLATES:
-        raise KeyError(f"prompt {prompt!r} has no text here: choose one of {', '.join(TEMPLATES)}")
+        raise UnknownName(f"prompt {prompt!r} has no text here: choose one of {', '.join(TEMPLATES)}")
     hint = line.get("hint")
     form, between = ("{}. {}", "\n") if prompt == "qwen" else ("({}) {}", " ")
     return TEMPLATES[prompt].format(

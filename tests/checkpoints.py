@@ -14,8 +14,8 @@ import sentencepiece
 import torch
 import transformers as tf
 
-from redrel_vlmeval.demo.blank import picture_settings
 from redrel_vlmeval.models.checkpoint import CheckpointError
+from tools.tiny.blank import picture_settings
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redrel_vlmeval.efficiency import prefill_flops
+from redrel_vlmeval.models.efficiency import prefill_flops
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.truncation.adapter import BlockShape
+from redrel_vlmeval.truncation.decoders.base import BlockShape
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PEAK, COMPUTE = 312e12, 0.4  # A100: FLOPs a second in 16 bits, and how much of it is reached

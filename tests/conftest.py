@@ -17,7 +17,7 @@ import sheet_files
 import torch
 from tiny_models import FAMILIES, TinyModel, build
 
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results.reading import Results, read
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from tiny_models import IMAGE, TEXT, TinyModel, build
 
-from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.explain.asking import Asked, ask
-from redrel_vlmeval.models import llava_input
+from redrel_vlmeval.explain.ask.asking import Asked, ask_model
+from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.models.tiny import scenes
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
 
@@ -35,7 +35,7 @@ def ask_tiny(
         return "said"
 
     tiny.model.generation_config.suppress_tokens = None  # else the answer is no plain argmax
-    return ask(tiny.model, say, spec=spec)
+    return ask_model(tiny.model, say, spec=spec)
 
 
 def build_double(name: str) -> TinyModel:
@@ -46,5 +46,5 @@ def build_double(name: str) -> TinyModel:
 def ask_box(core: Any, path: Path, things: Sequence[scenes.Thing], line: dict[str, Any]) -> Asked:
     """A question about a scene to ``redrel_tiny``'s core, whose picture is written to ``path``."""
     scenes.render(list(things)).save(path)
-    message = [{"type": "image", "value": str(path)}, {"type": "text", "value": llava_input.question_text(line)}]
-    return ask(core.model, lambda: core.reply(message), core.tokenizer, pictures=[str(path)])
+    message = [{"type": "image", "value": str(path)}, {"type": "text", "value": input.question_text(line)}]
+    return ask_model(core.model, lambda: core.reply(message), core.tokenizer, pictures=[str(path)])

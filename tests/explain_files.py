@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from redrel_vlmeval.explain.store import Stored, save
-from redrel_vlmeval.models.llava_input import square_box
+from redrel_vlmeval.models.llava.input import square_box
 
 SIZE = (60, 40)  # of the picture: its square has padding above and below
 

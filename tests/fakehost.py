@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # The benchmark class needs the real host's base class; here only its being found is of interest.
 STUB_BENCHMARK = """
 import sys, types
-_stub = types.ModuleType("redrel_vlmeval.demo.benchmark")
+_stub = types.ModuleType("redrel_vlmeval.models.tiny.benchmark")
 class RedRelShapes:
     @classmethod
     def supported_datasets(cls):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from checkpoints import import_host
 
-from redrel_vlmeval.demo import scenes
+from redrel_vlmeval.models.tiny import scenes
 
 TOKENS, BLOCKS = 64, 8
 
@@ -21,7 +21,7 @@ TOKENS, BLOCKS = 64, 8
 def classes() -> Any:
     """Both classes; importing them imports the host."""
     import_host()
-    from redrel_vlmeval.models.llava import LLaVA15
+    from redrel_vlmeval.models.llava.model import LLaVA15
     from redrel_vlmeval.models.variant import TruncatedVLM
 
     return SimpleNamespace(LLaVA15=LLaVA15, TruncatedVLM=TruncatedVLM)

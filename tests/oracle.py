@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.benchmodels import set_kernel
+from redrel_vlmeval.bench.subjects import set_kernel
 
 Stages = dict[int, int]  # layer -> image tokens kept
 

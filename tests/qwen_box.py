@@ -14,8 +14,8 @@ from checkpoints import import_host
 from PIL import Image
 from qwen_checkpoint import write_checkpoint
 
-from redrel_vlmeval.models import qwen_compat
-from redrel_vlmeval.truncation.decoders import replaced_generate
+from redrel_vlmeval.models.qwen import compat
+from redrel_vlmeval.truncation.decoders.find import replaced_generate
 
 KINDS = ("base", "chat")
 NEW = 6  # tokens of an answer
@@ -27,7 +27,7 @@ def kinds() -> Any:
     import_host()
     from vlmeval.vlm.qwen_vl import QwenVL, QwenVLChat
 
-    from redrel_vlmeval.models.qwen_vl import RedrelQwenVL, RedrelQwenVLChat
+    from redrel_vlmeval.models.qwen.model import RedrelQwenVL, RedrelQwenVLChat
     from redrel_vlmeval.models.variant import TruncatedVLM
 
     ours = {"base": RedrelQwenVL, "chat": RedrelQwenVLChat}
@@ -57,15 +57,15 @@ def stock(folders: dict[str, Path], monkeypatch: Any) -> Any:
 
     def auto(load: Any) -> Any:
         def from_pretrained(path: str, **kwargs: Any) -> Any:
-            with qwen_compat.importable():
-                return load(qwen_compat.remote_code(path), path)
+            with compat.importable():
+                return load(compat.remote_code(path), path)
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
     def model(code: Any, path: str) -> Any:
         config = code.config.from_pretrained(path, fp32=True)
         loaded = code.model.from_pretrained(path, config=config, torch_dtype=torch.float32)
-        qwen_compat.restore_tables(loaded)
+        compat.restore_tables(loaded)
         return loaded
 
     to = torch.Tensor.to

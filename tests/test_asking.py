@@ -14,11 +14,11 @@ from modelbox import message
 from PIL import Image
 from tiny_models import TinyModel
 
-from redrel_vlmeval.explain.asking import Asked, answer_ids, ask, ask_host
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask.asking import Asked, answer_ids, ask_host, ask_model
 from redrel_vlmeval.explain.explanation import choose_answer, option_tokens
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.explain.passes import log_likelihood
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
+from redrel_vlmeval.explain.maps.passes import log_likelihood
 
 QUESTION = modelbox.QUESTION
 
@@ -38,9 +38,9 @@ def test_the_prompt_is_the_hosts_own(base: Any, asked: Any, pictures: list[str])
 
 
 def modelbox_prompt(asked: Any) -> tuple[str, list[str]]:
-    from redrel_vlmeval.models import llava_input
+    from redrel_vlmeval.models.llava import input
 
-    return llava_input.single_prompt(asked)
+    return input.single_prompt(asked)
 
 
 def test_a_variant_is_asked_as_it_is_and_explained_as_it_is(classes: Any, base: Any, asked: Any) -> None:
@@ -70,16 +70,16 @@ def test_a_question_without_a_picture_or_with_a_video(base: Any, llava: TinyMode
 
 def test_a_host_that_does_not_generate_one_prompt_from_ids(llava: TinyModel) -> None:
     with pytest.raises(ExplainError, match="never called generate"):
-        ask(llava.model, lambda: "from an API")
+        ask_model(llava.model, lambda: "from an API")
     with pytest.raises(ExplainError, match="2 prompts at once"):
-        ask(llava.model, lambda: llava.model.generate(**llava.batch(["tIt", "tIt"]), max_new_tokens=1))
+        ask_model(llava.model, lambda: llava.model.generate(**llava.batch(["tIt", "tIt"]), max_new_tokens=1))
     embeds = torch.zeros(1, 4, 32)
     with pytest.raises(ExplainError, match="without input_ids"):
-        ask(llava.model, lambda: llava.model.generate(inputs_embeds=embeds, max_new_tokens=1))
+        ask_model(llava.model, lambda: llava.model.generate(inputs_embeds=embeds, max_new_tokens=1))
     film = llava.prompt() | {"pixel_values_videos": torch.zeros(1)}
     llava.model.generate = lambda **_kwargs: None
     with pytest.raises(ExplainError, match="has a video"):
-        ask(llava.model, lambda: llava.model.generate(**film))
+        ask_model(llava.model, lambda: llava.model.generate(**film))
 
 
 def test_a_picture_too_large_to_open(base: Any, tmp_path: Any, monkeypatch: Any) -> None:
@@ -142,7 +142,7 @@ def test_answers_that_cannot_be_read(llava: TinyModel) -> None:
 def test_the_end_of_the_answer_is_left_out(llava: TinyModel) -> None:
     def asked_with_end(end: int | list[int]) -> Asked:
         options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": end}
-        return ask(llava.model, lambda: llava.model.generate(**llava.prompt("tttIttttt"), **options))
+        return ask_model(llava.model, lambda: llava.model.generate(**llava.prompt("tttIttttt"), **options))
 
     plain = ask_tiny(llava)
     assert asked_with_end(plain.answer[1]).answer == plain.answer[:1]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 from tiny_models import TinyModel
 
-from redrel_vlmeval import bench, benchmodels, benchtable, texts
-from redrel_vlmeval.bench import Arm
-from redrel_vlmeval.benchtable import Request
-from redrel_vlmeval.models import qwen_checkpoint
+from redrel_vlmeval.bench import command, prefill as bench, subjects
+from redrel_vlmeval.bench.command import Request
+from redrel_vlmeval.bench.prefill import Arm
 from redrel_vlmeval.models.checkpoint import CheckpointError
+from redrel_vlmeval.models.qwen import checkpoint
+from redrel_vlmeval.sheets import terminal
 
 
 def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) -> None:
     seen: list[str] = []
-    subject = benchmodels.llava_subject(llava.model, {"l2_k5": 1.5})
+    subject = subjects.llava_subject(llava.model, {"l2_k5": 1.5})
     arms = bench.bench(subject, ("l2_k5", "l1_k0"), rounds=2, new_tokens=3, tick=seen.append)
     names = ["base", "l2_k5", "l1_k0", "K = all", "published l2_k5", "published l1_k0", "base, hooks gone"]
     assert [arm.name for arm in arms] == names
@@ -55,19 +56,19 @@ def test_the_published_way_must_be_beaten_by_what_the_flops_allow() -> None:
 
 def test_an_unknown_size_or_setting_is_refused_before_anything_is_built() -> None:
     with pytest.raises(ValueError, match="--size 'huge': choose one of small, 7b"):
-        benchtable.run(Request(size="huge", device="cpu"))
+        command.run(Request(size="huge", device="cpu"))
     with pytest.raises(ValueError, match="--family 'gpt': choose one of llava, qwen"):
-        benchtable.run(Request(family="gpt", device="cpu"))
+        command.run(Request(family="gpt", device="cpu"))
     with pytest.raises(KeyError, match="no variant"):
-        benchtable.run(Request(settings="l5_kx_trunc_", device="cpu"))
+        command.run(Request(settings="l5_kx_trunc_", device="cpu"))
 
 
 def test_the_table_narrows_with_the_terminal() -> None:
     rows = bench.table([arm("untouched", 100, 1000), arm("l5_k128", 52, 500, "l5_k128")])
-    whole = benchtable.drawn(rows, None)
-    assert len(whole.splitlines()) == 4 and "questions/s (10 tokens)" in whole and texts.wide(whole) > 120
-    assert benchtable.drawn(rows, 200) == whole
-    lines = benchtable.drawn(rows, 60).splitlines()
+    whole = command.drawn(rows, None)
+    assert len(whole.splitlines()) == 4 and "questions/s (10 tokens)" in whole and terminal.wide(whole) > 120
+    assert command.drawn(rows, 200) == whole
+    lines = command.drawn(rows, 60).splitlines()
     assert max(map(len, lines)) <= 60 and int(lines[-1].split()[0]) > 0 and "l5_k128" in lines[-2]
 
 
@@ -87,23 +88,23 @@ def test_a_setting_that_keeps_everything_has_no_bar() -> None:
 def test_given_settings_without_room_are_refused_by_name(
     monkeypatch, llava: TinyModel, setting: str, said: str
 ) -> None:
-    subject = benchmodels.llava_subject(llava.model, {})
+    subject = subjects.llava_subject(llava.model, {})
     monkeypatch.setattr(Request, "build", lambda _: subject)
     monkeypatch.setattr(bench, "bench", lambda *_args, **_kwargs: pytest.fail("timed"))
     with pytest.raises(ValueError, match=said):
-        benchtable.run(Request(settings=setting))
+        command.run(Request(settings=setting))
 
 
 def test_defaults_fit_the_model() -> None:
-    assert benchtable.defaults({}, 8, 64) == ("l5_k14", "l1_k0")
-    assert benchtable.defaults({}, 32, 576) == ("l5_k128", "l12_k0", "l1_k0")
-    assert benchtable.defaults({"l3_k64": 1.0}, 32, 256) == ("l3_k64", "l5_k128", "l12_k0", "l1_k0")
+    assert command.defaults({}, 8, 64) == ("l5_k14", "l1_k0")
+    assert command.defaults({}, 32, 576) == ("l5_k128", "l12_k0", "l1_k0")
+    assert command.defaults({"l3_k64": 1.0}, 32, 256) == ("l3_k64", "l5_k128", "l12_k0", "l1_k0")
 
 
 def test_a_model_too_small_to_be_timed_has_no_bars(monkeypatch, capsys, llava: TinyModel) -> None:
-    subject = benchmodels.llava_subject(llava.model, {})
+    subject = subjects.llava_subject(llava.model, {})
     monkeypatch.setattr(Request, "build", lambda _: subject)
-    assert benchtable.run(Request(settings="l2_k5", rounds=1, check=True)) == 0
+    assert command.run(Request(settings="l2_k5", rounds=1, check=True)) == 0
     said = capsys.readouterr().out
     assert "published l2_k5" in said and "no bars: a prefill of" in said and "MISSED" not in said
 
@@ -111,11 +112,11 @@ def test_a_model_too_small_to_be_timed_has_no_bars(monkeypatch, capsys, llava: T
 def test_without_qwens_code_the_error_says_where_it_may_lie(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("REDREL_QWEN_VL", raising=False)
     with pytest.raises(CheckpointError, match=r"nowhere: no such folder; give one that holds .*modeling_qwen\.py"):
-        benchtable.run(Request(family="qwen", code=str(tmp_path / "nowhere"), device="cpu"))
+        command.run(Request(family="qwen", code=str(tmp_path / "nowhere"), device="cpu"))
 
     def unreachable(*_args: object) -> str:
         raise CheckpointError("no network")
 
-    monkeypatch.setattr(qwen_checkpoint, "from_hub", unreachable)
+    monkeypatch.setattr(checkpoint, "from_hub", unreachable)
     with pytest.raises(CheckpointError, match="with --code or in REDREL_QWEN_VL"):
-        benchtable.run(Request(family="qwen", device="cpu"))
+        command.run(Request(family="qwen", device="cpu"))

@@ -7,31 +7,31 @@ import pytest
 import torch
 from tiny_models import BLOCKS, TinyModel, build
 
-from redrel_vlmeval import benchexplain, benchmodels
-from redrel_vlmeval.benchexplain import Arm
-from redrel_vlmeval.benchtable import Request
-from redrel_vlmeval.explain import gradcam
+from redrel_vlmeval.bench import maps, subjects
+from redrel_vlmeval.bench.command import Request
+from redrel_vlmeval.bench.maps import Arm
+from redrel_vlmeval.explain.maps import gradcam
 
 
 def test_loop_and_pass_give_the_same_maps() -> None:
     tiny = build("llava", dtype=torch.float64)
-    asked = benchexplain.question(benchmodels.llava_subject(tiny.model, {}))
-    loop = torch.stack(benchexplain.trainable_loop(asked)).numpy()
-    one = gradcam.explain(asked, benchexplain.MAPS).maps[0].values[0]
+    asked = maps.question(subjects.llava_subject(tiny.model, {}))
+    loop = torch.stack(maps.trainable_loop(asked)).numpy()
+    one = gradcam.explain(asked, maps.MAPS).maps[0].values[0]
     assert np.abs(loop - one).max() == 0 and one.max() > 0
     assert all(parameter.requires_grad for parameter in tiny.model.parameters())
 
 
 def test_arms_are_timed_in_turn(llava: TinyModel) -> None:
-    asked = benchexplain.question(benchmodels.llava_subject(llava.model, {}))
+    asked = maps.question(subjects.llava_subject(llava.model, {}))
     seen: list[str] = []
-    arms = benchexplain.measure(asked, 2, seen.append)
+    arms = maps.measure(asked, 2, seen.append)
     assert [len(arm.seconds) for arm in arms] == [2, 2, 2, 10, 10]
     assert all(arm.peak is None or arm.peak >= 0 for arm in arms)
-    whole = benchexplain.rows_pass(asked, True)
+    whole = maps.rows_pass(asked, True)
     length = asked.prompt + len(asked.answer)
-    assert whole == BLOCKS * 4 * (length + 4 * 5) and benchexplain.rows_pass(asked, False) == 0
-    found = benchexplain.checks(arms, whole, BLOCKS)
+    assert whole == BLOCKS * 4 * (length + 4 * 5) and maps.rows_pass(asked, False) == 0
+    found = maps.checks(arms, whole, BLOCKS)
     assert found[-1].holds and found[-1].value == pytest.approx(whole * 32 / BLOCKS / 1e6)
 
 
@@ -44,16 +44,16 @@ def arms(loop: float, one: float, rows: float, peak: int) -> list[Arm]:
 
 
 def test_bars_are_missed_where_they_should_be() -> None:
-    good = benchexplain.checks(arms(8.0, 1.0, 1.05, 60), 10**6, 32)
+    good = maps.checks(arms(8.0, 1.0, 1.05, 60), 10**6, 32)
     assert [check.holds for check in good] == [True] * 5
-    bad = benchexplain.checks(arms(7.9, 1.0, 1.11, 61), 2 * 10**6 + 1, 32)
+    bad = maps.checks(arms(7.9, 1.0, 1.11, 61), 2 * 10**6 + 1, 32)
     assert [check.holds for check in bad] == [False] * 5
 
 
 def test_the_table_is_printed_and_a_missed_bar_is_an_exit_code(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(benchexplain, "FASTER", 10**6)
-    assert benchexplain.run(Request(model="redrel_tiny", device="cpu", rounds=1, check=True)) == 1
+    monkeypatch.setattr(maps, "FASTER", 10**6)
+    assert maps.run(Request(model="redrel_tiny", device="cpu", rounds=1, check=True)) == 1
     printed = capsys.readouterr().out
     assert "a pass per layer" in printed and "MISSED" in printed and "maps of 8 layers" in printed
     with pytest.raises(ValueError, match="--size 'huge'"):
-        benchexplain.run(Request(size="huge", device="cpu"))
+        maps.run(Request(size="huge", device="cpu"))

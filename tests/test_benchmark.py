@@ -18,8 +18,8 @@ import pytest
 from checkpoints import import_host, needs_host
 from PIL import Image
 
-from redrel_vlmeval import locking
-from redrel_vlmeval.demo import benchmark, scenes
+from redrel_vlmeval import files
+from redrel_vlmeval.models.tiny import benchmark, scenes
 
 HOPS = {"one-hop": 1, "two-hop": 2, "three-hop": 3}
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -137,7 +137,7 @@ def test_pictures_have_as_many_glyphs_as_stated(table):
 
 
 def test_the_file_is_the_same_in_every_process(tmp_path):
-    code = "import sys, pathlib; from redrel_vlmeval.demo.benchmark import write\n"
+    code = "import sys, pathlib; from redrel_vlmeval.models.tiny.benchmark import write\n"
     code += "[write(name, pathlib.Path(sys.argv[1])) for name in ('RedRelShapes', 'RedRelShapes_MINI')]"
     env = os.environ | {"PYTHONHASHSEED": "7"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True, timeout=120)
@@ -154,17 +154,17 @@ def test_the_small_one_is_the_first_questions_of_each_category(table):
 
 
 def test_no_picture_was_trained_on(table):
-    from redrel_vlmeval.demo import train
-    from redrel_vlmeval.demo.blank import MEAN, SPECIAL, STD, make_tokenizer
-    from redrel_vlmeval.models import llava_input
+    from redrel_vlmeval.models.llava import input
+    from tools.tiny import train
+    from tools.tiny.blank import MEAN, SPECIAL, STD, make_tokenizer
 
     def mark(values: np.ndarray) -> str:
         return hashlib.sha256(np.ascontiguousarray(values, np.float32).tobytes()).hexdigest()
 
     def seen(things: list[scenes.Thing]) -> str:
-        return mark(llava_input.pixels(scenes.render(things), scenes.SIZE, MEAN, STD))
+        return mark(input.pixels(scenes.render(things), scenes.SIZE, MEAN, STD))
 
-    test = {mark(llava_input.pixels(Image.fromarray(decode(i)), scenes.SIZE, MEAN, STD)) for i in table["image"]}
+    test = {mark(input.pixels(Image.fromarray(decode(i)), scenes.SIZE, MEAN, STD)) for i in table["image"]}
     assert len(test) > 0.99 * len(table)
     batches = train.Batches(make_tokenizer(), SPECIAL.index("<image>"), pictures=8, questions=1, seed=0)
     steps = [*range(41), *np.random.default_rng(5).integers(41, 100_000, 40).tolist()]
@@ -210,16 +210,16 @@ def test_pictures_of_an_older_file_go_with_it_and_nothing_else(tmp_path, before)
 def test_a_process_that_waited_leaves_the_pictures_of_the_one_before(tmp_path):
     """The second comes while the first is writing: it waits, finds the file right, and clears nothing."""
     (tmp_path / "RedRelShapes_MINI.tsv").write_text("older")
-    code = "import sys, pathlib; from redrel_vlmeval.demo.benchmark import write, make; make('RedRelShapes_MINI')\n"
+    code = "import sys, pathlib; from redrel_vlmeval.models.tiny.benchmark import write, make\n"
+    code += "make('RedRelShapes_MINI')\n"
     code += "print('here', flush=True); write('RedRelShapes_MINI', pathlib.Path(sys.argv[1]))"
-    with locking.in_turn(tmp_path / ".RedRelShapes_MINI.tsv.lock"):
+    with files.in_turn(tmp_path / ".RedRelShapes_MINI.tsv.lock"):
         second = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert second.stdout.readline() == "here\n"
         time.sleep(1)
         assert second.poll() is None and (tmp_path / "RedRelShapes_MINI.tsv").read_text() == "older"
-        benchmark._replace(
-            tmp_path / "RedRelShapes_MINI.tsv", benchmark.make("RedRelShapes_MINI").to_csv(sep="\t", index=False)
-        )
+        text = benchmark.make("RedRelShapes_MINI").to_csv(sep="\t", index=False)
+        benchmark.files.write_whole(tmp_path / "RedRelShapes_MINI.tsv", text.encode())
         (tmp_path / "images/RedRelShapes_MINI").mkdir(parents=True)
         (tmp_path / "images/RedRelShapes_MINI/0.png").write_text("right")
     assert second.wait(60) == 0
@@ -261,14 +261,15 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(PermissionError, match="RedRelShapes_MINI.tsv"):
         benchmark.write("RedRelShapes_MINI", tmp_path)
     with pytest.raises(OSError):
-        benchmark._replace(tmp_path / "RedRelShapes_MINI.tsv", "text")
+        benchmark.files.write_whole(tmp_path / "RedRelShapes_MINI.tsv", b"text")
     assert [p.name for p in tmp_path.iterdir()] == ["RedRelShapes_MINI.tsv"]
 
 
 def test_two_writers_at_once_leave_a_whole_file(tmp_path):
     """Each spoils the file and mends it, over and over; a reader never sees anything but the old or the new whole."""
     code = (
-        "import os, pathlib, sys; from redrel_vlmeval.demo.benchmark import write; folder = pathlib.Path(sys.argv[1])\n"
+        "import os, pathlib, sys; from redrel_vlmeval.models.tiny.benchmark import write\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
         "for _ in range(60):\n"
         "    stale = folder / f'stale{os.getpid()}'; stale.write_text('stale')\n"
         "    os.replace(stale, folder / 'RedRelShapes_MINI.tsv'); write('RedRelShapes_MINI', folder)\n"

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import blind, sheets
-from redrel_vlmeval.boards import details
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results import blind
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets import writing
+from redrel_vlmeval.sheets.tables import details
 
 BASE = "m"
 
@@ -87,6 +88,6 @@ def test_prompts_have_blind_rates_of_their_own(tmp_path: Path) -> None:
 
 
 def test_the_sheet_has_it(results: Results, tmp_path: Path) -> None:
-    frame = pd.read_excel(sheets.write(results, tmp_path / "x.xlsx"), sheet_name="Blind", keep_default_na=False)
+    frame = pd.read_excel(writing.write(results, tmp_path / "x.xlsx"), sheet_name="Blind", keep_default_na=False)
     first = frame.iloc[0]
     assert (first["model"], first["score"], first["blind rate"], first["rest score"]) == (BASE, 75, 37.5, 60)

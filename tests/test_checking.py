@@ -6,9 +6,9 @@ import pytest
 from checkpoints import needs_host
 from typer.testing import CliRunner
 
-from redrel_vlmeval import checking, hostrun
+from redrel_vlmeval import checking
 from redrel_vlmeval.cli import app
-from redrel_vlmeval.registry import BLOCKS, IMAGE_TOKENS
+from redrel_vlmeval.host import runner
 
 
 @pytest.fixture
@@ -19,19 +19,19 @@ def host(monkeypatch, tmp_path):
         "a = {'own_7b': partial(vlm.Own, path='x'), 'llava_v1.5_7b': partial(vlm.LLaVA)}\n"
         "a |= {'own_13b': partial(vlm.Own, sizes={'no_model': 3})}\n"
     )
-    monkeypatch.setattr(hostrun, "host_folder", lambda: tmp_path)
-    hostrun.model_names.cache_clear()
+    monkeypatch.setattr(runner, "host_folder", lambda: tmp_path)
+    runner.model_names.cache_clear()
     yield tmp_path
-    hostrun.model_names.cache_clear()
+    runner.model_names.cache_clear()
 
 
 @pytest.fixture
 def no_host(monkeypatch):
     def missing() -> None:
-        raise hostrun.HostMissing("none")
+        raise runner.HostMissing("none")
 
-    monkeypatch.setattr(hostrun, "host_folder", missing)
-    hostrun.model_names.cache_clear()
+    monkeypatch.setattr(runner, "host_folder", missing)
+    runner.model_names.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,5 @@ def test_without_a_host_only_the_known_bases_are_sure(no_host):
 
 @needs_host
 def test_the_real_hosts_names_are_read_from_its_text():
-    hostrun.model_names.cache_clear()
-    assert {"llava_v1.5_7b", "Qwen2-VL-2B-Instruct", "qwen_chat"} <= hostrun.model_names()
-
-
-def test_what_is_known_of_a_base_is_known_whole():
-    assert BLOCKS.keys() == IMAGE_TOKENS.keys()
+    runner.model_names.cache_clear()
+    assert {"llava_v1.5_7b", "Qwen2-VL-2B-Instruct", "qwen_chat"} <= runner.model_names()

@@ -18,7 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from redrel_vlmeval.models import checkpoint
 from redrel_vlmeval.models.checkpoint import SMALL, choose_placement
-from redrel_vlmeval.models.llava_core import LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 
 HUB = "llava-hf/llava-1.5-7b-hf"
 

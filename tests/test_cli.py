@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from redrel_vlmeval import checking, cli, names
-from redrel_vlmeval.writing import WriteError
+from redrel_vlmeval.files import WriteError
 
 
 def of_a_library() -> None:

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from redrel_vlmeval import cliffs, gridfigures, noninferiority, statistics
-from redrel_vlmeval.cliffs import Budget
-from redrel_vlmeval.results import read
-from redrel_vlmeval.sweep import outcome
+from redrel_vlmeval.results import cliffs, noninferiority, paired_tests
+from redrel_vlmeval.results.cliffs import Budget
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets.figures import grid as gridfigures, outcome
 
 BASE = host.BASE
 LAYERS, KEEPS, N = (1, 2, 4), (0, 8), 200
@@ -81,7 +81,7 @@ def test_curves_have_the_scores_and_intervals_around_them(grid):
     for (layer, keep), wrong in WRONG.items():
         row = frame.loc[("attention", layer, keep)]
         assert row["value"] == pytest.approx((180 - wrong) / 2) and row["delta"] == pytest.approx(-wrong / 2)
-        like_sheets = statistics.compare(BASE_HITS, hits(wrong))
+        like_sheets = paired_tests.compare(BASE_HITS, hits(wrong))
         assert (row["delta low"], row["delta high"]) == pytest.approx((like_sheets.low, like_sheets.high))
         assert row["delta low"] < row["delta"] < row["delta high"], "no flip is no proof of equality"
         assert row["low"] < row["value"] < row["high"]

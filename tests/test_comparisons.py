@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from redrel_vlmeval import comparisons, sheets, statistics
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results import comparisons, paired_tests
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets import writing as sheets
 
 BASE = host.BASE
 RIGHT = [1] * 30 + [0] * 10
@@ -34,7 +35,7 @@ def test_each_variant_is_tested_and_corrected_for_the_others(tmp_path: Path) -> 
     for name, hits in NAMES.items():
         write(tmp_path, name, hits)
     worse, same = (row(tmp_path, name) for name in NAMES)
-    alone = statistics.compare(RIGHT, WORSE)
+    alone = paired_tests.compare(RIGHT, WORSE)
     assert (worse["up"], worse["down"], worse["p"]) == (0, 15, alone.p) and worse["p (Holm)"] == 2 * alone.p
     assert (worse["CI low"], worse["CI high"]) == (alone.low, alone.high)
     assert worse["verdict"].endswith("(Holm < .001 over 2), 0 up / 15 down: worse than the base")

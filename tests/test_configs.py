@@ -16,7 +16,9 @@ from checkpoints import import_host, needs_host
 from config_costs import CONFIGS, SIZES, image_tokens
 from test_stock_runner import HOST, Workplace
 
-from redrel_vlmeval import hostrun, registry
+from redrel_vlmeval import plugin
+from redrel_vlmeval.bases import known
+from redrel_vlmeval.host import runner as hostrun
 from redrel_vlmeval.names import parse
 
 FILES = sorted(CONFIGS.glob("*.json"))
@@ -35,14 +37,14 @@ def read(path: Path) -> dict[str, Any]:
 
 @config
 def test_every_model_is_one_the_registry_builds_and_stands_beside_its_base(path):
-    table, found = registry.register({}), read(path)
+    table, found = plugin.register({}), read(path)
     assert set(found) == {"model", "data"}
     for name, entry in found["model"].items():
         spec = parse(name)
         assert str(spec) == name and spec.baseline in found["model"], name
         base = entry.get("base", spec.base)
         assert base in table and (entry or name in table)
-        assert max((stage.layer for stage in spec.stages), default=0) < registry.BLOCKS[base]
+        assert max((stage.layer for stage in spec.stages), default=0) < known(base).blocks
         if entry:  # sheets read the setting off the name
             assert entry["class"] == "TruncatedVLM" and parse(entry["spec"]).setting == spec.setting
 
@@ -119,16 +121,15 @@ def runner() -> Any:
 def built(monkeypatch) -> list[tuple[str, Any]]:
     """Model classes that note what they were built with: no weights are here."""
     import_host()
-    from redrel_vlmeval.models import llava, qwen_vl, variant
+    from redrel_vlmeval import models
 
     notes: list[tuple[str, Any]] = []
 
     def stub(kind: str) -> Any:
         return lambda *args, **kwargs: notes.append((kind, [*args, *kwargs.values()]))
 
-    classes = [(llava, "LLaVA15"), (qwen_vl, "RedrelQwenVL"), (qwen_vl, "RedrelQwenVLChat"), (variant, "TruncatedVLM")]
-    for module, kind in classes:
-        monkeypatch.setattr(module, kind, stub(kind))
+    for kind in plugin.MODEL_CLASSES:
+        monkeypatch.setattr(models, kind, stub(kind))
     return notes
 
 
@@ -139,10 +140,10 @@ def test_the_host_builds_every_model_of_a_file(path, built, monkeypatch):
     run = runner()
     import vlmeval.vlm
 
-    from redrel_vlmeval.attach import expose_models
+    from redrel_vlmeval.plugin import expose_models
 
-    monkeypatch.setattr(registry, "_installed", lambda _package: False)
-    monkeypatch.setattr(run, "supported_VLM", registry.register(dict(run.supported_VLM)))
+    monkeypatch.setattr(plugin, "_installed", lambda _package: False)
+    monkeypatch.setattr(run, "supported_VLM", plugin.register(dict(run.supported_VLM)))
     monkeypatch.delitem(vars(vlmeval.vlm), "__getattr__", raising=False)
     expose_models(vlmeval.vlm)
     models = read(path)["model"]
@@ -163,7 +164,7 @@ def test_the_host_builds_every_benchmark_of_a_file(path, monkeypatch, tmp_path):
     run = runner()
     import vlmeval.dataset
 
-    from redrel_vlmeval.attach import add_dataset
+    from redrel_vlmeval.plugin import add_dataset
 
     add_dataset(vlmeval.dataset)
     asked, data = [], read(path)["data"]

@@ -10,11 +10,11 @@ import torch
 from tiny_models import BLOCKS, TinyModel, build, key_values
 from torch.utils.flop_counter import FlopCounterMode
 
-from redrel_vlmeval.efficiency import Meter, RecordFile, block_flops, costs, kv_bytes, prefill_flops
+from redrel_vlmeval.models.efficiency import Meter, RecordFile, block_flops, costs, kv_bytes, prefill_flops
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
-from redrel_vlmeval.truncation.adapter import BlockShape
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation.decoders.base import BlockShape
+from redrel_vlmeval.truncation.decoders.find import find_decoder
 
 
 def counted(tiny: TinyModel, setting: str | None) -> tuple[int, list[int]]:

@@ -10,10 +10,11 @@ import transformers
 from oracle import Oracle, Stages
 from tiny_models import BLOCKS, FAMILIES, IMAGE, TinyModel, build
 
-from redrel_vlmeval.benchmodels import set_kernel
+from redrel_vlmeval.bench.subjects import set_kernel
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.truncation import Trace, TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation import Trace, truncated
+from redrel_vlmeval.truncation.decoders.find import find_decoder
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 

@@ -10,16 +10,17 @@ import pandas as pd
 import pytest
 import torch
 
-from redrel_vlmeval.demo import evidence, scenes
-from redrel_vlmeval.demo.evidence import SMOOTH, Case
-from redrel_vlmeval.explain.asking import Asked
-from redrel_vlmeval.explain.bands import cliff
-from redrel_vlmeval.explain.faithfulness import compare
-from redrel_vlmeval.explain.formulas import elementwise
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.explain.modes import differentiable
-from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.models.llava_core import TINY, LlavaCore
+from redrel_vlmeval.explain.ask.asking import Asked
+from redrel_vlmeval.explain.maps.bands import cliff
+from redrel_vlmeval.explain.maps.formulas import elementwise
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
+from redrel_vlmeval.explain.maps.modes import differentiable
+from redrel_vlmeval.explain.maps.objectives import objective
+from redrel_vlmeval.explain.trust.faithfulness import compare
+from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.tiny import scenes
+from tools.tiny import evidence
+from tools.tiny.evidence import SMOOTH, Case
 
 QUESTIONS = 24
 LINE = {"A": "blue", "B": "red", "C": "green", "D": "white", "index": 0, "cells": "10"}

@@ -17,15 +17,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from redrel_vlmeval import cli
-from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.explain import command, drawing, items
-from redrel_vlmeval.explain.asking import Asked
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.gradcam import Request
-from redrel_vlmeval.explain.grid import Grid
-from redrel_vlmeval.explain.items import Item
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain import command
+from redrel_vlmeval.explain.ask import questions
+from redrel_vlmeval.explain.ask.asking import Asked
+from redrel_vlmeval.explain.ask.questions import Item
+from redrel_vlmeval.explain.draw import drawing
 from redrel_vlmeval.explain.job import Job
+from redrel_vlmeval.explain.maps.gradcam import Request
+from redrel_vlmeval.explain.maps.grid import Grid
 from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.models.tiny import scenes
 
 TINY, CUT = "redrel_tiny", "redrel_tiny_trunc_l2_k8"
 ONE = Request(methods=("attn_grad",), where=("decoder",))
@@ -35,7 +37,7 @@ ONE = Request(methods=("attn_grad",), where=("decoder",))
 def box() -> Any:
     """The model in the box, loaded once."""
     import_host()
-    from redrel_vlmeval.models.llava import LLaVA15
+    from redrel_vlmeval.models.llava.model import LLaVA15
 
     return LLaVA15(TINY, device="cpu")
 
@@ -44,8 +46,8 @@ def box() -> Any:
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """``--model redrel_tiny`` is the loaded one; benchmarks are made in a folder of the test's own."""
     box()
-    items.table()
-    monkeypatch.setattr(items, "build", lambda name: {TINY: box}[name]())
+    questions.table()
+    monkeypatch.setattr(questions, "build", lambda name: {TINY: box}[name]())
     (tmp_path / "lmu").mkdir()
     monkeypatch.setenv("LMUData", str(tmp_path / "lmu"))
 
@@ -89,7 +91,7 @@ WRONG = [
 def test_bad_input_is_named_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr(items, "build", lambda name: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(questions, "build", lambda name: pytest.fail("a model was loaded"))
     if SOME in wrong.get("images", []) and "belong" not in words:
         wrong = wrong | {"images": [picture(tmp_path)]}
     with pytest.raises(ExplainError, match=words):
@@ -209,7 +211,7 @@ def test_a_question_that_cannot_be_explained_is_told_and_the_rest_goes_on(
     broken = [{"type": "image", "value": str(tmp_path / "broken.png")}, message[1]]
     asked = [Item("X_1", message[1:], "?", "X", "1"), Item("X_2", message, "What color is the bar?", "X", "2")]
     asked.insert(1, Item("X_3", broken, "?", "X", "3"))
-    monkeypatch.setattr(items, "of_benchmark", lambda *_args: (3, iter(asked)))
+    monkeypatch.setattr(questions, "of_benchmark", lambda *_args: (3, iter(asked)))
     code, text = said(command.cam, Job(TINY, tmp_path / "out", data="X", request=ONE))
     assert code == 1 and "failed: X_1: the question has no picture" in text
     assert "failed: X_3: picture" in text and "cannot be read as an image" in text
@@ -243,12 +245,12 @@ def test_one_questions_flow_is_drawn(built: None, tmp_path: Path) -> None:
 
 def test_cells_of_the_benchmark_are_found_on_any_grid() -> None:
     same = Grid(np.arange(64).reshape(8, 8), (0, 0, 96, 96), (96, 96))
-    assert items.tokens_on(same, [9, 30]) == [9, 30]
+    assert questions.tokens_on(same, [9, 30]) == [9, 30]
     finer = Grid(np.arange(24 * 24).reshape(24, 24), (0, 0, 96, 96), (96, 96))
     rows = [(3 + row) * 24 + 3 + column for row in range(3) for column in range(3)]
-    assert items.tokens_on(finer, [9]) == rows
+    assert questions.tokens_on(finer, [9]) == rows
     padded = Grid(np.arange(16).reshape(4, 4), (-96, 0, 96, 192), (96, 96))
-    assert items.tokens_on(padded, range(64)) == [2, 3, 6, 7]
+    assert questions.tokens_on(padded, range(64)) == [2, 3, 6, 7]
 
 
 def test_a_token_that_cannot_be_decoded_alone_has_its_name() -> None:

@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from redrel_vlmeval.explain import (
-    arcfigures,
-    camfigures,
-    comparing,
-    drawing,
-    flowfigures,
-    formulas,
-    lettering,
-    spans,
-    store,
-    view,
-)
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain import store
+from redrel_vlmeval.explain.ask import spans
+from redrel_vlmeval.explain.draw import arcfigures, camfigures, drawing, flowfigures, lettering, view
+from redrel_vlmeval.explain.maps import formulas
 from redrel_vlmeval.explain.store import load
+from redrel_vlmeval.explain.trust import comparing
 
 
 def test_a_cell_lies_where_its_token_sees_the_picture() -> None:
@@ -286,7 +279,7 @@ def test_drawn_from_the_npz_alone_without_torch(tmp_path: Path) -> None:
     files.truncated(tmp_path / "b.npz")
     code = (
         "import sys\nfor name in ('torch', 'transformers', 'vlmeval'):\n    sys.modules[name] = None\n"
-        "from pathlib import Path\nfrom redrel_vlmeval.explain.drawing import draw\n"
+        "from pathlib import Path\nfrom redrel_vlmeval.explain.draw.drawing import draw\n"
         "print(*[path.name for path in draw([Path('a_v1.5_x.npz')])], sep='\\n')\n"
         "found = [Path('a_v1.5_x.npz'), Path('b.npz')]\n"
         "print(*[path.name for path in draw(found, Path('both'), methods=['attn'])], sep='\\n')\n"

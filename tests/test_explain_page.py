@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from redrel_vlmeval.explain import page, view
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.draw import page, view
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>alert(1)</script></script><!-- {{ 7*7 }} <img src=x onerror=alert(2)> \u2028"

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from qwen_checkpoint import write_checkpoint
 
-from redrel_vlmeval.explain.asking import Asked, ask
-from redrel_vlmeval.explain.faithfulness import deletion
-from redrel_vlmeval.explain.flow import attention_flow, causal_curve, gradient_flow
-from redrel_vlmeval.explain.formulas import elementwise
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.explain.grid import locality, through
-from redrel_vlmeval.explain.modes import differentiable
-from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.pixels import grids
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.explain.ask.asking import Asked, ask_model
+from redrel_vlmeval.explain.maps.flow import attention_flow, causal_curve, gradient_flow
+from redrel_vlmeval.explain.maps.formulas import elementwise
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
+from redrel_vlmeval.explain.maps.grid import locality, through
+from redrel_vlmeval.explain.maps.modes import differentiable
+from redrel_vlmeval.explain.maps.objectives import objective
+from redrel_vlmeval.explain.maps.pixels import grids
+from redrel_vlmeval.explain.trust.faithfulness import deletion
+from redrel_vlmeval.models.qwen.core import QwenCore
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
 
@@ -47,7 +47,7 @@ def asked(core: QwenCore, picture: str, setting: str | None = None) -> Asked:
             return core.reply(content)
 
     spec = parse(setting) if setting else None
-    return ask(core.model, say, core.tokenizer, spec, [picture])
+    return ask_model(core.model, say, core.tokenizer, spec, [picture])
 
 
 def test_groups_and_shares(core: QwenCore, picture: str) -> None:

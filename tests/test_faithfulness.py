@@ -10,13 +10,21 @@ import torch
 from explain_box import ask_box, ask_tiny
 from tiny_models import TinyModel, build
 
-from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.explain import faithfulness
-from redrel_vlmeval.explain.cards import examine
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.faithfulness import Deleted, card, compare, delete_test, deletion, point, randomisation
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.models.llava_core import TINY, LlavaCore
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
+from redrel_vlmeval.explain.trust import faithfulness
+from redrel_vlmeval.explain.trust.cards import examine
+from redrel_vlmeval.explain.trust.faithfulness import (
+    Deleted,
+    card,
+    compare,
+    delete_test,
+    deletion,
+    point,
+    randomisation,
+)
+from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.tiny import scenes
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from redrel_vlmeval import figures
+from redrel_vlmeval.sheets.figures import accuracy
 
 GRID = pd.DataFrame(
     [(layer, keep, 60 + 4 * layer + keep, 600) for layer in (2, 4) for keep in (16, 0, 4)],
@@ -18,11 +18,11 @@ GRID = pd.DataFrame(
 
 
 def _axes(frame: pd.DataFrame, baseline=None):
-    return figures._draw(figures._complete(frame), baseline or {}, "title").axes
+    return accuracy._draw(accuracy._complete(frame), baseline or {}, "title").axes
 
 
 def test_png_at_150_dpi_with_something_on_it(tmp_path: Path) -> None:
-    path = figures.accuracy_against_keep(GRID, 90.0, tmp_path / "figure.png", "tiny on Shapes")
+    path = accuracy.accuracy_against_keep(GRID, 90.0, tmp_path / "figure.png", "tiny on Shapes")
     assert path == tmp_path / "figure.png" and [p.name for p in tmp_path.iterdir()] == ["figure.png"]
     with Image.open(path) as picture:
         assert picture.format == "PNG" and round(picture.info["dpi"][0]) == 150
@@ -105,7 +105,7 @@ def test_wide_ranges_of_keep_are_spread_and_zero_has_a_place() -> None:
 def test_colours_are_told_apart_by_colour_blind_readers() -> None:
     """Smallest distance between any two colours, simulated for red-green blindness (Vienot 1999), stays visible."""
     seen = []
-    for color in figures.COLORS:
+    for color in accuracy.COLORS:
         red, green, blue, _ = (value**2.2 for value in to_rgba(color))
         seen.append((0.11238 * red + 0.88762 * green, 0.00401 * red - 0.00401 * green + blue))
     gaps = [sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) ** 0.5 for i, x in enumerate(seen) for y in seen[:i]]
@@ -120,7 +120,7 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path: Path) -> N
         (GRID, "a.pdf", "'.pdf'"),
     ):
         with pytest.raises(ValueError, match=message):
-            figures.accuracy_against_keep(frame, 90.0, tmp_path / name, "t")
+            accuracy.accuracy_against_keep(frame, 90.0, tmp_path / name, "t")
     with pytest.raises(OSError, match="No such file"):
-        figures.accuracy_against_keep(GRID, 90.0, tmp_path / "missing" / "a.png", "t")
+        accuracy.accuracy_against_keep(GRID, 90.0, tmp_path / "missing" / "a.png", "t")
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from explain_box import ask_tiny
 from sweepbox import Host, grid
 from tiny_models import TinyModel
 
-from redrel_vlmeval.explain.gradcam import Request, explain
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.truncation import truncated
 

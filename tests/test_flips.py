@@ -7,9 +7,9 @@ from pathlib import Path
 import host_files as host
 import pytest
 
-from redrel_vlmeval import comparisons
-from redrel_vlmeval.flips import COLUMNS, flips, letter
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results import comparisons
+from redrel_vlmeval.results.flips import COLUMNS, flips, letter
+from redrel_vlmeval.results.reading import read
 
 BASE, VARIANT = host.BASE, host.VARIANT
 ASKED = {"question": ["q0", "q1", "q2", "q3", "q4"], "A": "red", "B": "blue", "C": "green", "category": "one"}

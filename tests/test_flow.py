@@ -10,14 +10,14 @@ import torch
 from explain_box import ask_tiny
 from tiny_models import BLOCKS, TinyModel
 
-from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.explain import flow as flows
-from redrel_vlmeval.explain.asking import Asked
-from redrel_vlmeval.explain.bands import band, cliff
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.flow import attention_flow, causal_curve, curves, flow, gradient_flow
-from redrel_vlmeval.explain.objectives import objective
-from redrel_vlmeval.explain.spans import GROUPS
+from redrel_vlmeval.bench.subjects import set_kernel
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask.asking import Asked
+from redrel_vlmeval.explain.ask.spans import GROUPS
+from redrel_vlmeval.explain.maps import flow as flows
+from redrel_vlmeval.explain.maps.bands import band, cliff
+from redrel_vlmeval.explain.maps.flow import attention_flow, causal_curve, curves, flow, gradient_flow
+from redrel_vlmeval.explain.maps.objectives import objective
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
 

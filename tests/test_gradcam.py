@@ -13,12 +13,12 @@ import torch
 from explain_box import ask_tiny, build_double
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 
-from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.explain import formulas, gradcam
-from redrel_vlmeval.explain.asking import Asked
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.gradcam import Explained, Maps, Request, explain
-from redrel_vlmeval.explain.objectives import objective
+from redrel_vlmeval.bench.subjects import set_kernel
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask.asking import Asked
+from redrel_vlmeval.explain.maps import formulas, gradcam
+from redrel_vlmeval.explain.maps.gradcam import Explained, Maps, Request, explain
+from redrel_vlmeval.explain.maps.objectives import objective
 
 ONE = Request(methods=("elementwise", "gradcam", "gradcam_official"), where=("decoder", "vision"))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import host_files as host
 import pytest
 
-from redrel_vlmeval.grids import grids
-from redrel_vlmeval.results import category_curves, read
+from redrel_vlmeval.results.grids import grids
+from redrel_vlmeval.results.reading import category_curves, read
 
 BASE = host.BASE
 

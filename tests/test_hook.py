@@ -54,7 +54,7 @@ print("host_7b_trunc_l1_k2" in c.supported_VLM, type(c.supported_VLM).__name__)
 def test_dataset_and_model_classes_are_found_and_added_once(host):
     code = """
 import vlmeval.config as c, vlmeval.vlm as vlm, vlmeval.dataset as d
-from redrel_vlmeval.attach import attach
+from redrel_vlmeval.plugin import attach
 table, finder = c.supported_VLM, vlm.__getattr__
 attach(c)
 print(d.SUPPORTED_DATASETS, [x.__name__ for x in d.DATASET_CLASSES], d.RedRelShapes.__name__)
@@ -139,7 +139,7 @@ print(sys.meta_path.index(finder), *map(finder.find_spec, ["vlmeval", "vlmeval.c
 
 
 def test_run_registers_without_the_hook(host):
-    code = f"from redrel_vlmeval.hostrun import run; run([{NAME!r}])"
+    code = f"from redrel_vlmeval.host.runner import run; run([{NAME!r}])"
     assert output(code, host, REDREL_DISABLE="1") == f"{NAME} True"
 
 
@@ -151,7 +151,7 @@ def test_run_uses_a_checkouts_own_runner_and_restores_the_process(tmp_path):
     )
     for runner in (checkout, checkout / "run.py"):
         code = f"""
-from redrel_vlmeval.hostrun import run
+from redrel_vlmeval.host.runner import run
 before = sys.argv, sys.path[:]
 run(["--model", "x"], {str(runner)!r})
 print(before == (sys.argv, sys.path))
@@ -163,7 +163,7 @@ print(before == (sys.argv, sys.path))
 def test_run_falls_back_to_the_run_py_beside_an_editable_checkout(tmp_path):
     checkout = make_host(tmp_path)
     (checkout / "vlmeval/__main__.py").unlink()
-    code = "from redrel_vlmeval.hostrun import run, HostMissing\n"
+    code = "from redrel_vlmeval.host.runner import run, HostMissing\n"
     code += "try:\n    run(['a'])\nexcept HostMissing as e:\n    print(e)"
     assert "no __main__.py" in output(code, checkout)
     (checkout / "run.py").write_text("import sys; print('own runner', sys.argv[1:])")
@@ -172,12 +172,12 @@ def test_run_falls_back_to_the_run_py_beside_an_editable_checkout(tmp_path):
 
 def test_run_reports_failed_registration_as_an_error(tmp_path):
     host = make_host(tmp_path, config="other_name = 1\n", tools="cli = 0\n")
-    done = run("-c", "from redrel_vlmeval.hostrun import run; run(['a'])", host=host, REDREL_DISABLE="1")
+    done = run("-c", "from redrel_vlmeval.host.runner import run; run(['a'])", host=host, REDREL_DISABLE="1")
     assert done.returncode == 1 and "supported_VLM" in done.stderr.splitlines()[-1]
 
 
 def test_missing_host_or_runner_says_how_to_get_one(tmp_path, monkeypatch):
-    from redrel_vlmeval import hostrun
+    from redrel_vlmeval.host import runner as hostrun
 
     with pytest.raises(hostrun.HostMissing, match=r"--runner .*nowhere: no such file.*\[ms\].*VLMEvalKit"):
         hostrun.run([], str(tmp_path / "nowhere"))

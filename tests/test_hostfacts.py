@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from redrel_vlmeval import hostfacts
+from redrel_vlmeval.host import facts
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="compares with git itself")
@@ -21,18 +21,18 @@ def test_the_commit_is_what_git_says(tmp_path: Path) -> None:
     main, linked = tmp_path / "main", tmp_path / "linked"
     main.mkdir()
     git("init", "-q")
-    assert hostfacts.commit(main) is None, "nothing is committed yet"
+    assert facts.commit(main) is None, "nothing is committed yet"
     git("commit", "-q", "--allow-empty", "-m", "one")
     first = git("rev-parse", "HEAD").strip()
-    assert hostfacts.commit(main) == first
+    assert facts.commit(main) == first
     git("worktree", "add", "-q", str(linked))
     git("commit", "-q", "--allow-empty", "-m", "two", where=linked)
-    assert hostfacts.commit(linked) == git("rev-parse", "HEAD", where=linked).strip() != first
+    assert facts.commit(linked) == git("rev-parse", "HEAD", where=linked).strip() != first
     git("pack-refs", "--all")
-    assert hostfacts.commit(main) == first
+    assert facts.commit(main) == first
     git("checkout", "-q", "--detach")
-    assert hostfacts.commit(main) == first
-    assert hostfacts.commit(tmp_path) is None
+    assert facts.commit(main) == first
+    assert facts.commit(tmp_path) is None
 
 
 def test_the_running_host_is_told_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,13 +42,13 @@ def test_the_running_host_is_told_by_its_file(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("3a3d236a\n")
     monkeypatch.delitem(sys.modules, "vlmeval", raising=False)
-    assert hostfacts.host() == {"host": None, "host_version": None, "commit": None}
+    assert facts.host() == {"host": None, "host_version": None, "commit": None}
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "vlmeval", __import__("vlmeval"))
-    assert hostfacts.host() == {"host": "upstream", "host_version": "0.2rc1", "commit": "3a3d236a"}
+    assert facts.host() == {"host": "upstream", "host_version": "0.2rc1", "commit": "3a3d236a"}
 
 
 def test_secrets_are_left_out_of_arguments() -> None:
-    assert hostfacts.arguments(["--judge-key", "s", "--key=s", "--api-token=t", "--keys", "2"]) == (
+    assert facts.arguments(["--judge-key", "s", "--key=s", "--api-token=t", "--keys", "2"]) == (
         "--judge-key ... --key=... --api-token=... --keys 2"
     )

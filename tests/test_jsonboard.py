@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sheet_files
 
-from redrel_vlmeval import sheets
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets import writing
 
 BASE = sheet_files.BASE
 # Fields that the leaderboard's own table builder asks of every model.
@@ -26,7 +26,7 @@ def board(tmp_path: Path) -> dict:
     sheet_files.host.predictions(tmp_path / BASE, BASE, "POPE", sheet_files.host.choices("A,B,A,B"))
     (tmp_path / BASE / f"{BASE}_OCRBench_score.json").write_text('{"Text Recognition": 200, "Final Score": 300}')
     sheet_files.host.predictions(tmp_path / BASE, BASE, "OCRBench", sheet_files.host.choices("A,B,A,B"))
-    text = sheets.write(read(tmp_path), tmp_path / "x.json").read_text(encoding="utf-8")
+    text = writing.write(read(tmp_path), tmp_path / "x.json").read_text(encoding="utf-8")
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
@@ -59,7 +59,7 @@ def test_a_cell_without_a_score_is_told_and_is_no_number(board: dict) -> None:
 
 def test_printed_numbers_stand_apart(tmp_path: Path) -> None:
     sheet_files.clear(tmp_path, "llava_v1.5_7b", "ScienceQA_TEST")
-    board = json.loads(sheets.write(read(tmp_path), tmp_path / "x.json").read_text(encoding="utf-8"))
+    board = json.loads(writing.write(read(tmp_path), tmp_path / "x.json").read_text(encoding="utf-8"))
     assert all(model.startswith("llava_v1.5_7b") for model in board["results"])
     assert board["results"]["llava_v1.5_7b"]["META"]["Language Model"] == "Vicuna-7B"
     printed = [row for row in board["published"] if row["setting"] == "l5_k128"]

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import sheets, texts
-from redrel_vlmeval.boards.columns import meanings
-from redrel_vlmeval.results import Results, read
-from redrel_vlmeval.statistics import newcombe
+from redrel_vlmeval.results.paired_tests import newcombe
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets import terminal, writing
+from redrel_vlmeval.sheets.tables.columns import meanings
 
 BASE = sheet_files.BASE
 
 
 @pytest.fixture
 def board(results: Results) -> pd.DataFrame:
-    return sheets.leaderboard(results)
+    return writing.leaderboard(results)
 
 
 def test_base_comes_first_then_variants_by_number(board: pd.DataFrame) -> None:
@@ -50,7 +50,7 @@ def test_each_prompt_is_a_group_with_its_own_base(tmp_path: Path) -> None:
     tails = ["", "_trunc_l2_k16", "_beam3", "_p-cqm", "_trunc_l2_k16_p-cqm"]
     for tail in reversed(tails):
         host.scored(tmp_path / f"{BASE}{tail}", f"{BASE}{tail}", "X", 0.5)
-    board = sheets.leaderboard(read(tmp_path))
+    board = writing.leaderboard(read(tmp_path))
     assert board["model"].tolist() == [f"{BASE}{tail}" for tail in tails]
     assert board["base"].tolist() == [f"{BASE}{tail}" for tail in ("", "", "_beam3", "_p-cqm", "_p-cqm")]
     assert board["X delta"].fillna(-1).tolist() == [-1, 0, -1, -1, 0]
@@ -59,7 +59,7 @@ def test_each_prompt_is_a_group_with_its_own_base(tmp_path: Path) -> None:
 def test_units_follow_the_size(tmp_path: Path) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
     host.records(tmp_path / "m", "m", "X", prefill_flops=8.4e12, kv_bytes=330e6)
-    row = sheets.leaderboard(read(tmp_path)).iloc[0]
+    row = writing.leaderboard(read(tmp_path)).iloc[0]
     assert row["prefill TFLOPs"] == pytest.approx(8.4) and row["KV MB"] == pytest.approx(330)
 
 
@@ -67,7 +67,7 @@ def test_a_benchmark_with_two_headlines_has_two_columns(tmp_path: Path) -> None:
     host.predictions(tmp_path / "m", "m", "POPE", host.choices("A,B,A,B"))
     text = '"split","Overall","acc","precision","recall"\n"random","1","2","3","4"\n"Overall","80.5","81","90","70"\n'
     (tmp_path / "m" / "m_POPE_score.csv").write_text(text)
-    row = sheets.leaderboard(read(tmp_path)).iloc[0]
+    row = writing.leaderboard(read(tmp_path)).iloc[0]
     assert (row["POPE F1"], row["POPE acc"]) == (80.5, 81)
 
 
@@ -75,12 +75,12 @@ def test_costs_of_several_benchmarks_are_weighted_by_questions(tmp_path: Path) -
     for name, count, milliseconds in (("X", 30, 10.0), ("Y", 10, 50.0)):
         host.scored(tmp_path / "m", "m", name, 0.5)
         host.records(tmp_path / "m", "m", name, indices=range(count), prefill_ms=milliseconds)
-    assert sheets.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
+    assert writing.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
 
 
 def test_no_records_at_all_still_gives_a_table(tmp_path: Path) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
-    text = sheets.to_text(sheets.leaderboard(read(tmp_path)))
+    text = writing.to_text(writing.leaderboard(read(tmp_path)))
     assert "50.0" in text and "nan" not in text.lower() and "prefill" not in text
 
 
@@ -99,7 +99,7 @@ def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
 
 
 def test_text_is_a_table_with_the_notes_below(board: pd.DataFrame) -> None:
-    lines = sheets.to_text(board).splitlines()
+    lines = writing.to_text(board).splitlines()
     rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
     table = lines[rule + 1 : rule + 6]
     assert [line.split()[0] for line in table] == list(board["model"]), "a line break in a cell would tear the table"
@@ -121,23 +121,23 @@ def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
 
 
 def test_on_a_narrow_terminal_costs_go_and_names_lose_their_base(board: pd.DataFrame) -> None:
-    whole = sheets.to_text(board)
-    assert sheets.to_text(board, texts.wide(whole)) == whole
-    narrow = sheets.to_text(board, 80).splitlines()
+    whole = writing.to_text(board)
+    assert writing.to_text(board, terminal.wide(whole)) == whole
+    narrow = writing.to_text(board, 80).splitlines()
     rule = next(number for number, line in enumerate(narrow) if line.startswith("---"))
     table = narrow[: rule + 6]
-    assert max(map(len, table)) <= 80 < texts.wide("\n".join(whole.splitlines()[: rule + 6]))
+    assert max(map(len, table)) <= 80 < terminal.wide("\n".join(whole.splitlines()[: rule + 6]))
     heads = [line.rstrip()[:24].rstrip() for line in narrow[rule + 1 : rule + 6]]
     assert heads[0].startswith(BASE) and [head.split()[0] for head in heads[1:4]] == ["l2_k16", "l4_k16", "l10_k8"]
     assert all(head.startswith("  l") for head in heads[1:]) and "ratio" not in "".join(narrow[:rule])
     left_out = next(line for line in narrow if line.endswith(" more columns in the files: -o x.xlsx"))
-    wider = sheets.to_text(board, 120).splitlines()
+    wider = writing.to_text(board, 120).splitlines()
     assert int(left_out.split()[0]) > int(next(line for line in wider if " more columns" in line).split()[0]) > 0
 
 
 def test_a_variant_without_its_base_keeps_its_whole_name() -> None:
     frame = pd.DataFrame({"model": ["a", "a_trunc_l1_k1 [T2026]", "b_trunc_l1_k1"], "base": ["a", "a", "b"]})
-    assert [name.replace(texts.INDENT, " ") for name in texts.short_names(frame)] == [
+    assert [name.replace(terminal.INDENT, " ") for name in terminal.short_names(frame)] == [
         "a",
         "  l1_k1 [T2026]",
         "b_trunc_l1_k1",
@@ -145,14 +145,14 @@ def test_a_variant_without_its_base_keeps_its_whole_name() -> None:
 
 
 def test_the_width_counts_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert texts.terminal_width() is None
+    assert terminal.terminal_width() is None
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv("COLUMNS", "57")
-    assert texts.terminal_width() == 57
+    assert terminal.terminal_width() == 57
 
 
 def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:
-    lines = sheets.to_text(sheets.leaderboard(clear)).splitlines()
+    lines = writing.to_text(writing.leaderboard(clear)).splitlines()
     rows = {line.split()[0]: line.split()[5:] for line in lines if line.startswith(f"{BASE}_")}
     low, high = (100 * end for end in newcombe(5, 0, 15, 20))
     assert rows[f"{BASE}_trunc_l1_k8"] == ["-37.5", f"{low:.1f}..{high:.1f}", "<", ".001", "worse"]

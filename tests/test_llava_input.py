@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import MEAN, import_host, needs_host, save_llava
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from original_llava import OriginalTokenizer, clip_processor, process_images, tokenizer_image_token
 from PIL import Image
 from skimage import data
 
-from redrel_vlmeval.models import llava_input
-from redrel_vlmeval.models.llava_core import TINY, LlavaCore
+from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.models.llava.core import TINY, LlavaCore
 
 SIDE, PATCH = 336, 42
 TOKENIZERS = ("sentencepiece", "new", "legacy")
@@ -136,7 +135,7 @@ def test_same_input_as_the_host_gives_its_model(layout, kind, cores, host_llava,
     message = [item(part, photos) for part in LAYOUTS[layout]]
     host_llava.generate_inner(message)
     core = cores[kind]
-    own = core.inputs(*llava_input.single_prompt(message))
+    own = core.inputs(*input.single_prompt(message))
     assert own["input_ids"][0].tolist() == expanded(host_llava.given["ids"], core)
     if host_llava.given["pixels"] is None:
         assert "pixel_values" not in own
@@ -166,7 +165,7 @@ def test_same_conversation_as_the_hosts(conversation, kind, cores, host_llava, p
         {"role": role, "content": [item(part, photos) for part in parts]} for role, parts in CONVERSATIONS[conversation]
     ]
     host_llava.chat_inner(turns)
-    own = cores[kind].inputs(*llava_input.chat_prompt(turns))
+    own = cores[kind].inputs(*input.chat_prompt(turns))
     assert own["input_ids"][0].tolist() == expanded(host_llava.given["ids"], cores[kind])
     np.testing.assert_array_equal(own["pixel_values"].numpy(), host_llava.given["pixels"])
 
@@ -201,7 +200,7 @@ def test_every_photo_is_padded_resized_and_normalised_like_the_original(cores, p
 
 def test_padding_is_the_mean_color_around_a_centred_picture():
     wide = Image.new("RGB", (7, 4), (255, 0, 0))
-    square = np.asarray(llava_input.pad_to_square(wide, MEAN))
+    square = np.asarray(input.pad_to_square(wide, MEAN))
     assert square.shape == (7, 7, 3)
     assert (square[1:5] == (255, 0, 0)).all()  # the odd row left over is below
     assert (square[[0, 5, 6]] == (122, 116, 104)).all()
@@ -209,7 +208,7 @@ def test_padding_is_the_mean_color_around_a_centred_picture():
 
 def test_stock_pixels_are_kept_where_the_model_runs_in_half_precision(tmp_path, photos):
     core = LlavaCore(str(save_llava(tmp_path)), device="cpu", dtype="bfloat16")
-    own = core.inputs(*llava_input.single_prompt([item("wide.png", photos)]))["pixel_values"]
+    own = core.inputs(*input.single_prompt([item("wide.png", photos)]))["pixel_values"]
     with Image.open(photos["wide.png"]) as picture:
         expected = process_images([picture.convert("RGB")], clip_processor(48), None).value
     assert own.dtype == torch.bfloat16 and torch.equal(own, torch.from_numpy(expected).to(torch.bfloat16))
@@ -238,8 +237,8 @@ def test_same_question_text_as_the_hosts_build_prompt(case, host_llava):
     host_llava.use_custom_prompt = lambda _dataset: True
     host_llava.set_dump_image(lambda _line: ["a.png"])
     *_, text = host_llava.build_prompt(line, dataset="Some")
-    assert llava_input.question_text(line) == text["value"]
-    assert llava_input.question_text(dict(line)) == text["value"]
+    assert input.question_text(line) == text["value"]
+    assert input.question_text(dict(line)) == text["value"]
 
 
 @needs_host
@@ -247,14 +246,14 @@ def test_same_joined_text_and_paths_as_the_hosts_concat(host_llava):
     kinds = ("text", "image", "image", "text", "text", "image")
     content = [{"type": kind, "value": value} for kind, value in zip(kinds, "abcdef", strict=True)]
     expected = "a <image>  <image> de <image> ", ["b", "c", "f"]
-    assert llava_input.join_content(content) == host_llava.concat_tilist(content) == expected
+    assert input.join_content(content) == host_llava.concat_tilist(content) == expected
 
 
 def test_the_whole_prompt_in_plain_words():
     """What the paper's numbers were measured on, written out: it must not move with the host either."""
     line = {"question": "What color?", "hint": "Ann likes red.", "A": "red", "B": "blue"}
-    message = [{"type": "image", "value": "p"}, {"type": "text", "value": llava_input.question_text(line)}]
-    assert llava_input.single_prompt(message) == (
+    message = [{"type": "image", "value": "p"}, {"type": "text", "value": input.question_text(line)}]
+    assert input.single_prompt(message) == (
         "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the human's questions. USER:  <image> Ann likes red.\nWhat color?\nA. red\n"
         "B. blue\nAnswer with the option's letter from the given choices directly. ASSISTANT: ",
@@ -265,7 +264,7 @@ def test_the_whole_prompt_in_plain_words():
 def test_text_that_holds_the_image_mark_is_refused(cores, photos):
     message = [item("wide.png", photos), {"type": "text", "value": "What does <image> mean?"}]
     with pytest.raises(ValueError, match=r"2 <image> marks for 1 pictures"):
-        cores["new"].inputs(*llava_input.single_prompt(message))
+        cores["new"].inputs(*input.single_prompt(message))
 
 
 def test_tokenizers_without_sentencepiece_pieces_are_left_alone():

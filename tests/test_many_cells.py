@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import sheet_files
 
-from redrel_vlmeval import sheets, tables
-from redrel_vlmeval.boards import details, persample
-from redrel_vlmeval.boards.every import every
-from redrel_vlmeval.report import page
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.host import tables
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets import writing
+from redrel_vlmeval.sheets.page import assemble
+from redrel_vlmeval.sheets.tables import details, per_question
+from redrel_vlmeval.sheets.tables.whole import every
 
 TAILS = ("", "_trunc_l1_k8", "_trunc_l2_k8", "_trunc_l4_k8_random")
 MODELS = [f"{base}{tail}" for base in ("m", "n") for tail in TAILS]
@@ -68,7 +69,7 @@ def test_reading_parses_each_judged_table_once_and_only_checks_the_predictions(
 
 def test_categories_read_the_bases_only(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Opened(monkeypatch)
-    frame = persample.categories(results)
+    frame = per_question.categories(results)
     assert opened.parsed == {f"{base}_{name}_exact_matching_result.xlsx": 1 for base in "mn" for name in BENCHMARKS}
     assert len(frame) == 2 * len(MODELS) * len(BENCHMARKS), "two categories of every cell"
 
@@ -89,5 +90,5 @@ def test_every_cell_is_in_the_workbook_and_on_the_page(folder: Path, results: Re
     assert set(board["model"]) == set(MODELS) and board[list(BENCHMARKS)].notna().to_numpy().all()
     for name in ("Provenance", "Scores"):
         assert len(shown[name][["model", "benchmark"]].drop_duplicates()) == len(MODELS) * len(BENCHMARKS)
-    assert sheets.write(results, tmp_path / "x.xlsx").stat().st_size
-    assert all(model in page.html(results) for model in MODELS)
+    assert writing.write(results, tmp_path / "x.xlsx").stat().st_size
+    assert all(model in assemble.html(results) for model in MODELS)

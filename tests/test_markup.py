@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import markup, sheets
-from redrel_vlmeval.boards.every import every
-from redrel_vlmeval.boards.table import Table
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets import markup, writing
+from redrel_vlmeval.sheets.tables.table import Table
+from redrel_vlmeval.sheets.tables.whole import every
 
 NASTY = "\\input{x} 50% & a_b #1 $x^2$ ~ {[|]} <b>\"q\"</b> 中文 é `c` *s*\nline --- 'y'"
 
@@ -105,14 +105,14 @@ def test_latex_compiles(results: Results, table: Table, tmp_path: Path, nasty: b
     if nasty:
         path.write_text(markup.document([table, Table("Empty", table.frame.iloc[:0], NASTY, remarks=(NASTY,))]))
     else:
-        sheets.write(results, path)
+        writing.write(results, path)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-draftmode", path.name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
 def test_the_document_holds_the_summary_and_is_closed(results: Results, tmp_path: Path) -> None:
-    text = sheets.write(results, tmp_path / "board.tex").read_text(encoding="utf-8")
+    text = writing.write(results, tmp_path / "board.tex").read_text(encoding="utf-8")
     assert text.startswith(r"\documentclass") and text.endswith("\\end{document}\n") and balanced(text)
     names = re.findall(r"^% (.+)$", text, re.MULTILINE)
     assert names == ["Leaderboard", "Table 1", "Table 2", "Grid", "Efficiency", "Blind"]

@@ -12,9 +12,9 @@ from checkpoints import needs_host
 from modelbox import BLOCKS, QUESTION, TOKENS, message
 from PIL import Image
 
-from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.models import llava_input
-from redrel_vlmeval.models.llava_core import LlavaCore
+from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.models.llava.core import LlavaCore
+from redrel_vlmeval.models.tiny import scenes
 
 pytestmark = needs_host
 
@@ -25,11 +25,11 @@ pytestmark = needs_host
 def test_a_message_is_answered_as_the_core_answers_it(base, asked):
     answer = base.generate(asked, dataset="RedRelShapes")
     assert isinstance(answer, str) and answer
-    assert answer == base.core.reply(asked) == base.core.answer(*llava_input.single_prompt(asked))
+    assert answer == base.core.reply(asked) == base.core.answer(*input.single_prompt(asked))
 
 
 def test_the_picture_reaches_the_model(base, pictures):
-    seen = [base.core.inputs(*llava_input.single_prompt(message(pictures, n, QUESTION))) for n in (0, 1)]
+    seen = [base.core.inputs(*input.single_prompt(message(pictures, n, QUESTION))) for n in (0, 1)]
     with torch.inference_mode():
         first, second = (base.model(**inputs).logits[0, -1] for inputs in seen)
     assert not torch.allclose(first, second)
@@ -37,13 +37,13 @@ def test_the_picture_reaches_the_model(base, pictures):
 
 def test_pictures_and_text_are_interleaved_as_given(base, pictures):
     mixed = message(pictures, "First", 0, "then", 1, QUESTION)
-    ids = base.core.inputs(*llava_input.single_prompt(mixed))["input_ids"][0]
+    ids = base.core.inputs(*input.single_prompt(mixed))["input_ids"][0]
     image = ids == base.model.config.image_token_id
     runs = torch.diff(image.int()).nonzero().flatten().tolist()
     assert [end - start for start, end in zip(runs[::2], runs[1::2], strict=True)] == [TOKENS, TOKENS]
     assert runs[2] - runs[1] == len(base.core.encode(" then "))
     assert isinstance(base.generate(mixed), str)
-    turned = base.core.inputs(*llava_input.single_prompt(message(pictures, "First", 1, "then", 0, QUESTION)))
+    turned = base.core.inputs(*input.single_prompt(message(pictures, "First", 1, "then", 0, QUESTION)))
     assert torch.equal(turned["input_ids"][0], ids) and base.INTERLEAVE is True
 
 
@@ -58,7 +58,7 @@ def test_a_conversation_is_answered_to_its_last_turn(base, pictures):
         {"role": "assistant", "content": message(pictures, "red")},
         {"role": "user", "content": message(pictures, "What shape is the red one?")},
     ]
-    prompt, paths = llava_input.chat_prompt(turns)
+    prompt, paths = input.chat_prompt(turns)
     assert base.chat_inner(turns) == base.core.answer(prompt, paths) == base.chat(turns)
     assert prompt.endswith("ASSISTANT: red</s>USER: What shape is the red one? ASSISTANT: ") and len(paths) == 1
     with pytest.raises(ValueError, match="must end with a turn of role 'user'"):
@@ -76,7 +76,7 @@ def test_prompt_of_a_line_is_its_pictures_then_its_text(base):
     base.set_dump_image(lambda line: [f"{line['index']}.png", "b.png"])
     built = base.build_prompt(LINE, dataset="RedRelShapes")
     assert [part["value"] for part in built[:2]] == ["7.png", "b.png"]
-    assert built[2] == {"type": "text", "value": llava_input.question_text(LINE)}
+    assert built[2] == {"type": "text", "value": input.question_text(LINE)}
 
 
 @pytest.mark.parametrize("question", ["", "  \n", None, math.nan])
@@ -144,7 +144,7 @@ def test_the_core_needs_no_host():
     import subprocess
     import sys
 
-    code = "import sys; from redrel_vlmeval.models.llava_core import LlavaCore\n"
+    code = "import sys; from redrel_vlmeval.models.llava.core import LlavaCore\n"
     code += "core = LlavaCore('redrel_tiny', device='cpu'); print(repr(core.reply([dict(type='text', value='Hi')])))\n"
     code += "print('vlmeval' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -6,8 +6,7 @@ import dataclasses
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from redrel_vlmeval import names
 from redrel_vlmeval.names import Stage, VariantSpec, looks_like_variant, nearest, parse

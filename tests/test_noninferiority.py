@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multinomial, norm
 
-from redrel_vlmeval.noninferiority import FEWEST, Cliff, Paired, cliff, fewest, p_not_worse, tango
+from redrel_vlmeval.results.noninferiority import FEWEST, Cliff, Paired, cliff, fewest, p_not_worse, tango
 
 
 def paired(up: int, down: int, n: int, pictures: list | None = None) -> Paired:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from redrel_vlmeval import sheets, tables
 from redrel_vlmeval.cli import app
-from redrel_vlmeval.results import ResultsError, read
-from redrel_vlmeval.tables import empty_predictions, read_columns
+from redrel_vlmeval.host import tables
+from redrel_vlmeval.host.tables import empty_predictions, read_columns
+from redrel_vlmeval.results.reading import ResultsError, read
+from redrel_vlmeval.sheets import writing
 
 
 def test_newest_run_wins_and_a_run_of_another_benchmark_hides_nothing(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_benchmark_without_a_rule_is_shown_as_it_stands(tmp_path: Path) -> Non
     shown = rows[~rows["headline"]].set_index("metric")["value"].to_dict()
     assert shown == {"easy x bleu": 0.25, "hard x bleu": 31}
     assert rows.loc[rows["headline"], "value"].isna().all() and not results.failed
-    board = sheets.leaderboard(results)
+    board = writing.leaderboard(results)
     assert board.loc[0, ["X", "New", "status"]].tolist() == [50.0, "no rule", "no rule"]
 
 
@@ -179,7 +180,7 @@ def test_a_large_folder_is_read_one_table_per_cell(tmp_path: Path, monkeypatch: 
     real = tables._xlsx
     monkeypatch.setattr(tables, "_xlsx", lambda path: parsed.append(path.name) or real(path))
     results = read(tmp_path)
-    board = sheets.leaderboard(results)
+    board = writing.leaderboard(results)
     assert board.shape[0] == 8 and len(parsed) == 24 and all("exact_matching_result" in name for name in parsed)
     held = sum(len(frame) for frame in results.judged.values())
     assert held == 24 * 4 and set(results.judged[host.BASE, "X"]) == {"index", "hit", "picture", "asked"}

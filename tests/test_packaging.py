@@ -12,6 +12,7 @@ import venv
 import zipfile
 from pathlib import Path
 
+import lazy_loader
 import pytest
 from fakehost import ROOT, STUB_BENCHMARK, make_host, run
 
@@ -63,8 +64,10 @@ def editable(source, built) -> Path:
 
 @pytest.fixture
 def environment(tmp_path) -> Path:
-    """A new environment with nothing in it, not even pip."""
+    """A new environment with nothing in it, not even pip, but for what the hook's own imports need."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    site = next((tmp_path / "env").rglob("site-packages"))
+    shutil.copytree(Path(lazy_loader.__file__).parent, site / "lazy_loader")
     return tmp_path / "env"
 
 
@@ -94,8 +97,8 @@ def test_wheel_holds_the_hook_at_its_root_and_all_package_data(built):
     assert tops == {"redrel_vlmeval", f"redrel_vlmeval-{redrel_vlmeval.__version__}.dist-info", *HOOK_FILES}
     assert pth == "import _redrel_vlmeval_hook; _redrel_vlmeval_hook.install()\n"
     package = ROOT / "redrel_vlmeval"
-    kept = [*package.rglob("*.py"), *package.glob("*.csv"), package / "py.typed"]
-    kept += (package / "demo/checkpoint").glob("*")
+    kept = [*package.rglob("*.py"), *package.rglob("*.pyi"), *package.rglob("*.csv"), package / "py.typed"]
+    kept += (package / "models/tiny/checkpoint").glob("*")
     kept += [path for kind in ("j2", "css", "js") for path in package.rglob(f"*.{kind}")]
     assert any(path.name == "base.html.j2" for path in kept)
     assert {str(path.relative_to(ROOT)) for path in kept} <= names

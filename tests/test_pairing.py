@@ -9,7 +9,7 @@ import host_files as host
 import pandas as pd
 import pytest
 
-from redrel_vlmeval.results import category_curves, read
+from redrel_vlmeval.results.reading import category_curves, read
 
 
 def _delta(folder: Path) -> tuple[float, str]:

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from redrel_vlmeval import gridfigures, workbook
-from redrel_vlmeval.pages import render
-from redrel_vlmeval.palette import DIVERGING
+from redrel_vlmeval.sheets import workbook
+from redrel_vlmeval.sheets.figures import grid
+from redrel_vlmeval.sheets.figures.palette import DIVERGING
+from redrel_vlmeval.sheets.offline import html
 
 
 def test_page_workbook_and_figures_have_the_same_scale() -> None:
-    script = (Path(render.__file__).parent / "charts.js").read_text(encoding="utf-8")
+    script = (Path(html.__file__).parent / "charts.js").read_text(encoding="utf-8")
     stops = re.findall(r'"([0-9a-f]{6})"', re.search(r"DIVERGING = \[(.*?)\]", script)[1])
     assert [stop.upper() for stop in stops] == list(DIVERGING)
-    drawn = [to_hex(gridfigures.DIFFERENCES(place / 8)) for place in range(9)]
+    drawn = [to_hex(grid.DIFFERENCES(place / 8)) for place in range(9)]
     for ours, theirs in zip(map(to_rgb, drawn), (to_rgb(f"#{stop}") for stop in DIVERGING), strict=True):
         assert ours == pytest.approx(theirs, abs=0.02)
     assert set(workbook.HEAT) < set(DIVERGING) and workbook.HEAT[1] == DIVERGING[4]

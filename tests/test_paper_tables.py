@@ -8,9 +8,9 @@ import host_files as host
 import pandas as pd
 import sheet_files
 
-from redrel_vlmeval.boards import paper
-from redrel_vlmeval.boards.leaders import leaderboard
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets.tables import paper
+from redrel_vlmeval.sheets.tables.leaders import leaderboard
 
 BASE = "llava_v1.5_7b"
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import comparisons
-from redrel_vlmeval.boards import details
-from redrel_vlmeval.boards.persample import CATEGORIES, FLIPS, categories, flips
-from redrel_vlmeval.results import Results, read
+from redrel_vlmeval.results import comparisons
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets.tables import details
+from redrel_vlmeval.sheets.tables.per_question import CATEGORIES, FLIPS, categories, flips
 
 SUBJECTS = {"subject": ["natural science"] * 2 + ["social science"] * 2, "grade": ["grade1", "grade2"] * 2}
 

@@ -12,12 +12,12 @@ from explain_box import ask_tiny
 from PIL import Image
 from tiny_models import FAMILIES, build
 
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.grid import Grid, locality, shown, through
-from redrel_vlmeval.explain.passes import run
-from redrel_vlmeval.explain.pixels import grids, rollout
-from redrel_vlmeval.explain.taken import Wanted
-from redrel_vlmeval.models import llava_input
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.maps.grid import Grid, locality, shown, through
+from redrel_vlmeval.explain.maps.passes import run
+from redrel_vlmeval.explain.maps.pixels import grids, rollout
+from redrel_vlmeval.explain.maps.taken import Wanted
+from redrel_vlmeval.models.llava import input
 
 
 def square(side: int, box: tuple[float, ...], size: tuple[int, int]) -> Grid:
@@ -28,7 +28,7 @@ def square(side: int, box: tuple[float, ...], size: tuple[int, int]) -> Grid:
 def test_a_padded_pictures_cells_lie_where_the_padding_put_them(size: tuple[int, int]) -> None:
     """Paint one patch of the padded square and look where on the original it is."""
     side = max(size)
-    grid = square(4, llava_input.square_box(*size), size)
+    grid = square(4, input.square_box(*size), size)
     assert grid.edges()[0][-1] - grid.edges()[0][0] == side
     cells = grid.cells(np.arange(16))
     for cell in range(16):
@@ -38,14 +38,14 @@ def test_a_padded_pictures_cells_lie_where_the_padding_put_them(size: tuple[int,
         original = Image.new("RGB", size)
         if 0 <= x < size[0] and 0 <= y < size[1]:
             original.putpixel((x, y), (255, 255, 255))
-            padded = np.asarray(llava_input.pad_to_square(original, [0, 0, 0]))
+            padded = np.asarray(input.pad_to_square(original, [0, 0, 0]))
             where = np.argwhere(padded[..., 0] == 255)[0]
             assert (where * 4 // side).tolist() == [row, column]
             assert grid.picture(np.arange(16))[y, x] == cell == cells[row, column]
 
 
 def test_padding_cells_are_dropped() -> None:
-    grid = square(4, llava_input.square_box(40, 20), (40, 20))
+    grid = square(4, input.square_box(40, 20), (40, 20))
     assert grid.inside().tolist() == [[False] * 4, [True] * 4, [True] * 4, [False] * 4]
     assert np.isnan(grid.cells(np.ones(16))).sum() == 8
     assert not np.isnan(grid.picture(np.ones(16))).any()

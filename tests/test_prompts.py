@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from checkpoints import needs_host
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from redrel_vlmeval import names, prompts
 
@@ -137,7 +136,7 @@ def test_reasoned_answers_become_letters_and_stay_as_they_are_in_the_sheet(tmp_p
     import checkpoints
 
     checkpoints.import_host()
-    from redrel_vlmeval.results import read
+    from redrel_vlmeval.results.reading import read
 
     (tmp_path / "lmu").mkdir()
     monkeypatch.setenv("LMUData", str(tmp_path / "lmu"))

@@ -9,8 +9,8 @@ import host_files as host
 import pandas as pd
 import pytest
 
-from redrel_vlmeval.provenance import judge_ran
-from redrel_vlmeval.results import PROVENANCE, read
+from redrel_vlmeval.results.provenance import judge_ran
+from redrel_vlmeval.results.reading import PROVENANCE, read
 
 
 def told(folder: Path, model: str = "m") -> pd.Series:

@@ -16,10 +16,10 @@ import transformers
 from qwen_checkpoint import random_weights, save_weights, tiny_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from redrel_vlmeval.models import qwen_checkpoint, qwen_compat, qwen_weights
 from redrel_vlmeval.models.checkpoint import SMALL, CheckpointError
-from redrel_vlmeval.models.qwen_checkpoint import PINNED, choose_revision, place
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.models.qwen import checkpoint, compat, weights as qwen_weights
+from redrel_vlmeval.models.qwen.checkpoint import PINNED, choose_revision, place
+from redrel_vlmeval.models.qwen.core import QwenCore
 
 HUB = "Qwen/Qwen-VL"
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -100,8 +100,8 @@ def test_weights_that_transformers_makes_anew_are_noticed(tmp_path, monkeypatch)
         mend(model)
         owner._init_weights = own
 
-    mend = qwen_compat.mend
-    monkeypatch.setattr(qwen_compat, "mend", mend_all_but_weights)
+    mend = compat.mend
+    monkeypatch.setattr(compat, "mend", mend_all_but_weights)
     refused(folder, "weight differs", f"transformers {transformers.__version__} changes weights")
 
 
@@ -135,17 +135,17 @@ def test_transformers_5_0_is_refused_by_name(monkeypatch, version, fine):
     # by this name: old releases put another module in their place while they run
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     if fine:
-        qwen_checkpoint.check_environment(HUB)
+        checkpoint.check_environment(HUB)
         return
     with pytest.raises(CheckpointError, match=rf"{HUB}: transformers {version} .*wrong weights.*5\.0\.\*"):
-        qwen_checkpoint.check_environment(HUB)
+        checkpoint.check_environment(HUB)
 
 
 @pytest.mark.parametrize("package", ["tiktoken", "einops", "torchvision"])
 def test_a_missing_package_is_named_with_the_extra(whole, monkeypatch, package):
-    find = qwen_checkpoint.importlib.util.find_spec
+    find = checkpoint.importlib.util.find_spec
     gone = lambda name, *args: None if name == package else find(name, *args)  # noqa: E731
-    monkeypatch.setattr(qwen_checkpoint.importlib.util, "find_spec", gone)
+    monkeypatch.setattr(checkpoint.importlib.util, "find_spec", gone)
     refused(whole, package, 'pip install "redrel-vlmeval[qwen]"')
 
 
@@ -306,7 +306,7 @@ def test_a_gpu_runs_in_bfloat16_if_it_can(monkeypatch, capability, dtype):
 def test_an_untrained_model_has_the_asked_size_and_runs(whole):
     sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64,
              "vocab_size": 300, "visual": {"width": 32, "layers": 1, "heads": 2, "mlp_ratio": 1.0}}  # fmt: skip
-    model = qwen_checkpoint.untrained(str(whole), sizes, "cpu", torch.bfloat16)
+    model = checkpoint.untrained_qwen(str(whole), sizes, "cpu", torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and not model.training
     assert len(model.transformer.h) == 2 and model.config.visual["image_size"] == 448
     assert torch.get_default_dtype() == torch.float32

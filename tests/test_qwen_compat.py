@@ -13,10 +13,10 @@ import transformers
 from checkpoints import save_llava
 from qwen_checkpoint import write_checkpoint
 
-from redrel_vlmeval.models import qwen_compat
-from redrel_vlmeval.models.llava_core import LlavaCore
-from redrel_vlmeval.models.qwen_compat import FONT, STREAM, importable
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.models.llava.core import LlavaCore
+from redrel_vlmeval.models.qwen import compat
+from redrel_vlmeval.models.qwen.compat import FONT, STREAM, importable
+from redrel_vlmeval.models.qwen.core import QwenCore
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_loading_twice_with_llava_between_gives_the_same_answers(folder, tmp_pat
 def test_mending_again_wraps_nothing_twice(core):
     kind = type(core.model)
     before = dict(vars(kind))
-    qwen_compat.mend(kind)
+    compat.mend(kind)
     assert dict(vars(kind)) == before
     assert not hasattr(kind.generate.__wrapped__, "__wrapped__")
 
@@ -146,12 +146,12 @@ def test_tables_hold_the_codes_own_values(core):
 
 def test_another_tensor_without_values_is_named(folder):
     with importable():
-        code = qwen_compat.remote_code(str(folder))
+        code = compat.remote_code(str(folder))
         config = code.config.from_pretrained(str(folder))
         with torch.device("meta"):
             model = code.model(config)
     with pytest.raises(RuntimeError, match=r"transformer\.wte\.weight was left without values"):
-        qwen_compat.restore_tables(model)
+        compat.restore_tables(model)
 
 
 @torch.no_grad()

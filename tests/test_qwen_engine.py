@@ -11,11 +11,12 @@ import torch
 from qwen_checkpoint import IMAGE_START, write_checkpoint
 from qwen_prompts import IMAGE_END, PER_IMAGE, QwenOracle, batch, between_tags, picture
 
-from redrel_vlmeval.efficiency import Meter, kv_bytes
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.efficiency import Meter, kv_bytes
+from redrel_vlmeval.models.qwen.core import QwenCore
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.truncation import Trace, TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation import Trace, truncated
+from redrel_vlmeval.truncation.decoders.find import find_decoder
 
 BLOCKS = 5
 LAYOUT = "ttItttt"

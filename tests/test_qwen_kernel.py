@@ -12,7 +12,7 @@ import torch
 from qwen_checkpoint import write_checkpoint
 from qwen_prompts import batch, image_ids, picture
 
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.models.qwen.core import QwenCore
 
 LOWEST = torch.finfo(torch.float32).min
 

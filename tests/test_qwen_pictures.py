@@ -17,7 +17,7 @@ from qwen_box import kinds, watched
 from qwen_checkpoint import IMAGE_START
 
 from redrel_vlmeval.models.pictures import PictureNames, is_missing, is_plain
-from redrel_vlmeval.models.qwen_core import TextTokenizer
+from redrel_vlmeval.models.qwen.core import TextTokenizer
 
 pytestmark = needs_host
 
@@ -188,7 +188,7 @@ def test_the_picture_reaches_the_answer_and_is_encoded_anew_for_each_question(qw
 
 
 def test_the_core_needs_no_host():
-    for name in ("pictures", "qwen_compat", "qwen_kernel", "qwen_checkpoint", "qwen_core"):
+    for name in ("pictures", "qwen.compat", "qwen.kernel", "qwen.checkpoint", "qwen.core"):
         source = Path(importlib.import_module(f"redrel_vlmeval.models.{name}").__file__).read_text()
         assert not re.search(r"^\s*(from|import) vlmeval", source, re.MULTILINE)
 

@@ -17,8 +17,8 @@ import pytest
 from checkpoints import needs_host
 from qwen_checkpoint import write_checkpoint
 
-from redrel_vlmeval.demo import benchmark
-from redrel_vlmeval.models.qwen_checkpoint import PINNED
+from redrel_vlmeval.models.qwen.checkpoint import PINNED
+from redrel_vlmeval.models.tiny import benchmark
 
 pytestmark = [needs_host, pytest.mark.timeout(600)]
 DATA, BROKEN = "QwenShapes", "QwenBroken"

@@ -14,8 +14,9 @@ from checkpoints import needs_host
 from modelbox import in_host, records
 from qwen_box import kinds, watched
 
-from redrel_vlmeval.models import llava_input
-from redrel_vlmeval.truncation import TruncationError, truncated
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.truncation import truncated
 
 pytestmark = [needs_host, pytest.mark.filterwarnings("ignore:Following kwargs received")]
 DATA = "RedRelShapes"
@@ -55,7 +56,7 @@ def test_the_likeliest_letter_is_the_answer_and_the_record_says_how_likely(class
         assert variant.use_custom_prompt(DATA) is True
         ask = variant.build_prompt(LINE, dataset=DATA)
         answer = in_host(lambda ask=ask: variant.generate(ask, dataset=DATA), number, tmp_path, name_of(setting))
-        inputs = base.core.inputs(*llava_input.single_prompt(ask))
+        inputs = base.core.inputs(*input.single_prompt(ask))
         cut = setting.partition("_p")[0] if setting.startswith("l") else ""
         with torch.no_grad(), truncated(base.model, cut) if cut else nullcontext():
             scores = base.model(**inputs).logits[0, -1].log_softmax(-1)

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import needs_host
 from modelbox import QUESTION, TOKENS, in_host, message, records
 
-from redrel_vlmeval.models import llava_input
+from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
@@ -26,7 +26,7 @@ def test_a_record_is_written_beside_the_predictions(classes, base, pictures, tmp
     assert answer == expected
     assert [path.name for path in tmp_path.iterdir()] == ["redrel_tiny_trunc_l2_k16_RedRelShapes_redrel.jsonl"]
     (record,) = records(tmp_path)
-    prompt = base.core.inputs(*llava_input.single_prompt(ask))["input_ids"].shape[1]
+    prompt = base.core.inputs(*input.single_prompt(ask))["input_ids"].shape[1]
     wanted = {
         "version": 1, "index": 1007, "model": "redrel_tiny_trunc_l2_k16", "base": "redrel_tiny", "setting": "l2_k16",
         "dataset": "RedRelShapes", "image_tokens": TOKENS, "prompt_tokens": prompt, "mode": "dropped",

@@ -9,7 +9,7 @@ import host_files as host
 import pandas as pd
 import pytest
 
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results.reading import read
 
 
 def test_efficiency_is_means_and_medians_and_the_last_line_of_a_question_counts(tmp_path: Path) -> None:

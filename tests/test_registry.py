@@ -12,9 +12,11 @@ from functools import partial
 import pytest
 
 import redrel_vlmeval
-from redrel_vlmeval import registry
+from redrel_vlmeval import plugin
+from redrel_vlmeval.bases import BASES, TINY
+from redrel_vlmeval.host import VariantTable
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.registry import QWEN, STAND_INS, TINY, VariantTable, register
+from redrel_vlmeval.plugin import register
 
 
 class FakeVLM:
@@ -43,17 +45,16 @@ def models(monkeypatch):
         def __init__(self, *args, **kwargs):
             self.args, self.kwargs = args, kwargs
 
-    found = {"llava": ["LLaVA15"], "variant": ["TruncatedVLM"], "qwen_vl": ["RedrelQwenVL", "RedrelQwenVLChat"]}
-    for module, names in found.items():
-        stub = types.ModuleType(f"redrel_vlmeval.models.{module}")
-        for name in names:
-            setattr(stub, name, type(name, (Recorder,), {}))
-        monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    stub = types.ModuleType("redrel_vlmeval.models")
+    for name in plugin.MODEL_CLASSES:
+        setattr(stub, name, type(name, (Recorder,), {}))
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.setattr(redrel_vlmeval, "models", stub, raising=False)
 
 
 @pytest.fixture
 def llava_missing(monkeypatch):
-    monkeypatch.setattr(registry, "_installed", lambda package: False)
+    monkeypatch.setattr(plugin, "_installed", lambda package: False)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_host_entries_and_the_hosts_dict_are_untouched(host, llava_missing):
     before = dict(host)
     table = register(host)
     assert host == before and not isinstance(host, VariantTable)
-    assert set(table) == set(host) | {TINY, *STAND_INS, *QWEN}
+    assert set(table) == set(host) | {name for name, base in BASES.items() if not base.alias}
     assert {name for name in host if table[name] is host[name]} == {"Qwen2-VL-2B-Instruct"}
 
 
@@ -92,7 +93,7 @@ def test_variant_entry_reads_like_a_host_entry_and_builds_over_the_table(host, m
     entry = table["qwen_chat_trunc_l3_k64_random_beam2"]
     assert isinstance(entry, partial)
     assert entry.keywords == {"base": "qwen_chat", "spec": "l3_k64_random_beam2"}
-    assert not getattr(entry.func, "is_api", False) and entry.func.__module__ == "redrel_vlmeval.registry"
+    assert not getattr(entry.func, "is_api", False) and entry.func.__module__ == "redrel_vlmeval.plugin"
     built = entry(use_vllm=False, max_new_tokens=4)
     assert type(built).__name__ == "TruncatedVLM" and built.args == ("qwen_chat", "l3_k64_random_beam2")
     assert built.kwargs == {"table": table, "use_vllm": False, "max_new_tokens": 4}

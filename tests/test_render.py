@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from report_box import HOSTILE
 
-from redrel_vlmeval.pages.render import embedded, encoded, render
+from redrel_vlmeval.sheets.offline.html import embedded, encoded, render
 
 TEMPLATE = '{% extends "base.html.j2" %}{% block main %}<p id="told">{{ told }}</p>{% endblock %}'
 

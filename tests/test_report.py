@@ -14,11 +14,11 @@ import pytest
 import report_box as box
 from typer.testing import CliRunner
 
-from redrel_vlmeval import comparisons
 from redrel_vlmeval.cli import app
-from redrel_vlmeval.flips import flips
-from redrel_vlmeval.report import changes, page
-from redrel_vlmeval.results import ResultsError, read
+from redrel_vlmeval.results import comparisons
+from redrel_vlmeval.results.flips import flips
+from redrel_vlmeval.results.reading import ResultsError, read
+from redrel_vlmeval.sheets.page import assemble, changes
 
 BASE = box.BASE
 VARIANT = f"{BASE}_trunc_l2_k8"
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> dict:
-    return box.data_of(page.html(read(folder), most_pictures=5))
+    return box.data_of(assemble.html(read(folder), most_pictures=5))
 
 
 def row(data: dict, model: str) -> dict:
@@ -104,7 +104,7 @@ def test_flips_carry_question_answers_and_kept_tokens(folder: Path, data: dict) 
 
 def test_a_base_that_cannot_be_compared_leaves_rows_and_no_flips(tmp_path: Path) -> None:
     box.answered(tmp_path, VARIANT, [1, 0] * 5)
-    found = box.data_of(page.html(read(tmp_path)))
+    found = box.data_of(assemble.html(read(tmp_path)))
     assert len(found["rows"]) == 1 and "is not in this folder" in found["rows"][0]["note"]
     assert found["changes"]["cells"] == [] and found["glance"] == []
 
@@ -115,7 +115,7 @@ def test_texts_and_flips_are_cut_to_what_a_page_can_hold(
     results = read(folder)
     monkeypatch.setattr(changes, "MOST_FLIPS", 20)
     monkeypatch.setattr(changes, "MOST_CHARACTERS", 10)
-    found = box.data_of(page.html(results))["changes"]
+    found = box.data_of(assemble.html(results))["changes"]
     whole = {entry["model"]: entry["total"] for entry in data["changes"]["cells"]}
     assert {entry["model"]: entry["total"] for entry in found["cells"]} == whole
     shown = [len(entry["flips"]) for entry in found["cells"]]
@@ -129,7 +129,7 @@ def test_of_many_variants_the_first_of_each_base_are_read_and_the_others_counted
     assert data["changes"]["unread"] == 0
     paired = sum(row["model"] != row["base"] and row["delta"] is not None for row in data["rows"])
     monkeypatch.setattr(changes, "MOST_CELLS", 2)
-    found = box.data_of(page.html(read(folder)))
+    found = box.data_of(assemble.html(read(folder)))
     assert found["changes"]["unread"] == paired - 2 > 0
     assert [row["model"] for row in found["rows"]] == [row["model"] for row in data["rows"]], "all are on the board"
 
@@ -138,7 +138,7 @@ def test_long_answers_are_cut_visibly(tmp_path: Path, monkeypatch: pytest.Monkey
     box.answered(tmp_path, BASE, [1] * 10)
     box.answered(tmp_path, VARIANT, [0] * 10, prediction=["B " + "because " * 90] * 10)
     monkeypatch.setattr(changes, "MOST_CHARACTERS", 600)
-    found = box.data_of(page.html(read(tmp_path)))["changes"]
+    found = box.data_of(assemble.html(read(tmp_path)))["changes"]
     text = next(text for text in found["texts"] if text.startswith("B because"))
     assert found["cut"] == 250 and len(text) == 252 and text.endswith(" …")
 
@@ -146,20 +146,20 @@ def test_long_answers_are_cut_visibly(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["page.xlsx", "page", "folder.html"])
 def test_a_place_that_cannot_be_written_is_named(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.html").mkdir()
-    with pytest.raises(page.ReportError, match=r"\.html|folder"):
-        page.write(read(folder), tmp_path / name)
+    with pytest.raises(assemble.ReportError, match=r"\.html|folder"):
+        assemble.write(read(folder), tmp_path / name)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_missing_folder_is_made(folder: Path, tmp_path: Path) -> None:
-    assert page.write(read(folder), tmp_path / "new" / "deep" / "page.html").stat().st_size > 1000
+    assert assemble.write(read(folder), tmp_path / "new" / "deep" / "page.html").stat().st_size > 1000
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_an_unwritable_folder_keeps_what_was_there(folder: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(page.ReportError, match="Permission denied"):
-        page.write(read(folder), tmp_path / "page.html")
+    with pytest.raises(assemble.ReportError, match="Permission denied"):
+        assemble.write(read(folder), tmp_path / "page.html")
     tmp_path.chmod(0o700)
 
 
@@ -194,7 +194,7 @@ def big(folder: Path, models: int, count: int) -> None:
 
 def test_two_thousand_questions_and_ten_models_fit_into_five_megabytes(tmp_path: Path) -> None:
     big(tmp_path, 10, 2000)
-    path = page.write(read(tmp_path), tmp_path / "page.html")
+    path = assemble.write(read(tmp_path), tmp_path / "page.html")
     found = box.data_of(path.read_text(encoding="utf-8"))["changes"]
     assert sum(len(entry["flips"]) for entry in found["cells"]) > 5000 and found["cut"] == 0
     assert all(len(flip[6][3]) == 96 for flip in found["cells"][0]["flips"])  # 576 bits, all of them
@@ -204,6 +204,6 @@ def test_two_thousand_questions_and_ten_models_fit_into_five_megabytes(tmp_path:
 def test_a_benchmark_without_a_rule_shows_its_numbers_as_they_stand(tmp_path: Path) -> None:
     box.answered(tmp_path, BASE, [1, 0] * 5)
     (tmp_path / BASE / f"{BASE}_X_acc.csv").write_text('"who","what"\n"a","0.5"\n"b","0.25"\n')
-    found = row(box.data_of(page.html(read(tmp_path))), BASE)
+    found = row(box.data_of(assemble.html(read(tmp_path))), BASE)
     assert (found["status"], found["value"]) == ("no rule", None) and found["note"]
     assert sorted(value for _, value in found["raw"]) == [0.25, 0.5]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import report_box as box
 
-from redrel_vlmeval.report import page as report
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets.page import assemble as report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the extra 'test')")

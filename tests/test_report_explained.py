@@ -13,9 +13,9 @@ import report_box as box
 from typer.testing import CliRunner
 
 from redrel_vlmeval.cli import app
-from redrel_vlmeval.report import page
-from redrel_vlmeval.report.explained import coverage, links, plain
-from redrel_vlmeval.results import read
+from redrel_vlmeval.results.reading import read
+from redrel_vlmeval.sheets.page import assemble
+from redrel_vlmeval.sheets.page.explained import coverage, links, plain
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FOUND = [{"model": "m_trunc_l2_k8", "base": "m", "benchmark": "A B", "frame": pd.DataFrame({"index": ["1", "2"]})}]
@@ -44,14 +44,14 @@ def test_the_reports_page_holds_the_links_of_its_flips(tmp_path: Path) -> None:
     folder = box.write(tmp_path)
     found = read(folder)
     model = f"{box.BASE}_trunc_l2_k8"
-    plainly = page.write(found, tmp_path / "plain.html")
+    plainly = assemble.write(found, tmp_path / "plain.html")
     held = json.loads(re.search(r'id="data">(.*?)</script>', plainly.read_text(), re.S)[1])
     cell = next(cell for cell in held["changes"]["cells"] if cell["model"] == model)
     index = held["changes"]["questions"][cell["flips"][0][0]][1]
     pages = tmp_path / "explained"
     pages.mkdir()
     (pages / f"{model}_X_{index}.html").touch()
-    text = page.write(found, tmp_path / "linked.html", explained=pages).read_text()
+    text = assemble.write(found, tmp_path / "linked.html", explained=pages).read_text()
     linked = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["explained"]
     assert linked == {f"{model}/X/{index}": f"explained/{model}_X_{index}.html"} and held["explained"] == {}
 
@@ -92,7 +92,7 @@ def test_a_flip_leads_to_its_explanation(tmp_path: Path) -> None:
     model = f"{box.BASE}_trunc_l2_k8"
     for index in range(box.COUNT):
         (pages / f"{model}_X_{index}.html").write_text("<title>explained</title>")
-    report = page.write(read(folder), tmp_path / "linked.html", explained=pages)
+    report = assemble.write(read(folder), tmp_path / "linked.html", explained=pages)
     with driver.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         shown = browser.new_page()

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from report_box import picture
 
-from redrel_vlmeval.report import pictures
-from redrel_vlmeval.report.pictures import PictureError, find_tables, folders, thumbnails
+from redrel_vlmeval.sheets.page import pictures
+from redrel_vlmeval.sheets.page.pictures import PictureError, find_tables, folders, thumbnails
 
 
 def table(folder: Path, images: list[str | None], name: str = "X") -> dict[str, Path]:

@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 
-from redrel_vlmeval.report.places import SQUARE, kept_of
+from redrel_vlmeval.sheets.page.places import SQUARE, kept_of
 
 LLAVA = {"backend": SQUARE, "weights": "llava-hf/llava-1.5-7b-hf", "base": "llava_v1.5_7b", "mode": "dropped"}
 TINY = LLAVA | {"weights": "redrel_tiny", "base": "redrel_tiny"}

@@ -12,9 +12,9 @@ import host_files as host
 import pandas as pd
 import pytest
 
-from redrel_vlmeval import questions
-from redrel_vlmeval.benchmarks import metrics_of
-from redrel_vlmeval.results import category_curves, no_collection, read
+from redrel_vlmeval.host import verdicts
+from redrel_vlmeval.host.scores import metrics_of
+from redrel_vlmeval.results.reading import category_curves, no_collection, read
 
 YES_NO = pd.DataFrame(
     {
@@ -187,7 +187,7 @@ def test_questions_carry_verdict_category_and_the_raw_answer(flat: Path) -> None
 def test_answers_are_rows_that_people_can_read(flat: Path) -> None:
     results = read(flat)
     asked = results.answers("m", "ScienceQA_TEST")
-    assert asked.columns.tolist() == questions.ANSWERS and asked["index"].tolist() == ["0", "1", "2", "3"]
+    assert asked.columns.tolist() == verdicts.ANSWERS and asked["index"].tolist() == ["0", "1", "2", "3"]
     assert asked["options"].tolist() == ["A. yes\nB. no\nC. maybe"] + ["A. yes\nB. no"] * 3, "empty is no option"
     assert asked["question"].tolist() == ["q0", "q1", "q2", "q3"]
     assert asked["subject"].tolist() == ["NAT", "SOC", "LAN", "NAT"] and asked["grade"].tolist()[0] == "grade2"
@@ -255,7 +255,7 @@ def test_curves_hold_single_stage_variants_by_category(tmp_path: Path) -> None:
 def test_reading_needs_neither_torch_nor_the_host(tmp_path: Path) -> None:
     host.pair(tmp_path)
     code = (
-        "import sys; from redrel_vlmeval import results, sheets, figures\n"
+        "import sys; from redrel_vlmeval import results, sheets; from redrel_vlmeval.sheets import figures\n"
         f"found = results.read({str(tmp_path)!r}); sheets.leaderboard(found)\n"
         "assert not {'torch', 'vlmeval', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import texts
-from redrel_vlmeval.demo import benchmark, show
+from redrel_vlmeval.demo import show
 from redrel_vlmeval.models.checkpoint import weight_files
-from redrel_vlmeval.models.llava_core import TINY_FOLDER
+from redrel_vlmeval.models.llava.core import TINY_FOLDER
+from redrel_vlmeval.models.tiny import benchmark
+from redrel_vlmeval.sheets import terminal
 
 DATA, MODELS = "RedRelShapes_MINI", show.variants(True)
 
@@ -61,9 +62,9 @@ def test_the_second_table_fits_a_narrow_terminal() -> None:
     row = {"model": f"{show.BASE}_trunc_l12_k16_uniform", "L": 12, "K": 16, "rule": "uniform"}
     frame = pd.DataFrame([row | dict.fromkeys(("one-hop", "two-hop", "three-hop", "all", "score"), 12.5)])
     whole = show.needed_table(frame, None)
-    assert texts.wide(whole) > 80 and show.needed_table(frame, 200) == whole and show.BASE in whole
+    assert terminal.wide(whole) > 80 and show.needed_table(frame, 200) == whole and show.BASE in whole
     narrow = show.needed_table(frame, 80)
-    assert texts.wide(narrow) <= 80 and "l12_k16_uniform" in narrow and "three-hop" in narrow
+    assert terminal.wide(narrow) <= 80 and "l12_k16_uniform" in narrow and "three-hop" in narrow
 
 
 def test_its_own_answers_are_gone_on_from(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from explain_box import ask_tiny
 from tiny_models import IMAGE, TinyModel
 
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.passes import run
-from redrel_vlmeval.explain.spans import GROUPS, check_greedy, spans
-from redrel_vlmeval.explain.taken import Wanted
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask.spans import GROUPS, check_greedy, spans
+from redrel_vlmeval.explain.maps.passes import run
+from redrel_vlmeval.explain.maps.taken import Wanted
 
 
 def names(found) -> str:

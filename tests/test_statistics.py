@@ -7,12 +7,11 @@ from math import comb, isnan
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 
-from redrel_vlmeval import statistics
-from redrel_vlmeval.statistics import bootstrap, compare, holm, mcnemar, newcombe, p_text, sentence, sign_flip
+from redrel_vlmeval.results import paired_tests
+from redrel_vlmeval.results.paired_tests import bootstrap, compare, holm, mcnemar, newcombe, p_text, sentence, sign_flip
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -41,7 +40,7 @@ def test_textbook_tables(table: tuple[int, int, int, int], interval: tuple[float
 def test_the_margins_intervals_are_wilsons() -> None:
     for count, n in ((0, 7), (3, 7), (7, 7), (61, 2017)):
         expected = binomtest(count, n).proportion_ci(0.95, "wilson")
-        assert statistics._wilson(count, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert paired_tests.wilson(count, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
@@ -79,7 +78,7 @@ def test_swapping_the_sides_turns_everything_round(pairs: list[tuple[bool, bool]
 def test_nothing_changed_is_p_1_and_no_difference(scores: list[float], shared: bool) -> None:
     found = compare(scores, scores, [0] * len(scores) if shared else None)
     assert (found.up, found.down, found.difference, found.p) == (0, 0, 0, 1)
-    assert statistics.verdict(found, found.p) == "not separable from"
+    assert paired_tests.verdict(found, found.p) == "not separable from"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -177,11 +176,11 @@ def test_a_printed_p_never_crosses_the_level() -> None:
 
 def test_interval_of_a_score_is_wilsons_or_drawn_over_pictures():
     wilson = binomtest(17, 40).proportion_ci(method="wilson")
-    assert statistics.interval([1] * 17 + [0] * 23) == pytest.approx((100 * wilson.low, 100 * wilson.high))
-    low, high = statistics.interval([1] * 40)
+    assert paired_tests.interval([1] * 17 + [0] * 23) == pytest.approx((100 * wilson.low, 100 * wilson.high))
+    low, high = paired_tests.interval([1] * 40)
     assert 90 < low < 92 and high == pytest.approx(100)
-    shared = statistics.interval([1] * 20 + [0] * 20, [n // 4 for n in range(40)])
-    alone = statistics.interval([1] * 20 + [0] * 20)
+    shared = paired_tests.interval([1] * 20 + [0] * 20, [n // 4 for n in range(40)])
+    alone = paired_tests.interval([1] * 20 + [0] * 20)
     assert shared[1] - shared[0] > alone[1] - alone[0]
-    graded = statistics.interval([0.2, 0.4] * 20)
+    graded = paired_tests.interval([0.2, 0.4] * 20)
     assert 20 < graded[0] < 30 < graded[1] < 40

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from checkpoints import needs_host
 
-from redrel_vlmeval.demo import benchmark
+from redrel_vlmeval.models.tiny import benchmark
 
 pytestmark = [needs_host, pytest.mark.timeout(600)]
 BASE, VARIANT, DATA = "redrel_tiny", "redrel_tiny_trunc_l2_k16", "RedRelShapes_MINI"

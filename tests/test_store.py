@@ -13,11 +13,11 @@ from explain_box import ask_tiny
 from PIL import Image
 from tiny_models import BLOCKS, TinyModel
 
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.explanation import compose
-from redrel_vlmeval.explain.flow import flow
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.explain.grid import Grid
+from redrel_vlmeval.explain.maps.flow import flow
+from redrel_vlmeval.explain.maps.gradcam import Request, explain
+from redrel_vlmeval.explain.maps.grid import Grid
 from redrel_vlmeval.explain.store import Stored, load, save
 
 
@@ -65,7 +65,8 @@ def test_the_manifest_says_how_it_was_made(stored: Stored, tmp_path: Path) -> No
 
 def test_no_torch_is_needed_to_load(stored: Stored, tmp_path: Path) -> None:
     path = save(stored, tmp_path / "one")
-    code = "import sys; from pathlib import Path; from redrel_vlmeval.explain import bands, grid, spans;"
+    code = "import sys; from pathlib import Path; from redrel_vlmeval.explain.maps import bands, grid;"
+    code += "from redrel_vlmeval.explain.ask import spans;"
     code += "from redrel_vlmeval.explain.store import load;"
     code += f"found = load(Path({str(path)!r})); assert found.maps('decoder', 'attn').size;"
     code += "assert not {'torch', 'transformers', 'vlmeval'} & set(sys.modules)"

@@ -13,11 +13,12 @@ from sweepbox import Host, compare, grid
 from tiny_models import BLOCKS, FAMILIES, TinyModel, build
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from redrel_vlmeval.benchmodels import set_kernel
-from redrel_vlmeval.models.qwen_core import QwenCore
+from redrel_vlmeval.bench.subjects import set_kernel
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.qwen.core import QwenCore
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.sweep.sweeper import Question
-from redrel_vlmeval.truncation import TruncationError, truncated
+from redrel_vlmeval.truncation import truncated
 
 SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
 

@@ -13,17 +13,24 @@ import pandas as pd
 import pytest
 from checkpoints import import_host, needs_host
 
-from redrel_vlmeval import cli, results
-from redrel_vlmeval.demo import benchmark
-from redrel_vlmeval.sweep import hostfiles
+from redrel_vlmeval import cli, plugin
+from redrel_vlmeval.models.tiny import benchmark
+from redrel_vlmeval.results import reading as results
+from redrel_vlmeval.sheets.figures import outcome
+from redrel_vlmeval.sweep import handover, run as sweeping
 from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
 from redrel_vlmeval.sweep.plan import PlanError, read_plan
-from redrel_vlmeval.sweep.run import Request, run
+from redrel_vlmeval.sweep.run import Request
 from redrel_vlmeval.sweep.store import StoreError, Writer
 
 pytestmark = [needs_host, pytest.mark.timeout(300)]
 DATA, BAD, N = "SweepShapes", 1040, 6
 GRID = ("2,5", "0,8", "attention,random")
+
+
+def run(request: Request) -> int:
+    """As the command line runs it."""
+    return sweeping.run(request, outcome.show)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,7 @@ def test_a_picture_that_is_none_fails_its_question_for_every_variant(swept, caps
     assert swept.code == 1
     for model in swept.plan.settings.values():
         found = predictions(swept, model)
-        assert [index for index, text in found.items() if text == hostfiles.FAILED] == [BAD]
+        assert [index for index, text in found.items() if text == handover.FAILED] == [BAD]
 
 
 def test_the_host_has_scored_every_name_and_counts_the_failure(swept):
@@ -128,7 +135,7 @@ def test_the_outcome_is_drawn(swept):
 
 
 def test_again_it_asks_and_scores_only_what_failed(swept, monkeypatch, capsys):
-    monkeypatch.setattr(hostfiles, "_evaluate", lambda *_args: pytest.fail("nothing has changed"))
+    monkeypatch.setattr(handover, "_evaluate", lambda *_args: pytest.fail("nothing has changed"))
     before = {path: path.read_bytes() for path in swept.work.rglob("*") if path.suffix in (".xlsx", ".jsonl")}
     assert run(Request("redrel_tiny", DATA, *GRID, work_dir=swept.work, budget="30")) == 1
     said = capsys.readouterr().out
@@ -141,7 +148,7 @@ def test_killed_while_the_host_scores_only_the_rest_is_scored(swept, monkeypatch
     path, left = folder_of(swept, model) / "status.json", []
     before = path.read_text()
     path.write_text(before.replace('"done"', '"eval"'))
-    monkeypatch.setattr(hostfiles, "_evaluate", lambda _target, models, *_args: left.extend(models))
+    monkeypatch.setattr(handover, "_evaluate", lambda _target, models, *_args: left.extend(models))
     files = {found: found.read_bytes() for found in path.parent.iterdir() if found.is_file()}
     try:
         run(Request("redrel_tiny", DATA, *GRID, work_dir=swept.work))
@@ -153,15 +160,15 @@ def test_killed_while_the_host_scores_only_the_rest_is_scored(swept, monkeypatch
 
 
 def test_ordinary_runs_are_not_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(hostfiles, "is_flat", lambda: True)
-    target = hostfiles.Target(tmp_path, "X", "exact_matching", tmp_path)
+    monkeypatch.setattr(handover, "is_flat", lambda: True)
+    target = handover.Target(tmp_path, "X", "exact_matching", tmp_path)
     for model, source in {"swept": ', "source": "sweep"', "mine": ""}.items():
         (tmp_path / model).mkdir()
         (tmp_path / model / f"{model}_X_redrel.jsonl").write_text(f'{{"version": 1, "index": 1{source}}}\n')
         (tmp_path / model / f"{model}_X.xlsx").touch()
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "bare_X.tsv").touch()
-    assert hostfiles.occupied(target, ["swept", "mine", "bare", "none"]) == ["mine", "bare"]
+    assert handover.occupied(target, ["swept", "mine", "bare", "none"]) == ["mine", "bare"]
     (tmp_path / "redrel_tiny").mkdir()
     (tmp_path / "redrel_tiny" / "redrel_tiny_X.xlsx").touch()
     with pytest.raises(StoreError, match="holds ordinary runs on X that a sweep would replace .redrel_tiny."):
@@ -169,14 +176,14 @@ def test_ordinary_runs_are_not_replaced(tmp_path, monkeypatch):
 
 
 def test_files_of_an_earlier_sweep_go_and_those_of_others_stay(tmp_path):
-    target = hostfiles.Target(tmp_path, "MMBench", "exact_matching", tmp_path)
+    target = handover.Target(tmp_path, "MMBench", "exact_matching", tmp_path)
     stems = ["m_MMBench", "m_MMBench_V11"]
     ends = [".xlsx", "_redrel.jsonl", "_acc.csv", "_exact_matching_result.xlsx", "_exact_matching_result.pkl"]
     for stem in stems:
         for end in ends:
             (tmp_path / f"{stem}{end}").touch()
     (tmp_path / "status.json").write_text('{"datasets": {"MMBench": {"status": "done"}, "MMBench_V11": {"x": 1}}}')
-    hostfiles._clear(tmp_path, target, "m_MMBench")
+    handover._clear(tmp_path, target, "m_MMBench")
     assert {path.name for path in tmp_path.iterdir()} == {"status.json", *(f"m_MMBench_V11{end}" for end in ends)}
     assert json.loads((tmp_path / "status.json").read_text())["datasets"] == {"MMBench_V11": {"x": 1}}
 
@@ -240,7 +247,7 @@ def test_ctrl_c_says_how_far_it_came_and_that_it_goes_on(lmu, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Writer, "append", append)
-    monkeypatch.setattr(hostfiles, "_evaluate", interrupted)
+    monkeypatch.setattr(handover, "_evaluate", interrupted)
     assert run(Request("redrel_tiny", DATA, "1", "0", work_dir=tmp_path)) == 130
     assert "stopped while the host scored the answers" in capsys.readouterr().out
 
@@ -258,9 +265,7 @@ def test_a_dry_run_of_any_base_measures_its_first_picture(lmu, tmp_path, monkeyp
     import_host()
     import vlmeval.config
 
-    from redrel_vlmeval import registry
-
-    own = registry.register({"boxed": registry.register({})["redrel_tiny"]})
+    own = plugin.register({"boxed": plugin.register({})["redrel_tiny"]})
     monkeypatch.setattr(vlmeval.config, "supported_VLM", own)
     with contextlib.chdir(tmp_path):
         assert run(Request("boxed", DATA, "1-7", "0,8", dry_run=True)) == 0

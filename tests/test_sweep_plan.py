@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from redrel_vlmeval.efficiency import block_flops, prefill_flops
-from redrel_vlmeval.hostrun import HostMissing
+from redrel_vlmeval import bases
+from redrel_vlmeval.host.runner import HostMissing
+from redrel_vlmeval.models.efficiency import block_flops, prefill_flops
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.sweep import asking, preview
-from redrel_vlmeval.sweep import plan as plans
 from redrel_vlmeval.sweep.plan import Plan, PlanError, Prompt, continued_flops, cost, read_plan
 from redrel_vlmeval.sweep.run import read_memory
 
-SHAPE = plans.KNOWN["redrel_tiny"][0]
+SHAPE = bases.known("redrel_tiny").shape
 
 
 def test_ranges_become_the_grid_in_order():

@@ -12,7 +12,7 @@ import pytest
 import sweep_worker
 from sweep_worker import BAD, TEXT, sweep
 
-from redrel_vlmeval.locking import Busy, only_one
+from redrel_vlmeval.files import Busy, only_one
 from redrel_vlmeval.sweep import asking
 from redrel_vlmeval.sweep.store import ANSWERS, Store, StoreError, Writer
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from redrel_vlmeval.locking import Busy
-from redrel_vlmeval.sweep.store import ANSWERS, Entry, Store, StoreError, Writer, pack, replace_file, unpack
+from redrel_vlmeval.files import Busy, write_whole
+from redrel_vlmeval.sweep.store import ANSWERS, Entry, Store, StoreError, Writer, pack, unpack
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,14 +140,14 @@ def test_no_space_left_loses_the_question_in_flight_only(tmp_path, room):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "sweep.json"
-    replace_file(path, b"old")
+    write_whole(path, b"old", StoreError)
 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        replace_file(path, b"new")
+        write_whole(path, b"new", StoreError)
     assert path.read_bytes() == b"old" and [found.name for found in tmp_path.iterdir()] == ["sweep.json"]
 
 

@@ -13,13 +13,14 @@ from modelbox import BLOCKS
 from sweepbox import Host, compare, grid, state
 from tiny_models import TinyModel
 
-from redrel_vlmeval.demo import benchmark
-from redrel_vlmeval.efficiency import MEASURED
-from redrel_vlmeval.models.llava_input import single_prompt
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.efficiency import MEASURED
+from redrel_vlmeval.models.llava.input import single_prompt
+from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.sweep import Sweeper, sweeper
 from redrel_vlmeval.sweep.continuation import Continuation
-from redrel_vlmeval.truncation import TruncationError, truncated
+from redrel_vlmeval.truncation import truncated
 
 GRID = [VariantSpec("redrel_tiny", (Stage(layer, keep),)) for layer in range(1, BLOCKS) for keep in (0, 8, 24, 63, 64)]
 GRID += [VariantSpec("redrel_tiny", (Stage(0, 0),)), VariantSpec("redrel_tiny", (Stage(0, 8),), "random")]

@@ -6,9 +6,10 @@ import pytest
 from tiny_models import TinyModel
 from typer.testing import CliRunner
 
-from redrel_vlmeval import benchmodels, benchtable, cli, sweepbench
+from redrel_vlmeval import cli
+from redrel_vlmeval.bench import command, subjects, sweep as sweepbench
+from redrel_vlmeval.bench.sweep import Plan, Timed
 from redrel_vlmeval.names import Stage, VariantSpec
-from redrel_vlmeval.sweepbench import Plan, Timed
 
 SMALL = Plan(length=671, images=576, prefix=35, blocks=16)
 
@@ -24,7 +25,7 @@ def test_the_plan_of_the_small_llava_is_that_of_the_issue() -> None:
 
 
 def test_all_arms_run_and_the_answers_agree(llava: TinyModel) -> None:
-    subject = benchmodels.llava_subject(llava.model, {})
+    subject = subjects.llava_subject(llava.model, {})
     plan, seen = Plan.of(subject), list[str]()
     specs = sweepbench.grid(plan.blocks, plan.images)
     assert (plan.images, plan.blocks, len(specs)) == (16, 5, 20)
@@ -65,8 +66,8 @@ def test_bars_are_missed_where_they_should_be(found: Timed, missed: list[str]) -
 
 
 def test_the_command(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = benchmodels.llava_subject(llava.model, {})
-    monkeypatch.setattr(benchtable.Request, "build", lambda self: subject)
+    subject = subjects.llava_subject(llava.model, {})
+    monkeypatch.setattr(command.Request, "build", lambda self: subject)
     arguments = ["bench", "sweep", "--rounds", "1", "--settings", "l1_k0,l1_k5,l3_k5"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from redrel_vlmeval.demo import scenes
-from redrel_vlmeval.models.llava_core import TINY, TINY_FOLDER, LlavaCore
+from redrel_vlmeval.models.llava.core import TINY, TINY_FOLDER, LlavaCore
+from redrel_vlmeval.models.tiny import scenes
 from redrel_vlmeval.truncation import truncated
 
 QUESTIONS = 20

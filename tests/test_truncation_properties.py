@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import BLOCKS, IMAGE, TinyModel, build, key_values
 
-from redrel_vlmeval.truncation import TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation import truncated
+from redrel_vlmeval.truncation.decoders.find import find_decoder
 
 LAYOUT = "ttItttt"
 

@@ -10,7 +10,8 @@ import torch
 from checkpoints import needs_host
 from modelbox import BLOCKS, QUESTION, TOKENS, in_host, message, records
 
-from redrel_vlmeval.truncation import TruncationError, truncated
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
 

@@ -12,16 +12,16 @@ import pandas as pd
 import pytest
 import sheet_files
 
-from redrel_vlmeval import sheets
-from redrel_vlmeval.boards.table import Table
-from redrel_vlmeval.results import Results, read
-from redrel_vlmeval.workbook import build
+from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.sheets import writing
+from redrel_vlmeval.sheets.tables.table import Table
+from redrel_vlmeval.sheets.workbook import build
 
 BASE = sheet_files.BASE
 
 
 def test_xlsx_colours_verdicts_and_keeps_p_a_number(clear: Results, tmp_path: Path) -> None:
-    sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
+    sheet = openpyxl.load_workbook(writing.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
     at = {cell.value: cell.column for cell in sheet[1]}
     colours = [sheet.cell(line, at["X verdict"]).font.color for line in (3, 4, 5)]
     assert [colour.rgb[-6:] for colour in colours[:2]] == ["9C0006", "006100"]
@@ -35,7 +35,7 @@ def test_xlsx_colours_verdicts_and_keeps_p_a_number(clear: Results, tmp_path: Pa
 
 
 def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_path: Path) -> None:
-    book = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))
+    book = openpyxl.load_workbook(writing.write(results, tmp_path / "board.xlsx"))
     tables = ["Leaderboard", "Table 1", "Table 2", "Grid", "Categories", "Efficiency", "Blind", "Blind questions"]
     assert book.sheetnames == [*tables, "Flips", "Provenance", "Scores", "Notes"]
     sheet = book["Leaderboard"]
@@ -62,14 +62,14 @@ def test_xlsx_opens_with_numbers_formats_marks_and_notes(results: Results, tmp_p
 
 
 def test_text_of_a_result_never_becomes_a_formula(results: Results, tmp_path: Path) -> None:
-    sheet = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))["Scores"]
+    sheet = openpyxl.load_workbook(writing.write(results, tmp_path / "board.xlsx"))["Scores"]
     cells = [cell for row in sheet.iter_rows() for cell in row if str(cell.value).startswith("=")]
     assert [cell.value for cell in cells] == ["=1+1 | no <b>such</b> layer"], "without the control character"
     assert cells[0].data_type == "s"
 
 
 def test_every_sheet_can_be_read_and_printed(results: Results, tmp_path: Path) -> None:
-    book = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))
+    book = openpyxl.load_workbook(writing.write(results, tmp_path / "board.xlsx"))
     for sheet in book:
         assert sheet.freeze_panes in ("A2", "B2"), sheet.title
         assert (sheet.page_setup.orientation, sheet.page_setup.fitToWidth) == ("landscape", 1), sheet.title
@@ -82,7 +82,7 @@ def test_every_sheet_can_be_read_and_printed(results: Results, tmp_path: Path) -
 
 
 def test_headers_do_not_touch_and_stand_over_their_numbers(results: Results, tmp_path: Path) -> None:
-    sheet = openpyxl.load_workbook(sheets.write(results, tmp_path / "board.xlsx"))["Leaderboard"]
+    sheet = openpyxl.load_workbook(writing.write(results, tmp_path / "board.xlsx"))["Leaderboard"]
     at = {cell.value: cell for cell in sheet[1]}
     for name in ("Shapes", "Shapes delta", "FLOPs ratio"):
         head, number = at[name], sheet.cell(2 if name != "Shapes delta" else 3, at[name].column)
@@ -102,7 +102,7 @@ def test_a_row_is_as_high_as_its_lines() -> None:
 
 def test_empty_tables_say_why(tmp_path: Path) -> None:
     sheet_files.answered(tmp_path, "m", [1, 0])
-    book = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))
+    book = openpyxl.load_workbook(writing.write(read(tmp_path), tmp_path / "board.xlsx"))
     for name, words in (
         ("Table 2", "no model ran under another prompt"),
         ("Grid", "no single-stage variant"),
@@ -118,7 +118,7 @@ def test_the_heat_map_turns_at_the_base_and_covers_its_block_only(tmp_path: Path
     sheet_files.clear(tmp_path, "one")
     sheet_files.clear(tmp_path, "two", "Y")
     sheet_files.answered(tmp_path, "one_trunc_l2_k8_random", [1] * 30 + [0] * 10)
-    sheet = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))["Grid"]
+    sheet = openpyxl.load_workbook(writing.write(read(tmp_path), tmp_path / "board.xlsx"))["Grid"]
     head = [cell.value for cell in sheet[1]]
     ranges = {str(found.sqref): found.rules[0].colorScale for found in sheet.conditional_formatting}
     column = openpyxl.utils.get_column_letter(head.index("K=8") + 1)
@@ -130,7 +130,7 @@ def test_the_heat_map_turns_at_the_base_and_covers_its_block_only(tmp_path: Path
 
 
 def test_details_of_a_test_are_folded_not_lost(clear: Results, tmp_path: Path) -> None:
-    sheet = openpyxl.load_workbook(sheets.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
+    sheet = openpyxl.load_workbook(writing.write(clear, tmp_path / "board.xlsx"))["Leaderboard"]
     at = {cell.value: openpyxl.utils.get_column_letter(cell.column) for cell in sheet[1]}
     folded = {name for name, letter in at.items() if sheet.column_dimensions[letter].hidden}
     assert "X CI low" in folded and {"X delta", "X verdict", "X p (Holm)"}.isdisjoint(folded)
@@ -156,8 +156,8 @@ def test_text_that_looks_like_a_formula_stays_text(tmp_path: Path) -> None:
 def test_a_long_table_says_how_many_rows_are_left_out_and_where_they_are(
     clear: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("redrel_vlmeval.boards.details.MOST", 4)
-    sheets.write(clear, f"{tmp_path / 'all'}/")
+    monkeypatch.setattr("redrel_vlmeval.sheets.tables.details.MOST", 4)
+    writing.write(clear, f"{tmp_path / 'all'}/")
     sheet = openpyxl.load_workbook(tmp_path / "all" / "tables.xlsx")["Flips"]
     words = "26 of 30 flips are left out here; '-o FOLDER/' writes all of them to flips.csv"
     assert [sheet.cell(line, 1).value for line in (6, 7)] == [None, words]
@@ -166,7 +166,7 @@ def test_a_long_table_says_how_many_rows_are_left_out_and_where_they_are(
 
 def test_a_folder_without_any_score_is_a_workbook_all_the_same(tmp_path: Path) -> None:
     host.status(tmp_path / BASE, BASE, X={"status": "infer"}, Y={"status": "done", "error_message": "out of memory"})
-    book = openpyxl.load_workbook(sheets.write(read(tmp_path), tmp_path / "board.xlsx"))
+    book = openpyxl.load_workbook(writing.write(read(tmp_path), tmp_path / "board.xlsx"))
     head, row = ([cell.value for cell in book["Leaderboard"][line]] for line in (1, 2))
     found = dict(zip(head, row, strict=True))
     assert (found["X"], found["Y"], found["status"]) == ("running", "failed", "failed")

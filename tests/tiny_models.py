@@ -15,7 +15,7 @@ import torch
 import transformers as tf
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-from redrel_vlmeval.benchmodels import set_kernel
+from redrel_vlmeval.bench.subjects import set_kernel
 
 BLOCKS = 5
 IMAGE = 99

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval import records
-from redrel_vlmeval.demo import benchmark
-from redrel_vlmeval.results import Results
+from redrel_vlmeval.models import benchmark
+from redrel_vlmeval.results import Results, records
 
 
 def needed_cells_kept(found: Results, data: str) -> pd.DataFrame:

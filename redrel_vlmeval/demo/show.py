@@ -12,14 +12,17 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.stats import binomtest
 from tabulate import tabulate
 
-from redrel_vlmeval import figures, hostrun, locking, records, results, sheets, texts
-from redrel_vlmeval.demo import benchmark, kept, scenes
+from redrel_vlmeval import files, results, sheets
+from redrel_vlmeval.demo import kept
+from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.files import usable
+from redrel_vlmeval.host import runner as hostrun
+from redrel_vlmeval.models import benchmark, scenes
 from redrel_vlmeval.names import MARK
-from redrel_vlmeval.report import page
-from redrel_vlmeval.writing import usable
+from redrel_vlmeval.results import paired_tests, records
+from redrel_vlmeval.sheets import accuracy, page, terminal
 
 BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
@@ -33,7 +36,7 @@ RESULTS = {
 QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
 
 
-class DemoError(RuntimeError):
+class DemoError(RedrelError, RuntimeError):
     """The runner did not get through; says where its log lies."""
 
 
@@ -70,14 +73,14 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     ]
     console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
-    with locking.only_one(work_dir):
+    with files.only_one(work_dir):
         check_weights(work_dir, models, data)
         console.print(
             duration(len(models) * len(benchmark.make(data)), answered(work_dir, models, data)), soft_wrap=True
         )
         follow(command, work_dir, models, data, console)
     found = results.read(work_dir)
-    print(sheets.to_text(sheets.leaderboard(found), texts.terminal_width()))
+    print(sheets.to_text(sheets.leaderboard(found), terminal.terminal_width()))
     for path in write(found, data, work_dir):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
@@ -103,7 +106,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
     needed = kept.needed_cells_kept(found, data)
     if not needed.empty:
         print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
-        print(needed_table(needed, texts.terminal_width()))
+        print(needed_table(needed, terminal.terminal_width()))
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
     frame, baseline = results.category_curves(found, BASE, data)
     if not frame.empty:
@@ -111,7 +114,7 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
         frame = frame.sort_values("category", key=lambda names: names.map(hops), kind="stable")
         frame = with_intervals(frame)
         title = f"{BASE} on {data}: accuracy over image tokens kept"
-        written.append(figures.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
+        written.append(accuracy.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
     return written
 
 
@@ -119,8 +122,8 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns low and high: Wilson's 95 % interval of each score, in points; questions here are right or wrong."""
     scores, sizes = frame["value"].astype(float).tolist(), frame["n"].astype(int).tolist()
     counts = [(round(score * n / 100), n) for score, n in zip(scores, sizes, strict=True)]
-    spans = [binomtest(right, n).proportion_ci(method="wilson") for right, n in counts]
-    return frame.assign(low=[100 * span.low for span in spans], high=[100 * span.high for span in spans])
+    spans = [paired_tests.wilson(right, n) for right, n in counts]
+    return frame.assign(low=[100 * low for low, _ in spans], high=[100 * high for _, high in spans])
 
 
 def needed_table(needed: pd.DataFrame, width: int | None) -> str:
@@ -130,10 +133,10 @@ def needed_table(needed: pd.DataFrame, width: int | None) -> str:
         return tabulate(needed[names].values.tolist(), headers=names, floatfmt=".1f", showindex=False)
 
     whole = draw(list(needed.columns))
-    if width is None or texts.wide(whole) <= width:
+    if width is None or terminal.wide(whole) <= width:
         return whole
     needed = needed.assign(model=[name.partition(MARK)[2] for name in needed["model"]])
-    return texts.fitted(draw, list(needed.columns), ("rule", "K", "L"), width)[0]
+    return terminal.fitted(draw, list(needed.columns), ("rule", "K", "L"), width)[0]
 
 
 def prepare(work_dir: Path) -> None:
@@ -195,9 +198,9 @@ def check_weights(work_dir: Path, models: list[str], data: str) -> None:
     }
     if not earlier:
         return
-    from redrel_vlmeval.models.checkpoint import weight_files
+    from redrel_vlmeval.models import TINY_FOLDER, weight_files
 
-    _, now = weight_files(str(Path(__file__).parent / "checkpoint"), None)
+    _, now = weight_files(str(TINY_FOLDER), None)
     if earlier != {now}:
         raise DemoError(
             f"{work_dir} holds answers of other weights ({', '.join(sorted(earlier - {now}))}; {BASE} is {now}), "

@@ -1,4 +1,6 @@
-"""Where an answer comes from: attention shares, gradients and cuts for every decoder block, maps on the picture.
+"""Where a model looks and what counts: attention flow and Grad-CAM, layer by layer, of any name."""
 
-Arrays in, arrays out; what draws reads the files that :mod:`store` writes and needs no torch.
-"""
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

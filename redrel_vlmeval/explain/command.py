@@ -14,21 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from redrel_vlmeval import locking
-from redrel_vlmeval.explain import drawing, items, page, tables
-from redrel_vlmeval.explain.asking import Asked, ask_host
-from redrel_vlmeval.explain.comparing import Change, change
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval import files
+from redrel_vlmeval.errors import ExplainError, TruncationError
+from redrel_vlmeval.explain import tables
+from redrel_vlmeval.explain.ask import Asked, Item, ask_host, questions as items
+from redrel_vlmeval.explain.draw import drawing, page
 from redrel_vlmeval.explain.explanation import choose_answer, compose, option_tokens
-from redrel_vlmeval.explain.flow import flow
-from redrel_vlmeval.explain.gradcam import Request, explain
-from redrel_vlmeval.explain.items import Item
 from redrel_vlmeval.explain.job import Job, check
+from redrel_vlmeval.explain.maps import Request, explain, flow
 from redrel_vlmeval.explain.store import Stored, load, save
-from redrel_vlmeval.explain.testing import cards, swap_text, swapped
-from redrel_vlmeval.report.explained import plain
-from redrel_vlmeval.truncation import TruncationError
-from redrel_vlmeval.writing import make_and_try
+from redrel_vlmeval.explain.trust import Change, cards, change, swap_text, swapped
+from redrel_vlmeval.files import make_and_try
+from redrel_vlmeval.sheets import plain
 
 ABOUT = ("model", "question", "pictures", "answer")  # what makes two explanations two
 MEMORY = ("batch", "checkpointing")  # settings that change what a pass needs, not what it finds
@@ -73,7 +70,7 @@ def started(job: Job, console: Console | None) -> Iterator[tuple[Run, list[Item]
     check(job)
     asked = items.own(job.images, job.questions) if job.images else None
     prepare(job.output)
-    with locking.only_one(job.output):
+    with files.only_one(job.output):
         run = Run(job, console or Console(stderr=True))
         run.host = items.build(job.model)
         if asked is not None:
@@ -241,7 +238,7 @@ def flows(job: Job, console: Console | None = None) -> int:
 def _flow(run: Run, item: Item) -> Stored:
     job = run.job
     asked = choose_answer(ask_host(run.host, item.message, item.dataset), job.answer)
-    found = flow(
+    found = flow.flow(
         asked, kind=job.request.objective, others=others(asked, item), checkpointing=job.request.checkpointing
     )  # fmt: skip
     made = compose(

@@ -8,16 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from redrel_vlmeval.efficiency import now
-from redrel_vlmeval.explain import pixels
-from redrel_vlmeval.explain.asking import Asked, answer_ids
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.flow import Flow
-from redrel_vlmeval.explain.gradcam import Explained, Request
-from redrel_vlmeval.explain.grid import locality, shown, through
-from redrel_vlmeval.explain.passes import log_likelihood
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask import Asked, answer_ids
+from redrel_vlmeval.explain.maps import Explained, Flow, Request, locality, log_likelihood, pixels, shown, through
 from redrel_vlmeval.explain.store import SIDE, Stored
-from redrel_vlmeval.models.recorder import versions
+from redrel_vlmeval.models import now, versions
 
 
 def compose(

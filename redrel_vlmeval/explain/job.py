@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from redrel_vlmeval.explain.camfigures import SCALES
-from redrel_vlmeval.explain.errors import ExplainError
-from redrel_vlmeval.explain.gradcam import METHODS, WHERE, Request
-from redrel_vlmeval.explain.objectives import OBJECTIVES
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.draw import SCALES
+from redrel_vlmeval.explain.maps import METHODS, OBJECTIVES, WHERE, Request
 
 
 @dataclass(frozen=True)

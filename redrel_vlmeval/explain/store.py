@@ -27,8 +27,6 @@ every position but image tokens, which are None), ``maps`` (``<where>/<method>``
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.files import atomically, write_whole
 
 VERSION = 1
 SIDE = 768
@@ -90,8 +89,8 @@ def save(stored: Stored, path: Path) -> Path:
     arrays: dict[str, Any] = {name: _checked(name, array) for name, array in stored.arrays.items()}
     arrays["manifest"] = np.array(text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, lambda file: np.savez_compressed(file, **arrays))
-    _write(path.with_suffix(".json"), lambda file: file.write(f"{text}\n".encode()))
+    atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    write_whole(path.with_suffix(".json"), f"{text}\n".encode())
     stored.path = path
     return path
 
@@ -125,19 +124,6 @@ def _checked(name: str, array: Any) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise ExplainError(f"array {name!r} of type {array.dtype}: numbers only")
     return array.astype(np.float32)
-
-
-def _write(path: Path, fill: Any) -> None:
-    """Through a file beside it that is renamed when whole."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            fill(file)
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _plain(value: Any) -> Any:

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from redrel_vlmeval.explain import comparing, drawing, flow, view
-from redrel_vlmeval.explain.comparing import Change
-from redrel_vlmeval.explain.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.draw import drawing, view
 from redrel_vlmeval.explain.job import Job
+from redrel_vlmeval.explain.maps import flow
 from redrel_vlmeval.explain.store import Stored, save
-from redrel_vlmeval.report.explained import plain
-from redrel_vlmeval.writing import atomically
+from redrel_vlmeval.explain.trust import Change, comparing
+from redrel_vlmeval.files import atomically
+from redrel_vlmeval.sheets import plain
 
 
 def write_maps(found: list[Stored], job: Job, console: Console) -> Path:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.errors import InvalidValue, RedrelError
+
 HUB_NAMES = "llava-hf/llava-1.5-7b-hf, llava-hf/llava-1.5-13b-hf"
 SMALL = 2 * 2**30  # bytes of weights up to which a CPU runs in float32
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RedrelError, RuntimeError):
     """A checkpoint that cannot be used: names it, what is wrong, and the fix."""
 
 
@@ -51,13 +53,13 @@ def choose_placement(
         torch.device(device)
     except RuntimeError as error:
         where = "keyword device or REDREL_DEVICE"
-        raise ValueError(f"device {device!r} ({where}): torch knows none such; use 'cpu' or 'cuda'") from error
+        raise InvalidValue(f"device {device!r} ({where}): torch knows none such; use 'cpu' or 'cuda'") from error
     name = dtype or os.environ.get("REDREL_DTYPE")
     known = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if name is not None and name not in known:
-        raise ValueError(f"dtype {name!r} (keyword dtype or REDREL_DTYPE): choose one of {', '.join(known)}")
+        raise InvalidValue(f"dtype {name!r} (keyword dtype or REDREL_DTYPE): choose one of {', '.join(known)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} (keyword device or REDREL_DEVICE): torch sees no CUDA GPU; use 'cpu'")
+        raise InvalidValue(f"device {device!r} (keyword device or REDREL_DEVICE): torch sees no CUDA GPU; use 'cpu'")
     if name is not None:
         return Placement(device, known[name])
     if device.startswith("cuda"):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from redrel_vlmeval.truncation import TruncationError
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation import find_decoder
 
 
 @contextmanager

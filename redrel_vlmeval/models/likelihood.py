@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models.holders import tokenizer_of
-from redrel_vlmeval.truncation import TruncationError
-from redrel_vlmeval.truncation.decoders import find_decoder
+from redrel_vlmeval.truncation import find_decoder
 
 Spelling = Mapping[str, Sequence[int]]  # option -> its tokens
 # the prefill is the first step of a greedy generation, whatever the base's own settings are

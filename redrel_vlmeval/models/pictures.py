@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from redrel_vlmeval.errors import InvalidValue
+
 LONGEST = 254  # bytes of a path between Qwen-VL's <img> and </img>: 256 places, of which its code reads all but two
 
 
@@ -37,9 +39,9 @@ def opened(path: str) -> Iterator[Image.Image]:
         with Image.open(path) as picture:
             yield picture
     except FileNotFoundError as error:
-        raise ValueError(f"picture {path!r}: no such file") from error
+        raise InvalidValue(f"picture {path!r}: no such file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"picture {path!r}: cannot be read as an image ({error})") from error
+        raise InvalidValue(f"picture {path!r}: cannot be read as an image ({error})") from error
 
 
 def check_readable(path: str) -> None:
@@ -75,7 +77,7 @@ class PictureNames:
             ValueError: no such file, or the folder for temporary files has itself no plain path.
         """
         if not os.path.isfile(path):
-            raise ValueError(f"picture {path!r}: no such file")
+            raise InvalidValue(f"picture {path!r}: no such file")
         if is_plain(path):
             return path
         state = os.stat(path)
@@ -89,7 +91,7 @@ class PictureNames:
             self._folder = tempfile.TemporaryDirectory(prefix="redrel-", ignore_cleanup_errors=True)
         link = os.path.join(self._folder.name, str(len(self._links)))
         if not is_plain(link):
-            raise ValueError(
+            raise InvalidValue(
                 f"picture {target!r}: Qwen-VL cannot take this path, nor a link to it in {self._folder.name!r}; "
                 "set TMPDIR to a short path of plain letters"
             )

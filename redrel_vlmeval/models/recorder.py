@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 import redrel_vlmeval
-from redrel_vlmeval import hostfacts
-from redrel_vlmeval.efficiency import Meter, RecordFile, costs, now
-from redrel_vlmeval.models.question import asked_by_host
+from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.host import asked_by_host, facts as hostfacts
+from redrel_vlmeval.models.efficiency import Meter, RecordFile, costs, now
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
 
@@ -48,7 +48,7 @@ def check_name(name: str, spec: VariantSpec) -> None:
         named = VariantSpec()
     if named.setting != spec.setting:
         better = replace(spec, base=named.base or spec.base or "mine")
-        raise ValueError(
+        raise InvalidValue(
             f"run {name!r}: sheets read from this name {named.setting or 'an untouched model'!r}, but the model is "
             f"{spec.setting or 'untouched'!r}; call the run {str(better)!r} in the --config"
         )

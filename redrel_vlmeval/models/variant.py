@@ -11,13 +11,13 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval import prompts
-from redrel_vlmeval.models.decoding import answer_room, beams
+from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
 from redrel_vlmeval.models.holders import find_torch_model, unrecorded
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
+from redrel_vlmeval.models.wrapping import answer_room, beams
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.truncation import TruncationError, truncated
-from redrel_vlmeval.truncation.decoders import replaced_generate
+from redrel_vlmeval.truncation import replaced_generate, truncated
 
 
 class TruncatedVLM(BaseModel):
@@ -43,7 +43,7 @@ class TruncatedVLM(BaseModel):
         parsed = parse(spec)
         name = base if isinstance(base, str) else parsed.base
         if parsed.base not in ("", name):
-            raise KeyError(f"{spec!r} is a variant of {parsed.base!r}, not of base {name!r}; give the setting alone")
+            raise UnknownName(f"{spec!r} is a variant of {parsed.base!r}, not of base {name!r}; give the setting alone")
         self.spec = replace(parsed, base=name)
         self._asked: Asked | None = None
         self.inner = self._build(base, table, kwargs) if isinstance(base, str) else base
@@ -64,7 +64,7 @@ class TruncatedVLM(BaseModel):
         try:
             builder = table[base]
         except KeyError as error:
-            raise KeyError(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
+            raise UnknownName(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
         return builder(**kwargs)
 
     def _facts(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class TruncatedVLM(BaseModel):
         kind = None if dataset is None else f"{DATASET_TYPE(dataset)} on {DATASET_MODALITY(dataset).lower()}"
         if kind not in ("MCQ on image", "MCQ on text"):
             what = "'ppl' ranks options, which is" if self.spec.ppl else f"prompt {self.spec.prompt!r} is"
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.spec}: {what} for multiple choice about pictures or text (MCQ); benchmark {dataset!r} is "
                 f"{kind or 'not known'}; run it {'without _ppl' if self.spec.ppl else 'with the stock prompt'}"
             )
@@ -147,7 +147,7 @@ class TruncatedVLM(BaseModel):
             return self.inner.build_prompt(line, dataset=dataset)
         benchmark = getattr(self.dump_image_func, "__self__", None)  # the host sets a method of the benchmark
         if benchmark is None or not hasattr(benchmark, "build_prompt"):
-            raise ValueError(f"{self.spec}: benchmark {dataset!r} is not known, nor its stock prompt")
+            raise InvalidValue(f"{self.spec}: benchmark {dataset!r} is not known, nor its stock prompt")
         return benchmark.build_prompt(line)
 
     def generate_inner(self, message: Any, dataset: str | None = None) -> Any:
@@ -174,9 +174,11 @@ class TruncatedVLM(BaseModel):
             return
         if self._asked is None or self._asked.texts != _texts(message):
             if dataset is None:
-                raise ValueError(f"{self.spec}: _ppl compares the options of a benchmark's question; give a benchmark")
+                raise InvalidValue(
+                    f"{self.spec}: _ppl compares the options of a benchmark's question; give a benchmark"
+                )
             ours = "of a line whose options are known" if self.spec.ppl else f"of prompt {self.spec.prompt!r}"
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.spec}: benchmark {dataset!r} asks in words of its own, not in those {ours}; "
                 f"run it {'without _ppl' if self.spec.ppl else 'with the stock prompt'}"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from redrel_vlmeval.efficiency import now
+from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
 from redrel_vlmeval.sweep.plan import Plan, PlanError
@@ -77,8 +77,8 @@ class HostSource:
         Raises:
             TruncationError: it cannot be truncated. PlanError: unknown to the host, or not so deep.
         """
-        from redrel_vlmeval.models.variant import TruncatedVLM, find_torch_model
-        from redrel_vlmeval.truncation.decoders import find_decoder
+        from redrel_vlmeval.models import TruncatedVLM, find_torch_model
+        from redrel_vlmeval.truncation import find_decoder
 
         with alone():
             self.model = host_model(plan.base)
@@ -201,9 +201,9 @@ def attach() -> None:
     Raises:
         HostMissing: there is none.
     """
-    from redrel_vlmeval import hostrun
+    from redrel_vlmeval.host import runner
 
-    hostrun.host_folder()
+    runner.host_folder()
     import _redrel_vlmeval_hook as hook
 
     hook.install(strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.sweep.shared import Shared
-from redrel_vlmeval.truncation.adapter import Attention, Decoder
+from redrel_vlmeval.truncation import Attention, Decoder
 
 
 class OutOfRoom(Exception):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.sweep.continuation import Continuation, OutOfRoom
-from redrel_vlmeval.truncation import TruncationError
-from redrel_vlmeval.truncation.decoders import replaced
+from redrel_vlmeval.truncation import replaced
 
 POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")
 # what may hold something between calls, or end answers in ways that the tokens do not show

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from redrel_vlmeval import hostrun
+from redrel_vlmeval.host import runner
 
 
 def run(request: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def run(request: dict[str, Any]) -> None:
 
     setattr(dataset, "build_dataset", build_once)  # noqa: B010 (a module of the host, known by name only)
     setattr(smp, "build_eval_id", lambda: request["eval_id"])  # noqa: B010
-    hostrun.run(request["args"])
+    runner.run(request["args"])
 
 
 def end_with(parent: int) -> None:

@@ -1,6 +1,6 @@
 """What a sweep asks for, checked: ``--layers 1-31 --keep 0,128 --rules attention,random`` -> variant specs and costs.
 
-FLOPs are those of :mod:`redrel_vlmeval.efficiency`: decoder blocks at prefill, one multiply-add as one.
+FLOPs are those of :mod:`redrel_vlmeval.models.efficiency`: decoder blocks at prefill, one multiply-add as one.
 """
 
 from __future__ import annotations
@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redrel_vlmeval.efficiency import prefill_flops
+from redrel_vlmeval import bases
+from redrel_vlmeval.bases import TINY, BlockShape
+from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.models import prefill_flops
 from redrel_vlmeval.names import RULES, Stage, VariantSpec, parse
-from redrel_vlmeval.registry import BLOCKS, IMAGE_TOKENS, TINY
-from redrel_vlmeval.truncation.adapter import BlockShape
-
-_SEVEN = BlockShape(4096, 32, 32, 128, 11008)
-_SHAPES = {TINY: BlockShape(128, 4, 4, 32, 352), "llava_v1.5_13b": BlockShape(5120, 40, 40, 128, 13824)}
-# Block shape and image tokens of one picture, of the bases whose weights are known beforehand.
-KNOWN = {base: (_SHAPES.get(base, _SEVEN), tokens) for base, tokens in IMAGE_TOKENS.items()}
 
 
-class PlanError(ValueError):
+class PlanError(RedrelError, ValueError):
     """Arguments of a sweep that mean nothing or cannot be done; names the option, the value and valid ones."""
 
 
@@ -89,11 +85,12 @@ def read_plan(
         raise PlanError("a sweep needs a layer, a K and a rule at least: --layers 1-7 --keep 0,8 --rules attention")
     if found.layers[0] == 0:
         raise PlanError(f"--layers 0: the blind control {model}_trunc_l0_k0 shares nothing, run it by its name; L >= 1")
-    if model in BLOCKS:
-        found.check_depth(BLOCKS[model])
-    tokens = KNOWN[model][1] if model in KNOWN else None
-    if tokens is not None and (most := found.keeps[-1]) > tokens:
-        raise PlanError(f"--keep {most}: a picture has {tokens} image tokens in {model}, so K is 0 to {tokens}")
+    base = bases.row(model)
+    if base is not None:
+        found.check_depth(base.blocks)
+        if (most := found.keeps[-1]) > base.tokens:
+            tokens = base.tokens
+            raise PlanError(f"--keep {most}: a picture has {tokens} image tokens in {model}, so K is 0 to {tokens}")
     return found
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval.hostrun import HostMissing
-from redrel_vlmeval.registry import BLOCKS
+from redrel_vlmeval import bases
+from redrel_vlmeval.bases import Base, BlockShape
+from redrel_vlmeval.host import HostMissing
 from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
-from redrel_vlmeval.sweep.plan import KNOWN, Plan, Prompt, cost
-from redrel_vlmeval.truncation.adapter import BlockShape
+from redrel_vlmeval.sweep.plan import Plan, Prompt, cost
 
 # Text tokens are only known once a question is asked; these are typical of a short multiple-choice question.
 TEXT = {"before": 36, "after": 64}
@@ -36,7 +36,8 @@ def show(plan: Plan, console: Console) -> None:
     Raises:
         PlanError: a base or a benchmark that cannot be had.
     """
-    prompt, blocks, shape, source = _known(plan) if plan.base in KNOWN else _asked(plan)
+    base = bases.row(plan.base)
+    prompt, blocks, shape, source = _known(base) if base is not None else _asked(plan)
     plan.check_depth(blocks)
     found = cost(plan.specs, prompt, blocks, shape)
     count = f"{plan.limit} questions" if plan.limit else "all questions"
@@ -72,15 +73,14 @@ def _shortened(names: Sequence[str], most: int = 12) -> list[str]:
     return [*names] if len(names) <= most else [*names[: most - 1], "...", names[-1]]
 
 
-def _known(plan: Plan) -> tuple[Prompt, int, BlockShape, str]:
-    shape, images = KNOWN[plan.base]
-    return Prompt(TEXT["before"], images, TEXT["after"]), BLOCKS[plan.base], shape, "text tokens assumed"
+def _known(base: Base) -> tuple[Prompt, int, BlockShape, str]:
+    return Prompt(TEXT["before"], base.tokens, TEXT["after"]), base.blocks, base.shape, "text tokens assumed"
 
 
 def _asked(plan: Plan) -> tuple[Prompt, int, BlockShape, str]:
     """From the model itself: its first question with a picture is asked once, untouched."""
-    from redrel_vlmeval.models.variant import find_torch_model
-    from redrel_vlmeval.truncation.decoders import find_decoder
+    from redrel_vlmeval.models import find_torch_model
+    from redrel_vlmeval.truncation import find_decoder
 
     source = HostSource(plan.data, plan.limit)
     source.read()

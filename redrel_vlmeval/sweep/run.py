@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from redrel_vlmeval import results
-from redrel_vlmeval.cliffs import Budget
-from redrel_vlmeval.sweep import hostfiles, outcome, preview
+from redrel_vlmeval.files import usable
+from redrel_vlmeval.results import Budget
+from redrel_vlmeval.sweep import handover, preview
 from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
 from redrel_vlmeval.sweep.distributed import alone, joined
 from redrel_vlmeval.sweep.plan import Plan, PlanError, read_plan
 from redrel_vlmeval.sweep.store import Store, StoreError
 from redrel_vlmeval.sweep.work import Sweep, bar
-from redrel_vlmeval.writing import usable
 
 INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
@@ -42,8 +42,12 @@ class Request:
     margin: float = 2.0
 
 
-def run(request: Request) -> int:
-    """The whole sweep; the exit code: 1 where a question or a cell failed.
+# Results, base, benchmark, folder for figures, console, margin, budget -> the exit code.
+Show = Callable[[results.Results, str, str, Path, Console, float, Budget | None], int]
+
+
+def run(request: Request, show: Show) -> int:
+    """The whole sweep; the exit code: 1 where a question or a cell failed. ``show`` is given what the host scored.
 
     Raises:
         PlanError: arguments that mean nothing. StoreError: a folder with other answers, or a full disk.
@@ -62,7 +66,7 @@ def run(request: Request) -> int:
         return 0
     work_dir = request.work_dir.absolute()
     store = Store(work_dir / "sweep" / f"{plan.base}_{plan.data}")
-    target = hostfiles.Target(work_dir, plan.data, request.judge, store.folder)
+    target = handover.Target(work_dir, plan.data, request.judge, store.folder)
     with joined() as group:
         console.quiet = group.rank > 0
         sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, group, console)
@@ -71,23 +75,26 @@ def run(request: Request) -> int:
             group.on_first(lambda: check_benchmark(plan.data))
             group.on_first(lambda: usable(work_dir, "--work-dir"))
             with sweep.held():
-                return carry_out(sweep, target, request.margin, memory, budget)
+                code = carry_out(sweep, target, memory)
+                if not sweep.scored:
+                    return code
+                found = results.read(work_dir)
+                return max(code, show(found, plan.base, plan.data, target.folder, console, request.margin, budget))
         except KeyboardInterrupt:
             console.print(stopped(sweep), soft_wrap=True, highlight=False)
             return INTERRUPTED
 
 
-def carry_out(sweep: Sweep, target: hostfiles.Target, margin: float, memory: int | None, budget: Budget | None) -> int:
-    """Ask, let the host score, draw; the exit code."""
+def carry_out(sweep: Sweep, target: handover.Target, memory: int | None) -> int:
+    """Ask and let the host score; the exit code. ``sweep.scored`` afterwards in the process that has the results."""
     if not sweep.go(memory):
         return 0
     if len(sweep.failed) == len(sweep.entries):
         sweep.console.print("every question failed: nothing to score", style="red")
         return 1
     hand_over(sweep, target)
-    found, plan = results.read(target.work_dir), sweep.plan
-    code = outcome.show(found, plan.base, plan.data, target.folder, sweep.console, margin, budget)
-    return max(code, int(bool(sweep.failed)))
+    sweep.scored = True
+    return int(bool(sweep.failed))
 
 
 def stopped(sweep: Sweep) -> str:
@@ -112,20 +119,20 @@ def read_memory(text: str | None) -> int | None:
     return size
 
 
-def check_free(plan: Plan, target: hostfiles.Target) -> None:
+def check_free(plan: Plan, target: handover.Target) -> None:
     """Refuse to replace what someone's ordinary runs have measured.
 
     Raises:
         StoreError: names the runs.
     """
-    if there := hostfiles.occupied(target, plan.settings.values()):
+    if there := handover.occupied(target, plan.settings.values()):
         raise StoreError(
             f"{target.work_dir} holds ordinary runs on {plan.data} that a sweep would replace "
             f"({', '.join(there[:3])}{', ...' * (len(there) > 3)}): give another --work-dir"
         )
 
 
-def hand_over(sweep: Sweep, target: hostfiles.Target) -> None:
+def hand_over(sweep: Sweep, target: handover.Target) -> None:
     """Give the host every setting's answers and records, and let it score them.
 
     Raises:
@@ -143,7 +150,7 @@ def hand_over(sweep: Sweep, target: hostfiles.Target) -> None:
             advance(done - last)
             last = done
 
-        hostfiles.write(target, runs, sweep.plan.limit, seen)
+        handover.write(target, runs, sweep.plan.limit, seen)
         seen(len(settings), len(settings))
 
 
@@ -153,7 +160,7 @@ def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[A
     for original in sweep.source.indices:
         entry = sweep.entries[str(original)]
         if entry.index in sweep.failed:
-            answers[original] = hostfiles.FAILED
+            answers[original] = handover.FAILED
             continue
         answer = entry.answers[setting]
         answers[original] = answer["text"]
@@ -165,6 +172,6 @@ def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[A
             "base": plan.base,
             "setting": setting,
         }
-        own = {"source": hostfiles.SOURCE, "time": answer["time"]}
+        own = {"source": handover.SOURCE, "time": answer["time"]}
         records.append(head | json.loads(answer["record"]) | dict(facts) | own)
     return answers, records

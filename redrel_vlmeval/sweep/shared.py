@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import Stage, VariantSpec
-from redrel_vlmeval.truncation import TruncationError, ranking
-from redrel_vlmeval.truncation.adapter import Attention, Call, Decoder
-from redrel_vlmeval.truncation.prompt import Prompt
+from redrel_vlmeval.truncation import Attention, Call, Decoder, Prompt, ranking
 
 OF_THE_CALL = ("attention_mask", "past_key_values", "past_key_value", "layer_past")  # arguments not worth their memory
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redrel_vlmeval.locking import lock
+from redrel_vlmeval.files import WriteError, lock, write_whole
 
 ANSWERS = "answers.jsonl"
 HEAD = "sweep.json"
 _RANK = re.compile(r"answers_rank\d+\.jsonl")
 
 
-class StoreError(RuntimeError):
+class StoreError(WriteError):
     """A sweep's folder that cannot be read, written or gone on with; says what is in the way and what to do."""
 
 
@@ -110,7 +110,7 @@ class Store:
         first = [index for index in order if index in entries]
         asked = set(first)
         rest = [index for index in entries if index not in asked]
-        replace_file(self.folder / ANSWERS, b"".join(entries[index].line() for index in [*first, *rest]))
+        write_whole(self.folder / ANSWERS, b"".join(entries[index].line() for index in [*first, *rest]), StoreError)
         for path in self.files():
             if path.name != ANSWERS:
                 path.unlink()
@@ -132,7 +132,7 @@ class Store:
             raise StoreError(f"{path}: cannot be read: {error}") from error
 
     def write_head(self, head: Mapping[str, Any]) -> None:
-        replace_file(self.folder / HEAD, json.dumps(head, indent=2).encode() + b"\n")
+        write_whole(self.folder / HEAD, json.dumps(head, indent=2).encode() + b"\n", StoreError)
 
 
 def _add(found: dict[str, Entry], new: Entry) -> None:
@@ -180,22 +180,3 @@ class Writer:
 
     def close(self) -> None:
         self._file.close()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        StoreError: no space left or no permission; the old file stays.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}); the old file, if any, is as it was") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,20 +10,23 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.efficiency import MEASURED, computed
-from redrel_vlmeval.models.holders import find_torch_model, unrecorded
-from redrel_vlmeval.models.recorder import versions
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models import MEASURED, computed, find_torch_model, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
 from redrel_vlmeval.sweep.continuation import Continuation, Tail
 from redrel_vlmeval.sweep.decoding import Request, decode
 from redrel_vlmeval.sweep.memory import Sizes, default_budget
 from redrel_vlmeval.sweep.shared import Recorder, Shared
-from redrel_vlmeval.truncation import PromptTrace, TruncationError
-from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
-from redrel_vlmeval.truncation.engine import claimed
-from redrel_vlmeval.truncation.prompt import Prompt
-from redrel_vlmeval.truncation.refusals import check_generation, check_setting
+from redrel_vlmeval.truncation import (
+    Prompt,
+    PromptTrace,
+    check_generation,
+    check_setting,
+    claimed,
+    find_decoder,
+    replaced_generate,
+)
 
 ROOM = 4  # tokens of an answer that memory is first set aside for, at least
 

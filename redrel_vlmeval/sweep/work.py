@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from redrel_vlmeval import locking
+from redrel_vlmeval import files
+from redrel_vlmeval.files import make_and_try
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.asking import Answers, Task, answer_all, missing
 from redrel_vlmeval.sweep.distributed import Group
 from redrel_vlmeval.sweep.plan import Plan
 from redrel_vlmeval.sweep.store import Entry, Store, StoreError, Writer
-from redrel_vlmeval.writing import make_and_try
 
 # Facts that answers must agree in to stand in one table; a version of vlmeval does not change a model's answer.
 SAME = ("base", "data", "backend", "weights", "revision", "dtype", "device", "kernel", "torch", "transformers")
@@ -51,6 +51,7 @@ class Sweep:
         self.plan, self.source, self.store, self.group, self.console = plan, source, store, group, console
         self.entries: dict[str, Entry] = {}
         self.failed: dict[str, str] = {}
+        self.scored = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -63,7 +64,7 @@ class Sweep:
 
             def enter() -> None:
                 self._make_folder()
-                stack.enter_context(locking.only_one(self.store.folder))
+                stack.enter_context(files.only_one(self.store.folder))
 
             self.group.on_first(enter)
             yield

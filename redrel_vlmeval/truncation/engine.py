@@ -14,11 +14,10 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.truncation import ranking
-from redrel_vlmeval.truncation.adapter import Call, Decoder
-from redrel_vlmeval.truncation.decoders import find_decoder, replaced_generate
-from redrel_vlmeval.truncation.errors import TruncationError
+from redrel_vlmeval.truncation.decoders import Call, Decoder, find_decoder, replaced_generate
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting
 from redrel_vlmeval.truncation.trace import Trace

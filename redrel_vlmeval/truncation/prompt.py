@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import Stage, VariantSpec
 from redrel_vlmeval.truncation import ranking
-from redrel_vlmeval.truncation.errors import TruncationError
 from redrel_vlmeval.truncation.trace import PromptTrace
 from redrel_vlmeval.truncation.views import View
 

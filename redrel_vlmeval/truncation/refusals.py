@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.truncation.adapter import Decoder
-from redrel_vlmeval.truncation.errors import TruncationError
+from redrel_vlmeval.truncation.decoders import Decoder
 
 
 def check_setting(spec: VariantSpec, decoder: Decoder) -> None:

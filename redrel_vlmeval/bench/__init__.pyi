@@ -1,0 +1,1 @@
+from . import command as command, maps as maps, sweep as sweep

@@ -1,0 +1,30 @@
+"""Our errors have one root: what is raised for people to read descends from :class:`RedrelError`.
+
+Each class is also the built-in that fits it, so that callers who catch ``KeyError`` or ``ValueError`` go on doing so.
+"""
+
+from __future__ import annotations
+
+
+class RedrelError(Exception):
+    """Something that the user can mend; its text names the value, where it came from and what would be right."""
+
+    def __str__(self) -> str:
+        """The text as it was given: ``KeyError`` would print its repr."""
+        return str(self.args[0]) if len(self.args) == 1 else super().__str__()
+
+
+class InvalidValue(RedrelError, ValueError):
+    """A value that means nothing where it was given."""
+
+
+class UnknownName(RedrelError, KeyError):
+    """A name that nothing answers to."""
+
+
+class TruncationError(RedrelError, RuntimeError):
+    """A truncation that cannot be honoured on this model or call: names the variant, the layer and what was found."""
+
+
+class ExplainError(RedrelError, RuntimeError):
+    """An explanation that cannot be made or read; says what is wrong and what would work."""

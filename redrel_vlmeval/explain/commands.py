@@ -1,0 +1,129 @@
+"""``redrel explain``: flow, cam and draw; each imports its stage when called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redrel_vlmeval.errors import InvalidValue
+
+app = typer.Typer(
+    help="Where an answer comes from: information flow, and maps for every layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+# what flow and cam have in common
+ModelName = Annotated[str, typer.Option("--model", help="A model name of the host, a variant's too.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture; with --question. More make one prompt.")]
+Questions = Annotated[list[str] | None, typer.Option("--question", help="About the picture.")]
+Data = Annotated[str | None, typer.Option("--data", help="A benchmark of the host, in place of --image.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only its first N questions.")]
+Answer = Annotated[str | None, typer.Option("--answer", help="Explain this answer, not the model's own.")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder for all files; goes on where it was stopped.")]
+Objective = Annotated[str, typer.Option(help="What is differentiated: logit, logprob or contrast (to the best other).")]
+Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time; the same result.")]
+HERE = Path("outputs/explain")
+
+
+@app.command("flow")
+def explain_flow(
+    model: ModelName, image: Images = None, question: Questions = None, data: Data = None, limit: Limit = None,
+    answer: Answer = None, output: Folder = HERE, objective: Objective = "logit", checkpointing: Checkpointing = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+) -> None:  # fmt: skip
+    """Attention and gradient shares and the margin after a cut, over the layers, as curves (Figs. 1, 2b)."""
+    from redrel_vlmeval.explain import command
+    from redrel_vlmeval.explain.maps import Request
+
+    request = Request(objective=objective, checkpointing=checkpointing, seed=seed)
+    job = command.Job(model, output, image or (), question or (), data, limit, answer, request=request)
+    raise typer.Exit(command.flows(job))
+
+
+@app.command("cam")
+def explain_cam(
+    model: ModelName, image: Images = None,
+    question: Annotated[list[str] | None, typer.Option("--question", help="A second one is compared (Fig. 8).")] = None,
+    data: Data = None, limit: Limit = None, answer: Answer = None, output: Folder = HERE,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Of elementwise, gradcam, attn, attn_grad, gradcam_official.", show_default="all but the last"
+        ),
+    ] = "elementwise,gradcam,attn,attn_grad",
+    layers: Annotated[str | None, typer.Option(help="Such as 1-8,16; all if not given.")] = None,
+    where: Annotated[str, typer.Option(help="Of decoder, vision, projector.")] = "decoder,vision",
+    compare: Annotated[str | None, typer.Option(help="Another model on the same answer (Fig. 9).")] = None,
+    objective: Objective = "logit",
+    per_token: Annotated[bool, typer.Option("--per-token", help="A map for each answer token.")] = False,
+    cards: Annotated[bool, typer.Option("--cards", help="Test maps: deletion, insertion, shuffled weights.")] = False,
+    smooth: Annotated[int, typer.Option(min=0, help="SmoothGrad: mean over so many noisy copies.")] = 0,
+    noise: Annotated[float, typer.Option(min=0, help="Of the pixels' range.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise and of the tests.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Noisy copies a pass: fewer take less memory.")] = 8,
+    tower: Annotated[bool, typer.Option("--tower", help="Carry maps through the vision tower to the patches.")] = False,
+    checkpointing: Checkpointing = False,
+    scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
+) -> None:  # fmt: skip
+    """Grad-CAM and kin for every layer, from one pass (Figs. 3, 4, 8, 9): npz, manifest, figures, an offline page."""
+    from redrel_vlmeval.explain import command
+    from redrel_vlmeval.explain.maps import Request
+
+    request = Request(
+        _words(methods), _words(where), _numbers(layers), objective, None, per_token, checkpointing,
+        smooth, noise, seed, batch, tower,
+    )  # fmt: skip
+    job = command.Job(
+        model, output, image or (), question or (), data, limit, answer, compare, request, cards, scale
+    )  # fmt: skip
+    raise typer.Exit(command.cam(job))
+
+
+@app.command("draw")
+def explain_draw(
+    files: Annotated[list[Path], typer.Argument(help="An .npz of flow or cam; several are compared.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A folder, or one .html, .png or .pdf; else beside the .npz.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Only these.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only these: decoder, vision, projector.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Such as 1-8,16.")] = None,
+    token: Annotated[int | None, typer.Option(min=1, help="One answer token; the mean of all if not given.")] = None,
+    picture: Annotated[int, typer.Option(min=1, help="Which picture of the question.")] = 1,
+    scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
+    width: Annotated[float, typer.Option(min=1.5, max=20, help="Of a figure, in inches.")] = 3.45,
+) -> None:
+    """Figures and page again from the .npz alone, without torch and without the model."""
+    from redrel_vlmeval.explain.draw import drawing
+
+    written = drawing.draw(
+        files, output, where=where and _words(where), methods=methods and _words(methods), layers=_numbers(layers),
+        token=None if token is None else token - 1, picture=picture - 1, scale=scale, width=width,
+    )  # fmt: skip
+    for path in written:
+        typer.echo(f"written: {path}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    """``1-3,8`` -> 1, 2, 3, 8.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in _words(text):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise InvalidValue(f"--layers {text!r}: {part!r} is neither a number nor a range such as 1-8")
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise InvalidValue(f"--layers {text!r}: name at least one")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,3 @@
+from . import drawing as drawing, page as page, view as view
+from .camfigures import SCALES as SCALES
+from .view import mean_known as mean_known

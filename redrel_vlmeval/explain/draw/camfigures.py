@@ -1,0 +1,297 @@
+"""Maps as figures: a panel for each layer on one colour scale (Figs. 3 and 4), rows to compare (Figs. 8 and 9).
+
+Made for one column of a paper: text is as large there as it is said to be here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path as FilePath
+from typing import IO, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator
+
+from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.draw.lettering import DOTS, put, wrapped
+from redrel_vlmeval.explain.draw.view import STATES, Sheet, greyed, ground, quantity, said, shared_peak, sheet, spread
+from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.files import atomically
+
+WIDTH = 3.45  # inches: one column
+EDGE, GAP, LINE = 0.06, 0.04, 0.115  # inches: margin, between panels, one line of text
+SMALL, PLAIN = 6.5, 7.5  # points
+SCALES = ("shared", "layer")
+NAMES = {"decoder": "decoder block", "vision": "vision block", "projector": "projector"}
+
+
+def _ember() -> ListedColormap:
+    """Nothing, through orange and red, to near black: darker means more, for every kind of colour vision and in grey.
+
+    A low value is transparent, so that the picture shows where a map says nothing.
+    """
+    share = np.linspace(0, 1, 256)
+    colors = matplotlib.colormaps["magma_r"](0.12 + 0.83 * share)
+    colors[:, 3] = np.minimum(0.95, 1.5 * share**0.7)
+    return ListedColormap(colors, "ember")
+
+
+EMBER = _ember()
+
+
+def grid(
+    stored: Stored, where: str, method: str, *, token: int | None = None, picture: int = 0,
+    layers: Sequence[int] | None = None, scale: str = "shared", width: float = WIDTH,
+) -> Figure:  # fmt: skip
+    """A panel for each layer of one method, under the picture with its question and answer (Figs. 3 and 4).
+
+    Args:
+        token: answer token from 0; None for the whole answer. scale: ``shared`` by all panels, or each ``layer``'s own.
+        width: of the figure, in inches.
+
+    Raises:
+        ExplainError: nothing such in the file, or an unknown scale.
+    """
+    _check(scale)
+    one = sheet(stored, where, method, token, picture)
+    one = one if layers is None else one.at(layers)
+    across = min(len(one.layers), 4 if len(one.layers) <= 8 else 6 if len(one.layers) <= 12 else 8)
+    side = (width - 2 * EDGE + GAP) / max(across, 4)
+    title = LINE * (2.2 if scale == "layer" else 1.15)
+    tall = (side - GAP) * _shape(one) + GAP + title
+    texts = _head_lines(stored, width)
+    words = "one scale for all panels" if scale == "shared" else "each panel from 0 to its own highest"
+    remarks = _remarks([one], width, quantity(stored, where, method), words)
+    head = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12
+    height = head + ceil(len(one.layers) / across) * tall + _foot(remarks, scale)
+    figure = _figure(width, height)
+    _head(figure, one, f"{method}, {NAMES[where]}s", texts)
+    for number, layer in enumerate(one.layers):
+        row, column = divmod(number, across)
+        bottom = height - head - (row + 1) * tall + GAP
+        axis = _axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
+        peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
+        draw_map(axis, one, number, peak)
+        axis.set_title(_heading(one, number, scale, peak), fontsize=SMALL, pad=1.5, linespacing=1.0)
+    _key(figure, [one], remarks, scale)
+    return figure
+
+
+def rows(
+    many: Sequence[Stored], labels: Sequence[str], where: str, method: str, *, token: int | None = None,
+    picture: int = 0, layers: Sequence[int] | None = None, scale: str = "shared", width: float = WIDTH, most: int = 8,
+    notes: Sequence[Mapping[int, str]] | None = None,
+) -> Figure:  # fmt: skip
+    """A row of panels for each explanation, all on one colour scale: prompts (Fig. 8), before and after (Fig. 9).
+
+    Args:
+        labels: what each row is, its text above the row. layers: columns; ``most`` evenly spread ones if not given.
+        scale: ``shared`` by all panels of all rows, or by each ``layer`` (one column).
+        notes: for each row, layer -> words under its panel: the share on kept tokens.
+
+    Raises:
+        ExplainError: nothing such in a file, or an unknown scale.
+    """
+    _check(scale)
+    sheets = [sheet(stored, where, method, token, picture) for stored in many]
+    chosen = list(layers) if layers is not None else spread(sheets[0].layers, most)
+    sheets = [one.at(chosen) for one in sheets]
+    side = (width - 2 * EDGE + GAP) / max(len(chosen), 4)
+    texts = [wrapped(label, width - 2 * EDGE, SMALL, 4) for label in labels]
+    panel = (side - GAP) * max(map(_shape, sheets))
+    tall = panel + GAP + (LINE if notes else 0)
+    words = "one scale for all panels" if scale == "shared" else "each column from 0 to its own highest"
+    words += "; %: share on the kept tokens" if notes else ""
+    remarks = _remarks(sheets, width, f"{quantity(many[0], where, method)}; {NAMES[where]}s", words)
+    height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + _foot(remarks, scale)
+    figure = _figure(width, height)
+    top = height - 0.06
+    for row, (one, text) in enumerate(zip(sheets, texts, strict=True)):
+        put(figure, EDGE, top, text, SMALL)
+        top -= LINE * (len(text) + 1.2)
+        for number, layer in enumerate(chosen):
+            axis = _axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
+            peak = shared_peak(sheets if scale == "shared" else [other.at([layer]) for other in sheets])
+            draw_map(axis, one, number, peak)
+            axis.set_title(f"{layer}", fontsize=SMALL, pad=1.5)
+            if notes:
+                axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
+        top -= tall
+    _key(figure, sheets, remarks, scale)
+    return figure
+
+
+def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
+    """One layer over its greyed picture; dropped tokens hatched, a layer without a map hatched whole and named."""
+    width, height = one.size
+    _picture(axis, one, grey=True)
+    state = one.status[number]
+    axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    if state in ("no_gradient", "pruned"):
+        axis.add_patch(_hatched(Rectangle((0, 0), width, height)))
+        words = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
+        place: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "bbox": words,
+            "fontsize": SMALL - 1,
+            "linespacing": 1.0,
+            "zorder": 5,
+        }
+        axis.text(width / 2, height / 2, STATES[state].replace(" ", "\n"), **place)
+        return
+    left, top, right, bottom = one.box
+    axis.imshow(
+        np.ma.masked_invalid(one.values[number]), extent=(left, right, bottom, top), cmap=EMBER, vmin=0, vmax=peak,
+        interpolation="nearest", zorder=2,
+    )  # fmt: skip
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    if one.dropped[number].any():
+        axis.add_patch(_hatched(PathPatch(_cells(one.dropped[number], one.box))))
+
+
+def _cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
+    """One path around every true cell: a patch per cell would be thousands."""
+    x = np.linspace(box[0], box[2], mask.shape[1] + 1)
+    y = np.linspace(box[1], box[3], mask.shape[0] + 1)
+    corners: list[tuple[float, float]] = []
+    codes: list[Any] = []
+    for row, column in zip(*np.nonzero(mask), strict=True):
+        a, b, c, d = x[column], y[row], x[column + 1], y[row + 1]
+        corners += [(a, b), (c, b), (c, d), (a, d), (a, b)]
+        codes += [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    return Path(corners, codes)
+
+
+def _hatched(patch: Any) -> Any:
+    patch.set(facecolor="#ffffff", edgecolor="#8c8c8c", hatch="/////////", linewidth=0, alpha=0.9, zorder=3)
+    patch.set_hatch_linewidth(0.5)
+    return patch
+
+
+def _picture(axis: Axes, one: Sheet, grey: bool) -> None:
+    """The picture; in light grey where a map is to be read over it."""
+    shown = greyed(one.picture) if grey else one.picture
+    smooth = "nearest" if max(one.size) < 200 else "antialiased"
+    axis.imshow(shown.astype(np.uint8), extent=(0, one.size[0], one.size[1], 0), interpolation=smooth, zorder=1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+    """Axes at left, bottom, width, height in inches."""
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+    axis.spines[:].set(linewidth=0.4, color="#999999")
+    return axis
+
+
+def _beside(width: float) -> float:
+    """Inches from the left edge at which the text beside the picture begins."""
+    return EDGE + 0.28 * width + 0.1
+
+
+def _head_lines(stored: Stored, width: float) -> list[str]:
+    """Model, answer and question, wrapped to stand beside the picture."""
+    model, question = (str(stored.manifest.get(name) or "") for name in ("model", "question"))
+    parts = ((model, 2), (f"answer: {said(stored)!r}", 2), (question, 6))
+    return [line for text, most in parts for line in wrapped(text, width - EDGE - _beside(width), SMALL, most)]
+
+
+def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
+    """The picture itself and, beside it, what is drawn and of what."""
+    width, height = figure.get_size_inches()
+    wide = 0.28 * width
+    axis = _axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
+    _picture(axis, one, grey=False)
+    axis.set(xticks=[], yticks=[])
+    bold = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
+    put(figure, _beside(width), height - EDGE, bold, PLAIN, fontweight="bold")
+    put(figure, _beside(width), height - EDGE - 0.16, texts, SMALL)
+
+
+def _remarks(sheets: Sequence[Sheet], width: float, *parts: str) -> list[str]:
+    """The lines at the foot: what is drawn, its scale, and what hatching stands for where there is any."""
+    states = {state for one in sheets for state in one.status}
+    present = ["token dropped"] if any(one.dropped.any() for one in sheets) else []
+    present += [STATES[state] for state in ("no_gradient", "pruned") if state in states]
+    hatched = [f"hatched: {' or '.join(present)}"] if present else []
+    return wrapped("; ".join([*parts, *hatched]), width - 2 * EDGE, SMALL - 0.5, 4)
+
+
+def _foot(remarks: Sequence[str], scale: str) -> float:
+    """Inches that remarks take, and the colour scale above them where one is shared."""
+    return LINE * len(remarks) + (0.28 if scale == "shared" else 0.08)
+
+
+def _key(figure: Figure, sheets: Sequence[Sheet], remarks: list[str], scale: str) -> None:
+    """The remarks at the foot and, where the panels share one, the colour scale above them."""
+    width, _ = figure.get_size_inches()
+    above = LINE * len(remarks)
+    put(figure, EDGE, above, remarks, SMALL - 0.5, color="#444444")
+    if scale != "shared":
+        return
+    axis = _axes(figure, (EDGE, above + 0.14, width - 2 * EDGE - 0.12, 0.07))
+    peak = shared_peak(sheets)
+    shades = ScalarMappable(Normalize(0, peak), _over(np.mean([greyed(ground(one.picture)) for one in sheets], axis=0)))
+    bar = figure.colorbar(shades, cax=axis, orientation="horizontal")
+    axis.tick_params(labelsize=SMALL - 0.5, length=1.5, pad=1, width=0.4)
+    ticks = [
+        tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, peak) if 0 <= tick <= peak * (1 + 1e-6)
+    ]
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+    bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+
+
+def _over(under: np.ndarray) -> ListedColormap:
+    """The map's colours as they look over a panel's grey [3], 0 to 255: they let it through."""
+    colors = EMBER(np.arange(EMBER.N))
+    return ListedColormap(colors[:, :3] * colors[:, 3:] + under / 255 * (1 - colors[:, 3:]), "ember over grey")
+
+
+def _heading(one: Sheet, number: int, scale: str, peak: float) -> str:
+    own = f"\nto {peak:.2g}" if scale == "layer" and one.status[number] == "ok" else ""
+    blank = " (blank)" if one.status[number] == "blank" else ""
+    return f"{one.layers[number]}{blank}{own}"
+
+
+def _shape(one: Sheet) -> float:
+    """Height over width of the picture, within what a panel can show."""
+    return float(np.clip(one.size[1] / one.size[0], 0.4, 2.0))
+
+
+def _check(scale: str) -> None:
+    if scale not in SCALES:
+        raise ExplainError(f"scale {scale!r}: choose one of {', '.join(SCALES)}")
+
+
+def save(figure: Figure, path: FilePath) -> FilePath:
+    """Write a figure as .png or .pdf, whole or not at all.
+
+    Raises:
+        ExplainError: another ending. WriteError: a place that cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf"):
+        raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
+    facts: Any = {"CreationDate": None} if kind == "pdf" else None  # the same explanation makes the same file
+
+    def write(stream: IO[bytes]) -> None:
+        # Type 42: text stays text, and journals refuse the default, Type 3.
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(stream, format=kind, dpi=DOTS, metadata=facts)
+
+    return atomically(path, write)

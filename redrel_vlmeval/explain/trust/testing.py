@@ -1,0 +1,89 @@
+"""The cards of all of an answer's maps: where each points, if that is known, and the tests that were asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from redrel_vlmeval.explain.ask import Asked, Item, tokens_on
+from redrel_vlmeval.explain.draw import mean_known
+from redrel_vlmeval.explain.maps import Explained, Maps, Request, pixels, through
+from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.explain.trust.cards import examine
+from redrel_vlmeval.explain.trust.faithfulness import card, compare
+
+
+def cards(asked: Asked, explained: Explained, request: Request, item: Item, tested: bool) -> list[dict[str, Any]]:
+    """One card for each decoder map whose target is known, and, ``tested``, one per method at its strongest layer.
+
+    Tests (deletion, insertion, shuffled weights) take some hundred forward calls, so they are made at one layer: that
+    whose map has the highest sum.
+
+    Raises:
+        ExplainError: see :func:`cards.examine`.
+    """
+    found = []
+    target = _target(asked, explained, item)
+    known = {} if target is None else {"asked_cells": target[0], "other_cells": target[1]}
+    for maps in (maps for maps in explained.maps if maps.where == "decoder"):
+        values = on_picture(maps, explained)
+        strongest = int(np.nan_to_num(values).sum(1).argmax())
+        for place, layer in enumerate(maps.layers):
+            if tested and place == strongest and any(row[place] == "ok" for row in maps.status):
+                found.append(examine(asked, request, maps.method, layer, blocks=_blocks(asked), **known))  # type: ignore[arg-type]
+            elif target is not None:
+                found.append(card(maps.where, maps.method, layer, values[place], **known))  # type: ignore[arg-type]
+    return found
+
+
+def _blocks(asked: Asked) -> list[int]:
+    """How many of the last blocks to shuffle: one, half, all."""
+    count = len(asked.decoder.blocks)
+    return sorted({1, max(1, count // 2), count})
+
+
+def on_picture(maps: Maps, explained: Explained) -> np.ndarray:
+    """[l, cells]: mean over answer tokens, on the patches where the tokens themselves have no place."""
+    return mean_known(maps.values if explained.attention is None else through(maps.values, explained.attention))
+
+
+def _target(asked: Asked, explained: Explained, item: Item) -> tuple[list[int], list[int]] | None:
+    """Tokens on the object asked for, and on the others; None where that is not known."""
+    if not item.cells:
+        return None
+    (grid,) = pixels.grids(asked, "decoder" if explained.attention is None else "pixels")
+    return tokens_on(grid, item.cells), tokens_on(grid, item.others)
+
+
+def swapped(first: Stored, second: Stored) -> None:
+    """Put into both explanations' cards how like their maps of one picture are, layer by layer: the question swap."""
+    for name, entry in first.manifest["maps"].items():
+        where, _, method = name.partition("/")
+        if where != "decoder" or name not in second.manifest["maps"]:
+            continue
+        maps = [stored.maps(where, method) for stored in (first, second)]
+        for place, layer in enumerate(entry["layers"]):
+            one, two = (mean_known(values)[place] for values in maps)
+            for stored in (first, second):
+                _add(stored.manifest["cards"], card(where, method, layer, one, swap=compare(one, two)))
+
+
+def _add(known: list[dict[str, Any]], new: dict[str, Any]) -> None:
+    """To the card of the same map, or as one of its own."""
+    for old in known:
+        if all(old[name] == new[name] for name in ("where", "method", "layer")):
+            old.update(new)
+            return
+    known.append(new)
+
+
+def swap_text(one: Stored) -> str:
+    """The question swap as a person reads it."""
+    order = list(one.manifest["maps"])
+    found = [item for item in one.manifest["cards"] if "question_swap" in item]
+    found.sort(key=lambda item: (order.index(f"{item['where']}/{item['method']}"), item["layer"]))
+    rows = [[item["method"], item["layer"], *item["question_swap"].values()] for item in found]
+    title = "the same picture under the other question: how like each layer's map stays"
+    return f"{title}\n{tabulate(rows, headers=['method', 'block', 'rank correlation', 'same peak'], floatfmt='.2f')}"

@@ -1,0 +1,159 @@
+"""Files that appear whole or not at all, and one writer at a time: the package's only writer and only lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from filelock import lock_descriptor
+
+from redrel_vlmeval.errors import RedrelError
+
+LOCK = ".redrel.lock"
+
+
+class WriteError(RedrelError, OSError):
+    """A file that cannot be written; the text names it and says what would work."""
+
+
+class Busy(RedrelError, RuntimeError):
+    """Another process is writing where this one wants to; names the place and what to do."""
+
+
+# -- whole files ------------------------------------------------------------------------------------------------------
+
+
+def atomically(path: str | Path, save: Callable[[IO[bytes]], object], error: type[WriteError] = WriteError) -> Path:
+    """``save(stream)`` into ``path``: a reader, or a crash, never meets half a file; returns the path.
+
+    Raises:
+        WriteError (or the ``error`` given): a folder, or a place that cannot be written; what was there is untouched.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise error(f"{str(path)!r} is a folder: give the name of a file in it")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as stream:
+            save(stream)
+            stream.flush()
+            os.fsync(stream.fileno())  # because a rename can reach the disk before what was written
+        os.replace(part, path)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise error(f"cannot write {str(path)!r}: {reason}; its folder must exist and be writable") from problem
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return path
+
+
+def write_whole(path: str | Path, data: bytes, error: type[WriteError] = WriteError) -> Path:
+    """:func:`atomically` for what is in memory already."""
+    return atomically(path, lambda stream: stream.write(data), error)
+
+
+def make_parent(path: Path, error: type[WriteError] = WriteError) -> None:
+    """Make the folder in which a file is to be written, and try it.
+
+    Raises:
+        WriteError (or the ``error`` given): it cannot be made or written to.
+    """
+    try:
+        make_and_try(path.parent)
+    except OSError as problem:
+        reason = problem.strerror or type(problem).__name__
+        raise error(
+            f"cannot write {str(path)!r}: {reason}; the folder {str(path.parent)!r} cannot be used"
+        ) from problem
+
+
+def usable(folder: Path, option: str) -> None:
+    """:func:`make_and_try` for a folder that the user named by ``option``.
+
+    Raises:
+        PermissionError: names both.
+    """
+    try:
+        make_and_try(folder)
+    except OSError as error:
+        raise PermissionError(f"{option} {folder}: cannot be written to ({error.strerror})") from error
+
+
+def make_and_try(folder: Path) -> None:
+    """Make a folder and write into it, so that what cannot be written fails before anything runs.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".writable").touch()
+    (folder / ".writable").unlink()
+
+
+# -- locks: advisory, and gone with the process, however it ends -----------------------------------------------------
+
+
+def lock(file: IO[bytes], what: str) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        Busy: another process holds it; ``file`` is closed.
+    """
+    if not lock_descriptor(file.fileno(), blocking=False):
+        file.close()
+        raise Busy(f"{what}: another run is writing here; wait for it or choose another folder")
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Within the context no other process can enter the same folder.
+
+    Raises:
+        Busy: another process is in it.
+    """
+    path = folder / LOCK
+    with open(path, "ab") as file:
+        lock(file, str(folder))
+        yield
+        path.unlink(missing_ok=True)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is in :func:`only_one` of this folder; a lock file that a killed one left does not count."""
+    try:
+        with open(folder / LOCK, "rb") as file:
+            return not lock_descriptor(file.fileno(), blocking=False)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Within the context no other process holds the lock file ``path``; waited for, and gone afterwards.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        with open(path, "ab") as file:
+            lock_descriptor(file.fileno())
+            # Who held it before has removed it: a third process may hold a new file of this name by now.
+            if not _is_at(file, path):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether ``path`` still leads to this open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

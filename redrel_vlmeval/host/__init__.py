@@ -1,0 +1,6 @@
+"""The one room that knows VLMEvalKit: its table, runner, folders, tables, scores and verdicts."""
+
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

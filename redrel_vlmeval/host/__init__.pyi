@@ -1,0 +1,22 @@
+from . import benchmark as benchmark, facts as facts, runner as runner, verdicts as verdicts
+from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
+from .folders import RECORDS as RECORDS, STATUS as STATUS, SWEEPING as SWEEPING, Cell as Cell, find_cells as find_cells
+from .question import asked_by_host as asked_by_host
+from .runner import HostMissing as HostMissing, host_folder as host_folder
+from .scores import (
+    Metric as Metric,
+    NoRule as NoRule,
+    flat as flat,
+    metrics_of as metrics_of,
+    shares_pictures as shares_pictures,
+)
+from .table import VariantTable as VariantTable
+from .tables import (
+    Columns as Columns,
+    ResultsError as ResultsError,
+    one_line as one_line,
+    read_columns as read_columns,
+    read_json as read_json,
+    read_rows as read_rows,
+)
+from .verdicts import answers as answers

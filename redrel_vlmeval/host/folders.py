@@ -1,0 +1,225 @@
+"""Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and reads none of their tables.
+
+Upstream writes ``<work-dir>/<model>/T<date>-<time>/`` and links beside it, ms-vlmeval writes flat into
+``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles are never opened: they can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from redrel_vlmeval import files
+from redrel_vlmeval.host.tables import ResultsError
+from redrel_vlmeval.names import parse
+
+RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
+STATUS = "status.json"
+SWEEPING = "a sweep is writing here"
+# Each process of a run with several ranks keeps a file of its own.
+RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
+TABLES = ("xlsx", "tsv", "csv", "json")
+# What follows ``<model>_<benchmark>_`` in the name of a table that a named judge made.
+_JUDGED = re.compile(r"([^_]\S*)_result\.(?:xlsx|tsv)")
+# Side files of an evaluation: their names begin like a prediction file's and are none.
+_SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One benchmark of one run of one model: where its files are and what ``status.json`` says of it.
+
+    ``entry`` is the benchmark's part of ``status.json`` and ``status`` all of it. ``order`` sorts runs by age;
+    ``problem`` is set when the run's own ``status.json`` cannot be read; ``older`` names the runs with a score that
+    this one replaces; ``replaced`` is true of such a run itself, which is found only when all runs are asked for.
+    """
+
+    model: str
+    benchmark: str
+    run: Path
+    files: Mapping[str, Path]
+    entry: Mapping[str, object] = field(default_factory=dict)
+    order: tuple[str, str, float] = ("", "", 0.0)
+    problem: str = ""
+    older: tuple[str, ...] = ()
+    status: Mapping[str, object] = field(default_factory=dict)
+    replaced: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the model is called in frames: a replaced run has its folder's name behind the model's."""
+        return f"{self.model} [{self.run.name}]" if self.replaced else self.model
+
+    def file(self, *endings: str) -> Path | None:
+        """First existing ``<model>_<benchmark><ending>``, in the order given."""
+        names = (f"{self.model}_{self.benchmark}{ending}" for ending in endings)
+        return next((self.files[name] for name in names if name in self.files), None)
+
+    @property
+    def sweep(self) -> Path | None:
+        """Where a sweep of this base on this benchmark keeps its answers; None for a name that is no model's."""
+        work_dir = self.run.parent.parent if RUN_FOLDER.fullmatch(self.run.name) else self.run.parent
+        try:
+            return work_dir / "sweep" / f"{parse(self.model).base}_{self.benchmark}"
+        except KeyError:
+            return None
+
+    @property
+    def predictions(self) -> Path | None:
+        """The host's prediction table; its format follows PRED_FORMAT."""
+        return self.file(".xlsx", ".tsv", ".json")
+
+    @property
+    def metric(self) -> Path | None:
+        """The host's score file; its format follows EVAL_FORMAT."""
+        return self.file("_acc.csv", "_acc.json", "_score.csv", "_score.json", "_acc.xlsx", "_acc.tsv")
+
+    @property
+    def per_sample(self) -> Path | None:
+        """The table with one verdict per question: MCQ ``hit``, Y/N ``score``, VQA ``eval_score``."""
+        judge = self.entry.get("judge_model")
+        fixed = ["exact_matching_result", "auxmatch", "results"]
+        names = ([f"{judge}_result"] if judge else []) + fixed
+        found = self.file(*(f"_{name}.{kind}" for name in names for kind in ("xlsx", "tsv")))
+        if found is not None:
+            return found
+        # Judges are renamed by the host (chatgpt-0125 -> openai), so any other judge's table is better than none.
+        start = f"{self.model}_{self.benchmark}_"
+        own = sorted(name for name in self.files if name.startswith(start) and _JUDGED.fullmatch(name, len(start)))
+        return self.files[own[0]] if own else None
+
+    @property
+    def judge(self) -> str | None:
+        """Who judged: as the table per question is named, else (Y/N and VQA tables name none) by ``status.json``."""
+        path, known = self.per_sample, self.entry.get("judge_model")
+        rest = path.name.removeprefix(f"{self.model}_{self.benchmark}_") if path else ""
+        match = re.fullmatch(r"(.+)_result\.\w+", rest)
+        return match[1] if match else str(known) if known else None
+
+
+def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
+    """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
+
+    Args:
+        folder: where to look.
+        all_runs: keep the runs that a newer one replaces, each behind it and marked ``replaced``.
+
+    Raises:
+        ResultsError: no such folder, or nothing in it that a host writes.
+    """
+    folder = Path(os.path.abspath(folder))  # '.' has no name of its own
+    if not folder.is_dir():
+        kind = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ResultsError(f"results folder {str(folder)!r} {kind}: give the runner's --work-dir or a model's folder")
+    try:
+        runs = list(_runs(folder))
+        cells = [cell for run, model in runs for cell in _cells_of_run(run, model)]
+    except PermissionError as error:
+        raise ResultsError(f"results folder {str(folder)!r} cannot be read: {error}") from error
+    if not cells and any(map(files.is_held, folder.glob("sweep/*"))):
+        raise ResultsError(f"results folder {str(folder)!r}: {SWEEPING} and has no scores yet: wait for it")
+    if not cells:
+        raise ResultsError(
+            f"nothing found in {str(folder)!r}: looked for <model>/{STATUS}, <model>/<model>_<benchmark>.xlsx|tsv and "
+            f"<model>/T<date>-<time>/ of a VLMEvalKit run; give the runner's --work-dir or a model's folder in it"
+        )
+    newest: dict[tuple[str, str], Cell] = {}
+    older: dict[tuple[str, str], list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.order):
+        key = cell.model, cell.benchmark
+        last = newest.get(key)
+        older.setdefault(key, []).extend([replace(last, replaced=True, older=())] if last else [])
+        scored = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
+        newest[key] = replace(cell, older=scored)
+    with_benchmark = {model for model, benchmark in newest if benchmark}
+    # A run that died before its first benchmark matters only where no other run says more.
+    keys = [key for key in sorted(newest) if key[1] or key[0] not in with_benchmark]
+    return [cell for key in keys for cell in [newest[key], *(older[key][::-1] if all_runs else [])]]
+
+
+def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
+    """(run folder, model) pairs, flat folders included."""
+    if RUN_FOLDER.fullmatch(folder.name):
+        yield folder, folder.parent.name
+        return
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not RUN_FOLDER.fullmatch(path.name)]
+    for model in [path for path in inner if _is_model_folder(path)] or [folder]:
+        yield model, model.name
+        for name in sorted(name for name in os.listdir(model) if RUN_FOLDER.fullmatch(name)):
+            if (model / name).is_dir():
+                yield model / name, model.name
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return any(
+        path.name == STATUS or path.name.startswith(f"{folder.name}_") or RUN_FOLDER.fullmatch(path.name)
+        for path in folder.iterdir()
+    )
+
+
+def _cells_of_run(folder: Path, model: str) -> list[Cell]:
+    with os.scandir(folder) as listed:
+        # An entry knows its kind without being asked again: folders hold many files, and work-dirs many folders.
+        own = [file.name for file in listed if file.is_file() and not (file.is_symlink() and _links_into_run(file))]
+    files = {name: folder / name for name in sorted(own)}
+    status, problem = _read_status(files.get(STATUS))
+    model = str(status.get("model_name") or model)
+    entries = status.get("datasets")
+    entries = entries if isinstance(entries, dict) else {}
+    names = set(entries) | _names_from_files(files, model, entries)
+    if not names and STATUS in files:
+        problem = problem or f"{STATUS} names no benchmark: the run stopped before its first one"
+        names = {""}
+    cells = []
+    for name in sorted(names):
+        entry = entries.get(name, {})
+        wrong = "" if isinstance(entry, dict) else f"{STATUS}: the entry of {name!r} is no object"
+        entry = {} if wrong else entry
+        order = _age(folder, status)
+        cells.append(Cell(model, name, folder, files, entry, order, problem or wrong, status=status))
+    return cells
+
+
+def _links_into_run(link: os.DirEntry[str]) -> bool:
+    """Upstream links the newest files beside its run folders: the same cell, not a second one."""
+    return bool(RUN_FOLDER.fullmatch(Path(link.path).resolve().parent.name))
+
+
+def _read_status(path: Path | None) -> tuple[dict[str, object], str]:
+    if path is None:
+        return {}, ""
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return {}, f"{STATUS} cannot be read: {error}"
+    return (status, "") if isinstance(status, dict) else ({}, f"{STATUS} holds no JSON object")
+
+
+def _names_from_files(files: Iterable[str], model: str, known: Iterable[str]) -> set[str]:
+    """Benchmarks that only their files tell of: no ``status.json`` (older hosts), or one that was replaced."""
+    found, extra = set(known), set[str]()
+    stems = [name[len(model) + 1 :] for name in files if name.startswith(f"{model}_")]
+    tables = {stem.rpartition(".")[0] for stem in stems if stem.rpartition(".")[2] in ("xlsx", "tsv", "json")}
+    records = {RECORDS.sub("", stem) for stem in stems if RECORDS.search(stem)}
+    metrics = {m[1] for stem in stems if (m := re.fullmatch(r"(.+)_(?:acc|score)\.(?:csv|json)", stem))}
+    predictions = {stem for stem in tables if not _SIDE.search(stem)}
+    for name in sorted(predictions | records) + sorted(metrics):
+        if not any(name.startswith(f"{other}_") for other in found | (extra if name in metrics else set())):
+            extra.add(name)
+    return extra - found
+
+
+def _age(folder: Path, status: Mapping[str, object]) -> tuple[str, str, float]:
+    """Runs sort by the id the host gave them; a flat folder keeps the id of its last run in ``status.json``."""
+    for name in (folder.name, str(status.get("eval_id", ""))):
+        if match := RUN_FOLDER.fullmatch(name):
+            return match[1], match[2] or "", folder.stat().st_mtime
+    # A flat folder of an older host has no id at all: its date decides.
+    stamp = pd.Timestamp(folder.stat().st_mtime, unit="s")
+    return stamp.strftime("%Y%m%d"), stamp.strftime("%H%M%S"), folder.stat().st_mtime

@@ -1,0 +1,107 @@
+"""``redrel run``: the host's own runner in this process, registered explicitly, for those who want no import hook."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from redrel_vlmeval.errors import RedrelError
+
+HOW_TO_GET = (
+    'get a host with `pip install "redrel-vlmeval[ms]"` (ms-vlmeval, run as `python -m vlmeval`), or '
+    "`git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit` (run as `python run.py`)"
+)
+
+
+class HostMissing(RedrelError, RuntimeError):
+    """No VLMEvalKit can be found; the message says how to get either one."""
+
+
+def run(args: list[str], runner: str | None = None) -> None:
+    """Run ``python -m vlmeval ARGS``, or ``python RUNNER ARGS`` for a checkout's ``run.py`` (or its folder).
+
+    The runner's own ``SystemExit`` and errors pass through. Spawned workers of the host start new interpreters, which
+    only the hook reaches.
+
+    Raises:
+        HostMissing: no vlmeval, or nothing at ``runner``.
+    """
+    script = _script(runner) if runner else _installed_script()
+    import _redrel_vlmeval_hook as hook
+
+    with _command_line([str(script or "vlmeval"), *args], script):
+        hook.install(strict=True)
+        if script:
+            runpy.run_path(str(script), run_name="__main__")
+        else:
+            runpy.run_module("vlmeval", run_name="__main__", alter_sys=True)
+
+
+def host_folder() -> Path:
+    """The folder of the importable ``vlmeval`` package, which is not imported for it.
+
+    Raises:
+        HostMissing: there is none.
+    """
+    spec = importlib.util.find_spec("vlmeval")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if spec is None or spec.origin is None or not places:
+        raise HostMissing(f"no package 'vlmeval' in {sys.prefix}: {HOW_TO_GET}")
+    return Path(places[0])
+
+
+@cache
+def model_names() -> frozenset[str]:
+    """Names in the model tables of the host's ``config.py``, read from its text in a fraction of a second.
+
+    Raises:
+        HostMissing: there is no host.
+    """
+    try:
+        tree = ast.parse((host_folder() / "config.py").read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):  # of another layout, or for another Python
+        return frozenset()
+    found: set[object] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            found |= {getattr(key, "value", None) for key, value in pairs if isinstance(value, ast.Call)}
+    return frozenset(name for name in found if isinstance(name, str))
+
+
+def _installed_script() -> Path | None:
+    """None where ``python -m vlmeval`` works; an editable checkout has its ``run.py`` beside the package instead."""
+    folder = host_folder()
+    if (folder / "__main__.py").is_file():
+        return None
+    script = folder.parent / "run.py"
+    if not script.is_file():
+        raise HostMissing(f"{folder} has no __main__.py, and no run.py is beside it: use --runner, or {HOW_TO_GET}")
+    return script
+
+
+def _script(runner: str) -> Path:
+    path = Path(runner).expanduser().absolute()
+    script = path / "run.py" if path.is_dir() else path
+    if not script.is_file():
+        raise HostMissing(f"--runner {runner}: no such file; name the run.py of a checkout, or {HOW_TO_GET}")
+    return script
+
+
+@contextmanager
+def _command_line(argv: list[str], script: Path | None) -> Iterator[None]:
+    """``sys.argv`` and the front of ``sys.path`` as ``python SCRIPT`` sets them, put back afterwards."""
+    before = sys.argv, sys.path[:]
+    sys.argv = argv
+    if script:
+        sys.path.insert(0, str(script.parent))
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = before

@@ -1,0 +1,177 @@
+"""One score file of the host in, its metrics in points out; which of them is the headline is decided here.
+
+The host's own ``primary_metric`` is not used: MME's is one category, HallusionBench's one of three, some are fractions.
+Files are told apart by their columns, so a user's own POPE-like or multiple-choice set needs no entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from redrel_vlmeval.errors import InvalidValue, RedrelError
+
+# Where a multiple-choice file has several rows, the first of these that occurs is the benchmark's number
+# ('none' is the host's word for a set without splits; MMMU_DEV_VAL has 'dev' and 'validation').
+SPLITS = ("none", "Overall", "all", "test", "validation", "val", "dev")
+# Benchmarks known to ask several questions of one picture, by how their names begin.
+_SHARED = ("AI2D", "AMBER", "ChartQA", "DocVQA", "GQA", "HallusionBench", "InfoVQA", "MME", "OCRVQA", "POPE", "TextVQA")
+
+Row = Mapping[Any, Any]
+Rows = Sequence[Row]
+
+
+class NoRule(RedrelError, ValueError):
+    """A score file that no rule knows; ``found`` is what it holds of numbers, by name and as they stand."""
+
+    def __init__(self, text: str, found: Mapping[str, float]) -> None:
+        super().__init__(text)
+        self.found = dict(found)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value in points, of the questions of ``split`` (None: all there are); ``part``: of some of them only."""
+
+    name: str
+    value: float
+    headline: bool = False
+    split: str | None = None
+    part: bool = False
+
+
+def metrics_of(table: pd.DataFrame | Rows | Mapping[str, Any]) -> list[Metric]:
+    """Metrics of a score file, headlines first: of a table, or of the object that a JSON file holds.
+
+    Raises:
+        NoRule: no rule knows these columns.
+        ValueError: the headline is missing or not a number, or nothing is.
+    """
+    if isinstance(table, Mapping):
+        return _ocrbench(table)
+    rows = table.to_dict("records") if isinstance(table, pd.DataFrame) else table
+    if not rows:
+        raise InvalidValue("the score file has no rows")
+    columns = rows[0].keys()
+    if {"perception", "reasoning"} <= columns:
+        return _mme(rows[0])
+    if {"split", "aAcc", "fAcc", "qAcc"} <= columns:
+        return _by_split(rows, {"aAcc": "aAcc", "fAcc": "fAcc", "qAcc": "qAcc"}, ())
+    if {"split", "Overall", "acc", "precision", "recall"} <= columns:
+        return _by_split(rows, {"Overall": "F1", "acc": "acc"}, ("precision", "recall"))
+    if {"Category", "Accuracy"} <= columns:
+        return _verifier(rows)
+    if "Overall" in columns:
+        return _multiple_choice(rows) if "split" in columns else _one_row(rows[0])
+    raise _no_rule(f"the columns {', '.join(map(str, columns))}", _numbers_of(rows))
+
+
+def _no_rule(what: str, found: Mapping[str, float]) -> ValueError:
+    text = f"no rule for a score file with {what}"
+    return NoRule(text, found) if found else ValueError(f"{text}, and no number in it")
+
+
+def flat(value: Any, name: str = "") -> dict[str, float]:
+    """Every number in a nested JSON object by its path, such as ``Text/acc``; switches are no numbers."""
+    if isinstance(value, Mapping):
+        parts = [flat(inner, f"{name}/{key}" if name else str(key)) for key, inner in value.items()]
+        return {key: number for part in parts for key, number in part.items()}
+    number = pd.to_numeric(value, errors="coerce") if isinstance(value, (int, float, str)) else None
+    return {} if isinstance(value, bool) or number is None or pd.isna(number) else {name: float(number)}
+
+
+def _numbers_of(rows: Rows) -> dict[str, float]:
+    """Numbers of a table by column, with the row's words in front where it has several rows."""
+    found: dict[str, float] = {}
+    for place, row in enumerate(rows):
+        words = [str(value) for value in row.values() if value is not None and not flat(value, "x")]
+        front = f"{' '.join(words) or place} " if len(rows) > 1 else ""
+        found |= {f"{front}{name}": number for name, number in flat(row).items()}
+    return found
+
+
+def _number(value: Any, what: str) -> float:
+    number = _float(value)
+    if number is None:
+        raise InvalidValue(f"{what} is {value!r}, not a number")
+    return number
+
+
+def _float(value: Any) -> float | None:
+    """A number, also one that is written as text; None for anything else."""
+    number = value if type(value) is float else pd.to_numeric(value, errors="coerce")
+    return float(number) if pd.notna(number) else None
+
+
+def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
+    """1000 questions, counted; the headline is ``Final Score`` / 10, in points. The parts stay counts."""
+    if "Final Score" not in table:
+        raise _no_rule(f"the entries {', '.join(map(str, table))}", flat(table))
+    parts = [Metric(name, _number(table[name], name), part=True) for name in table if "Final Score" not in name]
+    return [Metric("Final Score / 10", _number(table["Final Score"], "Final Score") / 10, True), *parts]
+
+
+def _mme(row: Row) -> list[Metric]:
+    """Perception (0..2000) + reasoning (0..800), both kept; not a percentage."""
+    both = [Metric(name, _number(row[name], name), part=True) for name in ("perception", "reasoning")]
+    rest = [column for column in row if column not in ("perception", "reasoning")]
+    parts = both + [Metric(str(column), _number(row[column], str(column)), part=True) for column in rest]
+    return [Metric("perception + reasoning", sum(metric.value for metric in both), True), *parts]
+
+
+def _by_split(table: Rows, headline: Mapping[str, str], rest: tuple[str, ...]) -> list[Metric]:
+    """Row ``Overall`` is the headline, other rows are its categories; already in points."""
+    rows = {str(row["split"]): row for row in table}
+    if "Overall" not in rows:
+        raise InvalidValue(f"no row 'Overall' among the splits {', '.join(rows)}")
+    found = [Metric(name, _number(rows["Overall"][column], column), True) for column, name in headline.items()]
+    found += [Metric(column, _number(rows["Overall"][column], column)) for column in rest]
+    for split, row in rows.items():
+        if split != "Overall":
+            named = ((f"{split} {name}", _number(row[c], f"{split} {c}")) for c, name in headline.items())
+            found += [Metric(name, value, part=True) for name, value in named]
+    return found
+
+
+def _one_row(row: Row) -> list[Metric]:
+    """VQA and plain Y/N files: one row, per cent."""
+    numbers = {column: number for column in row if column != "Overall" and (number := _float(row[column])) is not None}
+    parts = [Metric(str(column), number, part=True) for column, number in numbers.items()]
+    return [Metric("Overall", _number(row["Overall"], "Overall"), True), *parts]
+
+
+def _verifier(table: Rows) -> list[Metric]:
+    rows = {str(row["Category"]): _number(row["Accuracy"], "Accuracy") for row in table}
+    if "Overall" not in rows:
+        raise InvalidValue(f"no row 'Overall' among the categories {', '.join(rows)}")
+    overall = Metric("Overall", rows.pop("Overall"), True)
+    return [overall, *(Metric(name, value, part=True) for name, value in rows.items())]
+
+
+def _multiple_choice(table: Rows) -> list[Metric]:
+    """Fractions, one row per split in random order; without a split known by name there is no headline.
+
+    A file whose values exceed 1 is in points already and is taken as it is.
+    """
+    splits = [str(row["split"]) for row in table]
+    overall = [_float(row["Overall"]) for row in table]
+    factor = 1.0 if any(value is not None and value > 1 for value in overall) else 100.0
+    chosen = next((split for split in SPLITS if split in splits), splits[0] if len(splits) == 1 else None)
+    found: list[Metric] = []
+    for split, row in sorted(zip(splits, table, strict=True), key=lambda pair: pair[0] != chosen):
+        alone = None if len(splits) == 1 else split
+        where = "" if split == chosen else f" [{split}]"
+        value = _number(row["Overall"], f"Overall of split {split!r}")
+        found.append(Metric(f"Overall{where}", value * factor, split == chosen, alone))
+        for column, value in row.items():
+            if column not in ("split", "Overall") and (number := _float(value)) is not None:
+                found.append(Metric(f"{column}{where}", number * factor, split=alone, part=True))
+    return found
+
+
+def shares_pictures(benchmark: str) -> bool:
+    """Whether the benchmark is known to ask several questions of one picture, which makes them depend on each other."""
+    return benchmark.startswith(_SHARED)

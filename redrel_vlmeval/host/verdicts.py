@@ -1,0 +1,170 @@
+"""The host's table with one verdict per question, as the hits that are paired and as the answers that people read."""
+
+from __future__ import annotations
+
+import ast
+import string
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from redrel_vlmeval.host.folders import Cell
+from redrel_vlmeval.host.tables import Columns, ResultsError, empty_predictions, read_columns, read_json
+
+ANSWERS = [
+    "index", "question", "options", "prediction", "answer", "hit", "category", "subject", "grade", "split", "picture",
+]  # fmt: skip
+COLUMNS = ["model", "benchmark", *ANSWERS]
+# Columns that put questions together.
+GROUPS = ("category", "subject", "grade")
+VERDICTS = ("hit", "score", "eval_score", "verifier_match")
+# The host's word for an answer that it did not get.
+NO_ANSWER = "Failed to obtain answer"
+# Columns by which hosts name a question's picture; the picture itself is not in their tables.
+PICTURES = ("image_path", "image_id", "img_id", "image_name")
+# ScienceQA's own words for its subjects, and the abbreviations under which its results are published.
+SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+_FORMULAS = "Handwritten Mathematical Expression Recognition"
+
+
+def table_of(cell: Cell) -> dict[str, list[Any]] | None:
+    """The judged table, or the predictions where there is none; None without either.
+
+    OCRBench is judged without a table: its rule is applied again, and counts where the host's own sum comes out.
+
+    Raises:
+        ResultsError: the table cannot be read.
+    """
+    source = cell.per_sample or cell.predictions
+    if source is None:
+        return None
+    table = read_columns(source)
+    if _column(table) is None and cell.benchmark.startswith("OCRBench") and {"answer", "category"} <= table.keys():
+        hits = [_ocrbench(*line) for line in zip(table["prediction"], table["answer"], table["category"], strict=True)]
+        score = read_json(cell.metric) if cell.metric and cell.metric.suffix == ".json" else None
+        if isinstance(score, dict) and score.get("Final Score") == sum(hits):
+            table["hit"] = hits
+    return table
+
+
+def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
+    """index (text), hit (empty where nothing was judged), picture (None where it is not named) and asked, of ``split``.
+
+    ``asked`` is a number that tells question, options and right answer from others within this process.
+    """
+    if table is None or "index" not in table or not (column := _column(table)):
+        return None
+    # The same index stands in the tables of all models: it is kept once.
+    index = [sys.intern(str(index)) for index in table["index"]]
+    texts = [table[name] for name in ("question", *_letters(table), "answer") if name in table]
+    asked = np.fromiter(map(hash, zip(*texts, strict=True)), dtype=np.int64) if texts else 0
+    picture = np.array(_picture(table), dtype=object)
+    # Texts as plain objects: pandas' own strings compare and look up many times slower.
+    own = pd.Series(index, dtype=object)
+    frame = pd.DataFrame({"index": own, "hit": _hits(table[column]), "picture": picture, "asked": asked})
+    if split is not None and "split" in table:
+        frame = frame[[str(value) == split for value in table["split"]]].reset_index(drop=True)
+    return frame
+
+
+def remark(cell: Cell, table: Columns | None) -> str:
+    """How many answers are empty, which the host judges like any other, and how many questions could not be asked.
+
+    The judged table holds the word 'nan' for an empty answer.
+
+    Raises:
+        ResultsError: the predictions, which the judged table was made from, cannot be read.
+    """
+    if table is None:
+        return ""
+    given = table.get("prediction", [])
+    judged = sum(value is None or value == "nan" for value in given)
+    beside = empty_predictions(cell.predictions) if cell.predictions and cell.per_sample else 0
+    empty, failed = max(judged, beside), sum(NO_ANSWER in str(value) for value in given)
+    said = [f"{empty} of {len(given)} answers are empty, scored as the host judged them"] * bool(empty)
+    said += [f"{failed} of {len(given)} questions could not be asked and count as wrong"] * bool(failed)
+    return "; ".join(said)
+
+
+def answers(cell: Cell) -> pd.DataFrame:
+    """``ANSWERS``: one row per question in the order of the host's table; no rows where no table can be read.
+
+    ``options`` is text, one line each, None without choices; ``hit`` is the score from 0 to 1 where the host grades.
+    """
+    try:
+        table = table_of(cell) or {}
+        raw = read_columns(cell.predictions) if cell.predictions and cell.per_sample else table
+    except ResultsError:
+        table = {}
+    if "index" not in table or "prediction" not in table:
+        return pd.DataFrame(columns=ANSWERS)
+    nothing = [None] * len(table["index"])
+    found = {name: table.get(name, nothing) for name in ANSWERS}
+    found["index"] = [str(index) for index in table["index"]]
+    found["options"], found["picture"] = _options(table), _picture(table)
+    found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
+    if "index" in raw and "prediction" in raw:
+        # The judged table holds str(answer), where an empty answer has become the word 'nan'.
+        given = dict(zip(map(str, raw["index"]), raw["prediction"], strict=True))
+        found["prediction"] = [given.get(i, p) for i, p in zip(found["index"], found["prediction"], strict=True)]
+    frame = pd.DataFrame(found, columns=ANSWERS, dtype=object)
+    column = _column(table)
+    return frame.assign(hit=_hits(table[column]) if column else float("nan"))
+
+
+def groups(cell: Cell) -> pd.DataFrame:
+    """``GROUPS`` of each question, by index, where the table has them: all that is read of it."""
+    try:
+        table = table_of(cell) or {}
+    except ResultsError:
+        table = {}
+    found = {by: list(table[by]) for by in GROUPS if by in table and "index" in table}
+    if "subject" in found:
+        found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
+    return pd.DataFrame(found, dtype=object, index=[str(index) for index in table.get("index", [])])
+
+
+def _ocrbench(prediction: object, answer: object, category: object) -> int:
+    """Whether one of the right answers stands in the prediction, blanks and case aside, as the host counts it."""
+
+    def plain(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if category == _FORMULAS else text.lower()
+
+    try:
+        right = ast.literal_eval(str(answer))
+    except (ValueError, SyntaxError):
+        right = [answer]
+    said = "nan" if prediction is None else str(prediction)
+    return int(any(plain(str(one)) in plain(said) for one in right))
+
+
+def _letters(table: Columns) -> list[str]:
+    return [letter for letter in string.ascii_uppercase if letter in table]
+
+
+def _options(table: Columns) -> list[str | None]:
+    """``A. x`` and ``B. y`` on lines of their own; a question without choices has None."""
+    letters = _letters(table)
+    if not letters:
+        return [None] * len(table["index"])
+    rows = zip(*(table[letter] for letter in letters), strict=True)
+    lines = [[f"{a}. {text}" for a, text in zip(letters, row, strict=True) if text is not None] for row in rows]
+    return ["\n".join(row) or None for row in lines]
+
+
+def _picture(table: Columns) -> list[Any]:
+    return next((table[name] for name in PICTURES if name in table), [None] * len(table["index"]))
+
+
+def _column(table: Columns) -> str | None:
+    return next((name for name in VERDICTS if name in table), None)
+
+
+def _hits(column: list[Any]) -> np.ndarray:
+    try:
+        return np.array(column, dtype=float)
+    except (TypeError, ValueError):
+        return pd.to_numeric(pd.Series(column, dtype=object), errors="coerce").to_numpy(dtype=float)

@@ -1,0 +1,22 @@
+from . import gpus as gpus, tiny as tiny
+from .checkpoint import choose_placement as choose_placement, weight_files as weight_files
+from .efficiency import (
+    MEASURED as MEASURED,
+    Meter as Meter,
+    computed as computed,
+    kv_bytes as kv_bytes,
+    now as now,
+    prefill_flops as prefill_flops,
+)
+from .holders import find_torch_model as find_torch_model, tokenizer_of as tokenizer_of, unrecorded as unrecorded
+from .llava import TINY_FOLDER as TINY_FOLDER, LLaVA15 as LLaVA15, LlavaCore as LlavaCore, square_box as square_box
+from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened
+from .qwen import (
+    QwenCore as QwenCore,
+    RedrelQwenVL as RedrelQwenVL,
+    RedrelQwenVLChat as RedrelQwenVLChat,
+    untrained_qwen as untrained_qwen,
+)
+from .recorder import versions as versions
+from .tiny import benchmark as benchmark, scenes as scenes
+from .variant import TruncatedVLM as TruncatedVLM

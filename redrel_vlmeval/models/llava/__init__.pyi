@@ -1,0 +1,3 @@
+from .core import TINY_FOLDER as TINY_FOLDER, LlavaCore as LlavaCore
+from .input import square_box as square_box
+from .model import LLaVA15 as LLaVA15

@@ -1,0 +1,6 @@
+"""Qwen-VL and Qwen-VL-Chat on their own code, kept running."""
+
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

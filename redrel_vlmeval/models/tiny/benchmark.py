@@ -1,0 +1,149 @@
+"""``RedRelShapes``: the benchmark in the box, in the host's TSV format, made on first use from a fixed seed.
+
+Columns beside the host's own: ``category`` (number of hops, or ``text``) and ``cells``, the grid cells
+(row * 8 + column) that the answer depends on, joined by commas. A cell is an image token, so ``cells`` are image token
+numbers too.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from redrel_vlmeval import files
+from redrel_vlmeval.models.tiny import scenes
+
+SEED = 20240  # training draws from other streams: see train.TRAIN_SEED
+SIZES = {"RedRelShapes": {"one-hop": 200, "two-hop": 200, "three-hop": 200, "text": 100}}
+SIZES["RedRelShapes_MINI"] = {"one-hop": 40, "two-hop": 40, "three-hop": 40, "text": 20}
+
+
+def question_for(category: str, rng: np.random.Generator) -> tuple[list[scenes.Thing], scenes.Question]:
+    """A random picture and a random question of a category about it."""
+    things = scenes.make_scene(rng)
+    if category == "text":
+        return things, scenes.text_question(rng)
+    found = scenes.visual_questions(things)[category]
+    while not found:  # a scene always has three hops, nearly always the others
+        things = scenes.make_scene(rng)
+        found = scenes.visual_questions(things)[category]
+    return things, found[int(rng.integers(len(found)))]
+
+
+@cache
+def make(name: str = "RedRelShapes") -> pd.DataFrame:
+    """The benchmark as a table; the MINI one is the first questions of each category of the whole."""
+    rows = []
+    for number, category in enumerate(scenes.CATEGORIES):
+        for item in range(SIZES[name][category]):
+            rng = np.random.default_rng([SEED, number, item])
+            things, question = question_for(category, rng)
+            choices = scenes.options(question, rng)
+            hint = question.hint or (scenes.context_sentence(rng) if rng.random() < 0.3 else None)
+            rows.append(
+                {
+                    "index": number * 1000 + item,
+                    "image": _base64(things),
+                    "question": question.text,
+                    "hint": hint,
+                    **dict(zip("ABCD", choices, strict=True)),
+                    "answer": "ABCD"[choices.index(question.answer)],
+                    "category": category,
+                    "cells": ",".join(map(str, question.cells)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _base64(things: list[scenes.Thing]) -> str:
+    buffer = io.BytesIO()
+    scenes.render(things).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def data_root() -> Path:
+    """The host's data folder, ``LMUData``.
+
+    Raises:
+        FileNotFoundError: ``LMUData`` names a folder that does not exist (the host would silently use another).
+    """
+    named = os.environ.get("LMUData")
+    if named and not Path(named).is_dir():
+        raise FileNotFoundError(f"LMUData={named}: no such folder; create it, or unset LMUData to use ~/LMUData")
+    root = Path(named) if named else Path.home() / "LMUData"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"{root}: cannot be made ({error.strerror}); set LMUData to a folder you may write to"
+        ) from error
+    return root
+
+
+def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
+    """The TSV in ``folder`` (default: :func:`data_root`), made anew when missing or different; never half-written.
+
+    What the host has decoded from an older one goes with it: it would show the model those pictures, by their numbers.
+
+    Raises:
+        PermissionError: the folder cannot be written to.
+    """
+    path = (folder or data_root()) / f"{name}.tsv"
+    text = make(name).to_csv(sep="\t", index=False)
+    try:
+        if _holds(path, text):
+            return path
+        with files.in_turn(path.with_name(f".{path.name}.lock")):
+            # Another process may have made it meanwhile, and decoded pictures that are right.
+            if not _holds(path, text):
+                # Before the TSV: stopped in between, the next start finds an old TSV and clears again.
+                clear_pictures(path)
+                files.write_whole(path, text.encode())
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        where = cause.filename if str(cause.filename).endswith(".png") else path
+        raise PermissionError(
+            f"{where}: cannot be written ({cause.strerror or error}); set LMUData to a folder you may write to"
+        ) from error
+    return path
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8", errors="replace") == text
+
+
+def clear_pictures(path: Path) -> None:
+    """Remove the pictures that the host decoded from the TSV at ``path``: ``images/<name>/<index>.png``, no other."""
+    folder = path.parent / "images" / path.stem
+    for picture in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\d+\.png", picture.name):
+            picture.unlink(missing_ok=True)
+
+
+@cache
+def dataset_class() -> Any:
+    """The host's dataset class for these names; imports the host."""
+    from vlmeval.dataset.image_mcq import ImageMCQDataset
+
+    class RedRelShapes(ImageMCQDataset):  # type: ignore[misc]
+        """Multiple choice with the host's own evaluation; only where the TSV comes from is ours."""
+
+        DATASET_URL = dict.fromkeys(SIZES, "")
+        DATASET_MD5: dict[str, str] = {}
+
+        @classmethod
+        def supported_datasets(cls) -> list[str]:
+            return list(SIZES)
+
+        def load_data(self, dataset: str) -> pd.DataFrame:
+            return pd.read_csv(write(dataset), sep="\t", keep_default_na=True)
+
+    return RedRelShapes

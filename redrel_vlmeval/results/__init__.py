@@ -1,0 +1,6 @@
+"""Reads what runs left behind and judges it: frames of scores, costs, pairs, tests."""
+
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

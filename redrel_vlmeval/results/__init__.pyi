@@ -1,0 +1,21 @@
+from . import (
+    blind as blind,
+    cliffs as cliffs,
+    comparisons as comparisons,
+    flips as flips,
+    paired_tests as paired_tests,
+    published as published,
+    records as records,
+)
+from .cliffs import Budget as Budget
+from .flips import DOWN as DOWN, SAME as SAME, UP as UP, letter as letter
+from .grids import Grid as Grid, grids as grids
+from .paired_tests import p_text as p_text
+from .reading import (
+    NO_RULE as NO_RULE,
+    Results as Results,
+    category_curves as category_curves,
+    no_collection as no_collection,
+    read as read,
+)
+from .records import read_records as read_records

@@ -1,0 +1,6 @@
+"""Results as sheets, figures and a page: xlsx, csv, md, tex, json, html, terminal."""
+
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

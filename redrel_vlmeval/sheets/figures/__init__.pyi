@@ -1,0 +1,2 @@
+from . import accuracy as accuracy, outcome as outcome
+from .palette import DIVERGING as DIVERGING

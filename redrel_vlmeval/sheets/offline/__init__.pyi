@@ -1,0 +1,1 @@
+from .html import encoded as encoded, render as render

@@ -1,0 +1,127 @@
+"""``redrel report``: results -> one HTML page that needs no network: leaderboard, figures, flips, provenance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import redrel_vlmeval
+from redrel_vlmeval.files import WriteError, atomically, make_parent
+from redrel_vlmeval.results import Results, comparisons, grids
+from redrel_vlmeval.sheets.offline import encoded, render
+from redrel_vlmeval.sheets.page import board, changes, curves, pictures
+from redrel_vlmeval.sheets.page.explained import coverage, links
+from redrel_vlmeval.sheets.tables import NOTES, runs
+
+HERE = Path(__file__).resolve().parent
+TOY = "redrel_tiny"
+NOTED = (
+    "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
+    "decode ms/token",
+)  # fmt: skip
+OWN_NOTES = {
+    "model": "name given to the runner; of a variant its setting: what is truncated, prompt and decoding",
+    "score": "in points, by the host's own evaluation; a dash where a cell has none",
+}
+FACTS = (
+    "model", "benchmark", "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision",
+    "torch", "transformers", "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "date", "arguments",
+    "run", "path",
+)  # fmt: skip
+
+
+class ReportError(WriteError):
+    """A page that cannot be written; the text names the file and what would work."""
+
+
+def write(
+    results: Results, path: str | Path, most_pictures: int = 0, data_folder: Path | None = None,
+    explained: Path | None = None, say: Callable[[str], object] = lambda _: None,
+) -> Path:  # fmt: skip
+    """The page at ``path``, whole or not at all.
+
+    Args:
+        most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
+        data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
+        explained: folder of redrel explain's pages, which flips then link to.
+        say: is told how many flips have such a page.
+
+    Raises:
+        ReportError: another ending than .html, or a place that cannot be written.
+        PictureError: pictures were asked for, and none can be had.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ReportError(f"{str(path)!r}: unknown ending {path.suffix!r}, a report is written as .html")
+    if path.is_dir():
+        atomically(path, lambda _stream: None, ReportError)  # says what is wrong before the work, not after it
+    make_parent(path, ReportError)
+    text = html(results, most_pictures, data_folder, explained, path, say)
+    return atomically(path, lambda stream: stream.write(encoded(text)), ReportError)
+
+
+def html(
+    results: Results, most_pictures: int = 0, data_folder: Path | None = None, explained: Path | None = None,
+    path: Path = Path("report.html"), say: Callable[[str], object] = lambda _: None,
+) -> str:  # fmt: skip
+    """The page as text; see :func:`write`."""
+    rows = board.rows(results, comparisons.compare(results))
+    found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
+    shown, where, missing = _pictures(results, found, most_pictures, data_folder)
+    maps = grids(results)
+    pages = links(found, explained, path)
+    if explained is not None:
+        say(coverage(found, pages, explained))
+    facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
+    data = {
+        "rows": rows,
+        "glance": board.glance(rows),
+        "notes": _notes(),
+        "grids": curves.heat_maps(maps),
+        "curves": curves.curves(results, maps, rows),
+        "changes": changes.payload(results, found, where) | {"pictures": shown},
+        "explained": pages,
+        "provenance": _provenance(results),
+        "meta": facts,
+    }
+    return render(HERE, "report.html.j2", f"{results.folder.absolute().name}: redrel report", data, meta=facts)
+
+
+def _pictures(
+    results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[int]], list[str]]:
+    """Thumbnails, which of them each question shows, and the benchmarks whose pictures were not found."""
+    if most <= 0:
+        return [], {}, []
+    names = list(dict.fromkeys(entry["benchmark"] for entry in found))
+    tables = pictures.find_tables(names, pictures.folders(results.folder, data_folder))
+    shown, where = pictures.thumbnails(changes.most_flipped(found), tables, most)
+    return shown, where, [name for name in names if name not in tables]
+
+
+def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts().sort_index()
+    return {
+        "folder": results.folder.absolute().name,
+        "models": len({row["model"] for row in rows}),
+        "benchmarks": len({row["benchmark"] for row in rows}),
+        "states": {str(state): int(count) for state, count in states.items() if state != "ok"},
+        "version": redrel_vlmeval.__version__,
+        "written": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
+        "toy": any(row["base"].startswith(TOY) for row in rows),
+        "all_toy": all(row["base"].startswith(TOY) for row in rows),
+    }
+
+
+def _notes() -> dict[str, str]:
+    """What each quantity of the page means: the sheets' own words."""
+    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS | OWN_NOTES
+
+
+def _provenance(results: Results) -> dict[str, Any]:
+    """Columns and rows of what each cell ran on, columns that say nothing left out."""
+    frame = runs(results)
+    names = [name for name in FACTS if name in frame and frame[name].notna().any()]
+    return {"columns": names, "rows": frame[names].to_numpy().tolist()}

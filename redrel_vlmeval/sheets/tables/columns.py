@@ -1,0 +1,139 @@
+"""What each column of a table means, with its unit or formula, and how its numbers are shown; one name, one meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from redrel_vlmeval.results import comparisons, p_text
+
+FLOPS = (
+    "one multiply-add counts as one, decoder blocks only: per block of n tokens, width d, FFN width m, g of h key heads"
+    " 2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m"
+)
+SCORE = "score in points, by the host's own evaluation, or the state of a cell that has none; grey: printed by others"
+NOTES = {
+    "model": "name given to the runner; grey: a model as its source calls it",
+    "base": "the untruncated model that a variant is compared with: same prompt, same decoding",
+    "setting": "what is truncated (l<L>_k<K>: all tokens up to block L, K image tokens after it), prompt and decoding",
+    "L": "decoder blocks that see every token; ranking happens at the end of block L. Several stages: several numbers",
+    "K": "image tokens kept after block L; with % a share of the prompt's image tokens",
+    "rule": "what the kept tokens are picked by: attention (of the last prompt token), or a control of the same budget",
+    "backend": "the class that ran the model; base and variant are compared only when it is the same",
+    "image tokens": "image tokens of the prompt, mean over questions",
+    "kept": "image tokens left after the last stage, mean over questions",
+    "average tokens": "image tokens entering a decoder block, mean over blocks and questions",
+    "tokens per block": "all tokens entering blocks 1..N, mean over questions: '134 x 2, 78 x 6' is 134 in two, "
+    "then 78 in six",
+    "FLOPs ratio": "prefill FLOPs / those of the base on the same prompts; below 1 is cheaper",
+    "KV ratio": "KV cache bytes / those of the base on the same prompts",
+    "prefill GFLOPs": f"operations of the prefill in 1e9, mean over questions; {FLOPS}",
+    "prefill TFLOPs": f"operations of the prefill in 1e12, mean over questions; {FLOPS}",
+    "KV MB": "bytes of the KV cache when the answer ends, in 1e6, mean over questions; analytic: 2 x tokens x key "
+    "heads x head width x bytes of a number, summed over blocks",
+    "KV MB measured": "the same, read from the cache's own tensors after the answer, in 1e6",
+    "prefill ms": "wall time of the prefill, median over questions; of several benchmarks the weighted mean",
+    "decode ms/token": "wall time of one decoding step, median over questions; of several benchmarks the weighted mean",
+    "questions/s": "questions over the sum of their wall times, vision tower and decoding included",
+    "peak MB over weights": "highest memory of the accelerator during a question less that of the weights, in 1e6",
+    "mode": "not truncated; dropped: tokens really leave; masked: the published code's way",
+    "status": "worst state of the row's cells: ok, no rule (its numbers as they stand: sheet Scores), "
+    "partial (answers, no score), running (begun, not ended), failed",
+    "note": "why a cell has no score, why a score has no delta, and what to know of the run or the printed number",
+    "mean": "plain mean over the benchmarks with scores of 0 to 100, each by its first headline; only with all of them",
+    "source": "where a printed number stands; empty for what was measured here",
+    "disputed": "yes: another source contradicts this printed number",
+    "language model": "the language model behind the pictures, where it is known",
+    "resolution": "side of the picture given to the vision tower, in pixels, where it is known",
+    "best of": "the attention-ranked variant with the highest score there, of so many: chosen after the fact, which is "
+    "why the p beside it is corrected for all variants of the base",
+    "prompt": "order of question (Q), context (C), options (M) and chain-of-thought request (P1..P3) before the answer",
+    "decoding": "greedy search, beam search with n beams, or the options ranked by likelihood (nothing is generated)",
+    "truncation": "the variant's stages and rule; empty: nothing is truncated",
+    "benchmark": "the host's name of the data",
+    "metric": "the host's name of the score",
+    "value": "the score, in points unless the host says otherwise",
+    "headline": "yes: it is the benchmark's number",
+    "n": "questions",
+    "by": "the column of the data that groups the questions",
+    "group": "category, subject or grade",
+    "score": "mean score per question, in points",
+    "base score": "the same questions, the base",
+    "delta": comparisons.MEANINGS["delta"],
+    "blind rate": "share of these questions that are right with no image token at all (l0_k0), in points; "
+    "lucky guesses included",
+    "rest n": "questions that need the image: not right without it",
+    "rest score": "image-dependent part: mean score on those, in points",
+    "blind model": "the run without any image",
+    "category": "the data's own category; empty: all questions",
+    "change": "up: became right, or scored higher; down: became wrong, or scored lower",
+    "prediction": "raw answer of the variant", "base_prediction": "raw answer of the base",
+    "hit": "score of the answer, 0 to 1", "base_hit": "score of the base's answer, 0 to 1",
+    "index": "the host's index of the question", "question": "as the data has it", "options": "the choices",
+    "answer": "the right answer", "picture": "name of the picture, where the data has one",
+    "host": "VLMEvalKit: its checkout; ms-vlmeval: the package of that name", "commit": "of the host's checkout",
+    "judge": "who compared the answers", "judge_ran": "yes or no, and why, where the judged table shows it",
+    "host_version": "as the run told it", "weights": "name or folder of the checkpoint", "revision": "of the weights",
+    "torch": "version", "transformers": "version", "redrel_vlmeval": "version", "date": "when the run began",
+    "device": "where the decoder ran", "dtype": "of its weights", "kernel": "its attention",
+    "reason": "why a cell has no score, or how its headline was chosen",
+    "arguments": "of the runner; keys and tokens left out", "run": "folder of the run", "path": "below the folder read",
+}  # fmt: skip
+
+
+def statistic(column: str) -> str:
+    """What a column beside a score holds (``delta``, ``p``, ...); empty for any other column."""
+    return next((name for name in comparisons.MEANINGS if column.endswith(f" {name}")), "")
+
+
+def meanings(frame: pd.DataFrame, scores: tuple[str, ...] = ()) -> dict[str, str]:
+    """What each column means, with its unit; a column that has no note of its own and is no score is left out."""
+    found = {}
+    for column in map(str, frame.columns):
+        if column in NOTES and column not in scores:
+            found[column] = NOTES[column]
+        elif column in scores:
+            found[column] = SCORE
+        elif (beside := statistic(column)) and column.removesuffix(f" {beside}") in scores:
+            found[column] = comparisons.MEANINGS[beside]
+    return found
+
+
+def number_format(column: str) -> str:
+    """Python format of a column's numbers; 'p' for a p-value."""
+    beside = statistic(column)
+    whole = ("L", "K", "n", "rest n", "resolution", "up", "down")
+    if column in whole or beside in ("up", "down"):
+        return "d"
+    if column in ("FLOPs ratio", "KV ratio"):
+        return ".3f"
+    if beside or column == "delta":
+        return "p" if beside.startswith("p") else "+.1f"
+    if column in ("hit", "base_hit"):
+        return "g"
+    return ".2f" if column.startswith(("prefill ", "decode ms", "KV ", "questions/s")) else ".1f"
+
+
+def yes_no(value: Any) -> Any:
+    """A truth value in words, any other value as it is."""
+    return {True: "yes", False: "no"}[bool(value)] if isinstance(value, (bool, np.bool_)) else value
+
+
+def text(column: str, value: Any, width: int | None = None) -> str:
+    """A cell as one line, numbers in the column's format, nothing for an empty one; cut to ``width`` characters."""
+    if value is None or value != value:
+        return ""
+    value = yes_no(value)
+    if isinstance(value, (int, float)):
+        form = number_format(column)
+        return p_text(value) if form == "p" else format(int(value) if form == "d" else value, form)
+    words = " ".join(str(value).split())
+    return words if width is None or len(words) <= width else words[: width - 3] + "..."
+
+
+def cells(frame: pd.DataFrame, width: int | None = None) -> list[list[str]]:
+    """All of a frame as text."""
+    rows = frame.itertuples(index=False, name=None)
+    return [[text(str(name), value, width) for name, value in zip(frame.columns, row, strict=True)] for row in rows]

@@ -1,0 +1,307 @@
+"""What the engine asks of a decoder, whichever family it is of: the seam between truncation and model internals."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.bases import BlockShape
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation.views import View, causal, hide
+
+Observer = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one block's attention kernel is given in one call, and the kernel.
+
+    query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
+    model's own returns: ([b, q, h, d], weights or None).
+    """
+
+    block: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    scaling: float
+    softcap: float | None
+    kernel: Callable[..., Any]
+
+    def own(self) -> Any:
+        """What the model would have computed."""
+        return self.kernel(self.query, self.key, self.value, self.mask)
+
+
+Attend = Callable[[Attention], Any]
+
+
+def observing(observer: Observer) -> Attend:
+    """Attending as the model does, after ``observer`` has seen what its kernel is given."""
+
+    def attend(seen: Attention) -> Any:
+        observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap, seen.value)
+        return seen.own()
+
+    return attend
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward call of the outermost model was given.
+
+    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    cache: Any
+    past: int
+    pictures: bool
+
+
+@dataclass
+class Decoder(ABC):
+    """A model's decoder blocks and how to shorten what they are given.
+
+    ``root`` is the model as called, ``text`` the module that owns the blocks. Blocks are counted from 0.
+    """
+
+    root: nn.Module
+    text: nn.Module
+    blocks: list[nn.Module]
+    _memo: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict, kw_only=True)
+
+    layout: ClassVar[str]  # the module tree it is recognised by, for messages
+    rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """Name of the attention function in use: ``sdpa``, ``eager``, ``flash_attention_2``, ..."""
+
+    @property
+    def flash(self) -> bool:
+        """Whether that takes no mask but one of padding, [b, s]."""
+        return "flash" in self.kernel
+
+    @property
+    @abstractmethod
+    def shape(self) -> BlockShape:
+        """Sizes of a block (all blocks are alike)."""
+
+    @abstractmethod
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        """Which of ``ids`` (long [b, s]) stand for image tokens, bool [b, s]."""
+
+    @abstractmethod
+    def pictures(self, given: Mapping[str, Any]) -> bool:
+        """Whether a forward call's arguments bring pixels."""
+
+    @abstractmethod
+    def past(self, cache: Any) -> int:
+        """Tokens that a cache stands for; 0 for None."""
+
+    @abstractmethod
+    def cache_of(self, kwargs: Mapping[str, Any]) -> Any:
+        """The KV cache in a block's arguments at prefill, or None."""
+
+    def cache_after(self, output: Any, cache: Any) -> Any:
+        """The KV cache when a forward call is done: ``cache`` where it is filled in place."""
+        return cache
+
+    def continues(self, cache: Any, earlier: Any, generating: bool) -> bool:
+        """Whether ``cache`` is what ``earlier``, the cache after the last forward call, was.
+
+        Within one ``generate`` it may have been reordered by beam search.
+        """
+        return cache is earlier
+
+    def prefilled(self, cache: Any) -> Callable[[Any], bool]:
+        """Tells of any later cache whether it is ``cache`` again, as the prefill left it; keeps no tensor alive.
+
+        A cache that is filled in place never is: it goes on being itself.
+        """
+        return lambda other: False
+
+    @abstractmethod
+    def held_length(self, cache: Any, block: int) -> int:
+        """Keys that a block really holds in a cache; 0 without one."""
+
+    @abstractmethod
+    def held_bytes(self, cache: Any) -> int:
+        """Bytes of the key and value tensors that the cache really holds, all blocks and all rows of the batch."""
+
+    @abstractmethod
+    def check_cache(self, cache: Any, longest: int) -> None:
+        """Raise TruncationError for caches whose blocks cannot differ in length, or not at ``longest`` tokens."""
+
+    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
+        """After tokens left before block 1 (``l0``): make later steps count them. Returns the function that undoes it.
+
+        Models take the position of generated tokens from the length of block 1's cache.
+        """
+        return lambda: None
+
+    @abstractmethod
+    def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
+        """A block's prefill arguments (rotary tables, masks, positions) cut to ``view``; made once a forward."""
+
+    def narrow(self, block: int, kwargs: dict[str, Any], view: View, held: int, queries: int) -> dict[str, Any]:
+        """A block's arguments at a later step: the mask's columns are those of the ``held`` keys and the new ones."""
+        keys = held + queries
+        mask = self._mask(kwargs, view, lambda mask: view.column_mask(mask, queries, keys, self.flash))
+        return kwargs | {"attention_mask": mask}
+
+    def masked(self, kwargs: dict[str, Any], visible: torch.Tensor, queries: int) -> dict[str, Any]:
+        """A block's arguments with the keys that ``visible`` (bool [b, k]) excludes hidden; nothing is dropped."""
+        mask = kwargs.get("attention_mask")
+        keys = visible.shape[1]
+        if mask is None:
+            mask = causal(queries, keys, visible.device)
+        allowed = visible[:, None, None].to(mask.device)
+        if queries == keys:  # a hidden token's own row must attend to something, or its softmax is NaN
+            allowed = allowed | torch.eye(keys, dtype=torch.bool, device=mask.device)
+        return kwargs | {"attention_mask": hide(mask, allowed)}
+
+    @abstractmethod
+    def attending(
+        self, blocks: Sequence[int], attend: Attend, kernel: str | None = None
+    ) -> AbstractContextManager[None]:
+        """Within the context these blocks attend by ``attend(attention)``, with the model's own kernel or another.
+
+        Contexts nest: the kernel that ``attend`` is given is then what was entered before.
+        """
+
+    @contextmanager
+    def probe(self, block: int, observer: Observer) -> Iterator[None]:
+        """Within the context ``observer(query, key, mask, scaling, softcap, value)`` sees the block attend.
+
+        query: [b, h, q, d]; key, value: [b, h_kv, k, d]; query and key rotated; the very tensors that the model's
+        kernel is given. Contexts nest: every observer sees the block once a call.
+        """
+        with self.attending([block], observing(observer)):
+            yield
+
+    # -- parts of the model by themselves, for continuing a prompt from the middle ------------------------------------
+
+    @abstractmethod
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [b, n] -> what enters block 1, [b, n, width]."""
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What leaves the last block, [b, 1, width] -> logits [b, 1, vocabulary]."""
+
+    @contextmanager
+    def noting(self) -> Iterator[list[torch.Tensor]]:
+        """Within the context, the position ids that a forward call computes its rotary tables from are collected."""
+        yield []
+
+    @abstractmethod
+    def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+        """A block's arguments for the prompt's tokens at ``index`` (long [n]), in one row and without mask and cache.
+
+        ``kwargs`` are those of the prefill. :meth:`forget_prompt` afterwards.
+        """
+
+    @abstractmethod
+    def beyond(
+        self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
+    ) -> dict[str, Any]:
+        """The same for ``count`` tokens, each ``ahead`` places (0 for the next) behind a prompt of ``length``."""
+
+    @abstractmethod
+    def part(self, block: int, name: str) -> nn.Module:
+        """A module of a block: ``input_norm``, ``middle_norm`` (before the FFN), or ``attention_output``.
+
+        The last is the projection whose input [b, s, h * d] is the attention of all heads side by side.
+
+        Raises:
+            TruncationError: the block has no such module.
+        """
+
+    @abstractmethod
+    def vision_blocks(self) -> list[nn.Module]:
+        """The blocks of the vision tower in the order they run.
+
+        Raises:
+            TruncationError: no vision tower is laid out as known.
+        """
+
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module whose output rows become the image tokens: a projector, merger or resampler.
+
+        Raises:
+            TruncationError: none is laid out as known.
+        """
+
+    def vision_probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
+        """:meth:`probe` for a block of the vision tower.
+
+        Raises:
+            TruncationError: its attention cannot be looked at.
+        """
+        raise TruncationError(f"{type(self.root).__name__}: the attention of its vision tower cannot be looked at")
+
+    def eye(self) -> nn.Module | None:
+        """The module whose first argument are the pixels [n, 3, h, w], where a forward call brings none itself."""
+        return None
+
+    def resampling(self) -> nn.Module | None:
+        """The attention whose second output [b, queries, patches] says which patches each image token is made of."""
+        return None
+
+    @property
+    def head(self) -> nn.Module:
+        """The output layer: hidden states [b, s, d] -> logits.
+
+        Raises:
+            TruncationError: the model names none.
+        """
+        head = self.root.get_output_embeddings() if hasattr(self.root, "get_output_embeddings") else None
+        head = getattr(self.root, "lm_head", None) if head is None else head
+        if not isinstance(head, nn.Module):
+            raise TruncationError(f"{type(self.root).__name__}: no output layer (lm_head) found")
+        return head
+
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
+        given = inspect.signature(self.root.forward).bind_partial(*args, **kwargs).arguments
+        given = {**given.get("kwargs", {}), **given}
+        cache = given.get("past_key_values")
+        return Call(given.get("input_ids"), given.get("attention_mask"), cache, self.past(cache), self.pictures(given))
+
+    def forget_call(self) -> None:
+        """Let go of the tensors that were shared between the blocks of one forward call."""
+        self._memo.clear()
+
+    def forget_prompt(self) -> None:
+        """Undo what was changed on the model for the prompt at hand."""
+        self.forget_call()
+
+    def _mask(self, kwargs: Mapping[str, Any], view: View, make: Callable[[Any], Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not isinstance(mask, torch.Tensor):
+            raise TruncationError(
+                f"attention mask of type {type(mask).__name__}: use attn_implementation sdpa, eager or flash"
+            )
+        return self._once(mask, view, lambda: make(mask))
+
+    def _once(self, source: Any, view: View, make: Callable[[], Any]) -> Any:
+        """Blocks share their arguments: each is shortened once per view, its source kept alive as ids are reused."""
+        return self._known((id(source), id(view)), (source, view), make)
+
+    def _known(self, key: tuple[int, ...], alive: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._memo:
+            self._memo[key] = (make(), alive)
+        return self._memo[key][0]

@@ -1,0 +1,99 @@
+"""Transformers' attention interface: whatever attends through it can be looked at, or made to attend otherwise."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.truncation.decoders.base import Attend, Attention
+
+PROBE = "redrel_probe"  # name of our attention function in transformers' registry
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Who takes a module's attention over, with which kernel, and who did so before."""
+
+    attend: Attend
+    block: int
+    kernel: str
+    config: Any  # the module's own
+    inner: _Watch | None
+
+
+_watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
+
+
+def kernel_of(attention: Any) -> str:
+    """Name of the kernel that an attention module runs, also while it is looked at."""
+    watch = _watches.get(attention)
+    return str(attention.config._attn_implementation) if watch is None else watch.kernel
+
+
+@contextmanager
+def attended(attention: Any, block: int, attend: Attend, kernel: str | None = None) -> Iterator[None]:
+    """Within the context one attention module attends by ``attend``; the last one entered is asked first.
+
+    The module is given a copy of its config that names our function in transformers' attention registry; it shows
+    ``attend`` the very tensors that the model's kernel, or ``kernel``, would have been given.
+    """
+    _register_probe()
+    config, inner = attention.config, _watches.get(attention)
+    own = config if inner is None else inner.config
+    _watches[attention] = _Watch(attend, block, kernel or kernel_of(attention), own, inner)
+    if inner is None:
+        attention.config = copy.copy(config)
+        attention.config._attn_implementation_internal = PROBE
+    try:
+        yield
+    finally:
+        attention.config = config
+        if inner is None:
+            del _watches[attention]
+        else:
+            _watches[attention] = inner
+
+
+def _register_probe() -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if PROBE not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS[PROBE] = _probe_attention
+
+
+def _probe_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> Any:
+    """In place of the model's own kernel: what ``attended`` was given."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    last = _watches[module]
+    if last.kernel == "eager":
+        kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    else:
+        kernel = ALL_ATTENTION_FUNCTIONS[last.kernel]
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def shown(watch: _Watch | None, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
+        if watch is None:
+            ours, module.config = module.config, last.config  # flash kernels read the config's name of the kernel
+            try:
+                return kernel(module, query, key, value, mask, **kwargs)
+            finally:
+                module.config = ours
+
+        def own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
+            return shown(watch.inner, query, key, value, mask)
+
+        return watch.attend(Attention(watch.block, query, key, value, mask, scaling, kwargs.get("softcap"), own))
+
+    return shown(last, query, key, value, attention_mask)

@@ -1,0 +1,256 @@
+"""Transformers' own decoders laid out like LLaMA: where their attention, rotary tables, masks and caches are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from redrel_vlmeval.bases import BlockShape
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation.decoders.base import Attend, Decoder, Observer, observing
+from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
+from redrel_vlmeval.truncation.views import View, take
+
+PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
+TOWERS = ("vision_tower", "visual", "vision_model")
+TOWER_BLOCKS = ("layers", "blocks", "layer")
+PROJECTORS = ("multi_modal_projector", "merger", "connector")
+
+
+@dataclass
+class NativeDecoder(Decoder):
+    """``embed_tokens``, ``layers`` with ``self_attn``, ``norm``; every image token has the id ``image_token``."""
+
+    image_token: int
+
+    rotary: ClassVar[str] = "position_embeddings"
+    layout: ClassVar[str] = (
+        "embed_tokens, norm and layers[*].self_attn (transformers-native decoders laid out like LLaMA: LLaVA, "
+        "LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
+    )
+
+    @staticmethod
+    def owns_blocks(module: nn.Module) -> bool:
+        """Whether ``module`` is the decoder of this layout."""
+        layers = getattr(module, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            return False
+        if not (hasattr(module, "embed_tokens") and hasattr(module, "norm")):
+            return False
+        return all(hasattr(block, "self_attn") and hasattr(block.self_attn, "config") for block in layers)
+
+    @classmethod
+    def of(cls, model: nn.Module, text: Any) -> NativeDecoder:
+        """The adapter of ``model`` whose blocks ``text`` owns.
+
+        Raises:
+            TruncationError: the model's config names no image token.
+        """
+        blocks = list(text.layers)[: getattr(text.config, "num_hidden_layers", None)]
+        return cls(model, text, blocks, image_token(model))
+
+    @property
+    def kernel(self) -> str:
+        return kernel_of(self.blocks[0].self_attn)
+
+    @property
+    def shape(self) -> BlockShape:
+        config = self.text.config
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return BlockShape(config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size)
+
+    def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids == self.image_token
+
+    def pictures(self, given: Mapping[str, Any]) -> bool:
+        return any(name.startswith("pixel_values") and value is not None for name, value in given.items())
+
+    def past(self, cache: Any) -> int:
+        return 0 if cache is None else int(cache.get_seq_length())
+
+    def cache_of(self, kwargs: Mapping[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        return kwargs.get("past_key_value") if cache is None else cache
+
+    def held_bytes(self, cache: Any) -> int:
+        pairs = [(_tensor(cache, "key", block), _tensor(cache, "value", block)) for block in range(len(self.blocks))]
+        return sum(tensor.nbytes for pair in pairs for tensor in pair if tensor is not None)
+
+    def held_length(self, cache: Any, block: int) -> int:
+        keys = _tensor(cache, "key", block)
+        return 0 if keys is None else int(keys.shape[-2])
+
+    def check_cache(self, cache: Any, longest: int) -> None:
+        """Raise TruncationError for static, compiled, windowed and quantised caches."""
+        from transformers import DynamicCache
+
+        if cache is None:
+            return
+        if not isinstance(cache, DynamicCache):
+            raise TruncationError(
+                f"KV cache of type {type(cache).__name__}: blocks must be free to differ in length, use DynamicCache"
+            )
+        for layer in getattr(cache, "layers", []):
+            window = getattr(layer, "sliding_window", None)
+            if getattr(layer, "is_sliding", False) and window is not None and longest > window:
+                raise TruncationError(
+                    f"prompt of {longest} tokens exceeds the sliding window of {window} of its KV cache"
+                )
+
+    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
+        """The cache counts ``dropped`` more tokens in block 1."""
+        holder = cache.layers[0] if hasattr(cache, "layers") else cache
+        counted = type(holder).get_seq_length
+
+        def with_dropped(*args: Any, **kwargs: Any) -> int:
+            length = counted(holder, *args, **kwargs)
+            return length + dropped if length else 0
+
+        holder.get_seq_length = with_dropped
+        return lambda: holder.__dict__.pop("get_seq_length", None)
+
+    def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
+        short = dict(kwargs)
+        if kwargs.get("position_embeddings") is not None:
+            rotary = kwargs["position_embeddings"]
+            short["position_embeddings"] = self._once(
+                rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary)
+            )
+        short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask, self.flash))
+        if kwargs.get("position_ids") is not None:
+            # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
+            gathered = None if "position_embeddings" in kwargs else take(kwargs["position_ids"], view.index, -1)
+            short["position_ids"] = gathered
+        if kwargs.get("cache_position") is not None:
+            short["cache_position"] = kwargs["cache_position"][view.index[0]]
+        return short
+
+    @contextmanager
+    def attending(self, blocks: Sequence[int], attend: Attend, kernel: str | None = None) -> Iterator[None]:
+        with ExitStack() as undo:
+            for block in blocks:
+                undo.enter_context(attended(self.blocks[block].self_attn, block, attend, kernel))
+            yield
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.text.embed_tokens(ids)  # type: ignore[operator,no-any-return]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(self.text.norm(hidden))  # type: ignore[operator,no-any-return]
+
+    @contextmanager
+    def noting(self) -> Iterator[list[torch.Tensor]]:
+        noted: list[torch.Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            noted.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+        handle = self._rotary_module().register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield noted
+        finally:
+            handle.remove()
+
+    def _rotary_module(self) -> nn.Module:
+        rotary = getattr(self.text, "rotary_emb", None)
+        if not isinstance(rotary, nn.Module):
+            raise TruncationError(f"{type(self.text).__name__}: has no rotary_emb, so its answers cannot be continued")
+        return rotary
+
+    def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
+        rotary = kwargs["position_embeddings"]
+        return self._alone(kwargs, tuple(table.index_select(-2, index.to(table.device)) for table in rotary))
+
+    def beyond(
+        self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
+    ) -> dict[str, Any]:
+        like = kwargs["position_embeddings"][0]
+
+        def make() -> tuple[torch.Tensor, ...]:
+            # pictures may count for fewer positions than tokens; what follows comes behind the largest
+            after = (noted[0].amax() + 1 + ahead).expand(*noted[0].shape[:-1], 1).to(like.device)
+            tables: Sequence[torch.Tensor] = self._rotary_module()(like, position_ids=after)
+            return tuple(table.expand(*table.shape[:-2], count, table.shape[-1]) for table in tables)
+
+        return self._alone(kwargs, self._known((id(like), ahead, count), like, make))
+
+    @staticmethod
+    def _alone(kwargs: Mapping[str, Any], rotary: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """A block's arguments with these rotary tables, and nothing that belongs to the call they came from."""
+        emptied = ("attention_mask", "position_ids", "cache_position", "past_key_values", "past_key_value")
+        found = dict(kwargs) | {name: None for name in emptied if name in kwargs}
+        return found | {"use_cache": False, "position_embeddings": rotary}
+
+    @contextmanager
+    def vision_probe(self, block: int, observer: Observer) -> Iterator[None]:
+        module = self.vision_blocks()[block]
+        attention = getattr(module, "self_attn", None)
+        if attention is None or not hasattr(attention, "config"):
+            raise TruncationError(
+                f"{type(module).__name__}: its attention does not go through transformers' attention interface"
+            )
+        with attended(attention, block, observing(observer)):
+            yield
+
+    def part(self, block: int, name: str) -> nn.Module:
+        owner = self.blocks[block].self_attn if name == "attention_output" else self.blocks[block]
+        found = getattr(owner, PARTS[name], None)
+        if not isinstance(found, nn.Module):
+            raise TruncationError(f"{type(owner).__name__} of block {block + 1} has no {PARTS[name]!r}")
+        return found
+
+    def vision_blocks(self) -> list[nn.Module]:
+        tower = self._named(TOWERS)
+        lists = [
+            list(module)
+            for name, module in tower.named_modules()
+            if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in TOWER_BLOCKS
+        ]
+        if not lists:
+            raise TruncationError(f"{type(tower).__name__}: no list of blocks ({', '.join(TOWER_BLOCKS)}) in it")
+        return max(lists, key=len)
+
+    def projector(self) -> nn.Module:
+        return self._named(PROJECTORS)
+
+    def _named(self, names: tuple[str, ...]) -> nn.Module:
+        """The outermost module of the model whose own name is one of ``names``."""
+        for path, module in self.root.named_modules():
+            if path.rpartition(".")[2] in names:
+                return module
+        raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
+
+
+def image_token(model: nn.Module) -> int:
+    """The id of image tokens that a model's config names, under its new or its old key.
+
+    Raises:
+        TruncationError: it names none.
+    """
+    config = getattr(model, "config", None)
+    token = getattr(config, "image_token_id", None)
+    token = getattr(config, "image_token_index", None) if token is None else token
+    if token is None:
+        raise TruncationError(
+            f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?"
+        )
+    return int(token)
+
+
+def _tensor(cache: Any, kind: str, block: int) -> torch.Tensor | None:
+    """The block's ``key`` or ``value`` tensor, in the newer and the older layout of transformers' caches."""
+    if cache is None:
+        return None
+    if hasattr(cache, "layers"):
+        found = getattr(cache.layers[block], f"{kind}s", None) if block < len(cache.layers) else None
+    else:
+        every = getattr(cache, f"{kind}_cache")
+        found = every[block] if block < len(every) else None
+    return found if isinstance(found, torch.Tensor) and found.numel() else None
