@@ -27,7 +27,7 @@ from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.maps.gradcam import Request
 from redrel_vlmeval.explain.maps.grid import Grid
 from redrel_vlmeval.explain.store import Stored, load, save
-from redrel_vlmeval.models.tiny import scenes
+from redrel_vlmeval.models.tiny import benchmark, scenes
 
 TINY, CUT = "redrel_tiny", "redrel_tiny_trunc_l2_k8"
 ONE = Request(methods=("attn_grad",), where=("decoder",))
@@ -244,13 +244,16 @@ def test_one_questions_flow_is_drawn(built: None, tmp_path: Path) -> None:
 
 
 def test_cells_of_the_benchmark_are_found_on_any_grid() -> None:
+    def boxes(*cells: int) -> list[tuple[int, int, int, int]]:
+        return [benchmark.box_of(cell) for cell in cells]
+
     same = Grid(np.arange(64).reshape(8, 8), (0, 0, 96, 96), (96, 96))
-    assert questions.tokens_on(same, [9, 30]) == [9, 30]
+    assert questions.tokens_on(same, boxes(9, 30)) == [9, 30]
     finer = Grid(np.arange(24 * 24).reshape(24, 24), (0, 0, 96, 96), (96, 96))
     rows = [(3 + row) * 24 + 3 + column for row in range(3) for column in range(3)]
-    assert questions.tokens_on(finer, [9]) == rows
+    assert questions.tokens_on(finer, boxes(9)) == rows
     padded = Grid(np.arange(16).reshape(4, 4), (-96, 0, 96, 192), (96, 96))
-    assert questions.tokens_on(padded, range(64)) == [2, 3, 6, 7]
+    assert questions.tokens_on(padded, boxes(*range(64))) == [2, 3, 6, 7]
 
 
 def test_a_token_that_cannot_be_decoded_alone_has_its_name() -> None:

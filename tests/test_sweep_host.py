@@ -14,11 +14,13 @@ import pytest
 from checkpoints import import_host, needs_host
 
 from redrel_vlmeval import cli, plugin
+from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.host import benchmark as hosts
 from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.results import reading as results
 from redrel_vlmeval.sheets.figures import outcome
 from redrel_vlmeval.sweep import handover, run as sweeping
-from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
+from redrel_vlmeval.sweep.asking import HostSource
 from redrel_vlmeval.sweep.plan import PlanError, read_plan
 from redrel_vlmeval.sweep.run import Request
 from redrel_vlmeval.sweep.store import StoreError, Writer
@@ -70,7 +72,7 @@ def test_predictions_are_those_of_the_single_names_over_the_grid(swept):
     source = HostSource(DATA, None)
     source.read()
     source.model = base
-    base.set_dump_image(source.dataset.dump_image)
+    source.benchmark.prepare(base)
     for setting, model in swept.plan.settings.items():
         alone = modelbox.classes().TruncatedVLM(base, setting) if setting else base
         found = predictions(swept, model)
@@ -194,15 +196,15 @@ def table(*indices: int) -> SimpleNamespace:
 
 @pytest.mark.parametrize("built, said", [
     (None, "the host has no such benchmark"), (table(), "has no questions"), (table(1, 1), "have one index"),
-    (SimpleNamespace(MODALITY="VIDEO", TYPE="MCQ"), "VIDEO MCQ; a sweep asks single"),
-    (SimpleNamespace(MODALITY="IMAGE", TYPE="MT"), "IMAGE MT; a sweep asks single"),
+    (SimpleNamespace(data=table(1).data, MODALITY="VIDEO", TYPE="MCQ"), "VIDEO MCQ; a sweep asks single"),
+    (SimpleNamespace(data=table(1).data, MODALITY="IMAGE", TYPE="MT"), "IMAGE MT; a sweep asks single"),
 ])  # fmt: skip
 def test_benchmarks_that_cannot_be_swept_are_refused(monkeypatch, built, said):
     import_host()
     import vlmeval.dataset
 
     monkeypatch.setattr(vlmeval.dataset, "build_dataset", lambda _name: built)
-    with pytest.raises(PlanError, match=f"--data X: .*{said}"):
+    with pytest.raises(ValueError, match=f"--data X: .*{said}"):
         HostSource("X", None).read()
 
 
@@ -215,12 +217,12 @@ def test_bases_that_are_none_or_cannot_be_truncated_are_refused(lmu, tmp_path, m
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_an_unknown_benchmark_is_refused_before_anything_is_made(lmu, tmp_path, dry_run):
-    with pytest.raises(PlanError, match="--data RedRelShape: the host has no such .* did you mean 'RedRelShapes'"):
+    with pytest.raises(InvalidValue, match="--data RedRelShape: the host has no such .* did you mean 'RedRelShapes'"):
         run(Request("redrel_tiny", "RedRelShape", "1", "0", work_dir=tmp_path / "out", dry_run=dry_run))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(PlanError, match="did you mean 'ScienceQA_TEST'"):
-        check_benchmark("scienceqa_test")
-    check_benchmark(DATA)  # the user's own TSV
+    with pytest.raises(InvalidValue, match="did you mean 'ScienceQA_TEST'"):
+        hosts.check("scienceqa_test")
+    hosts.check(DATA)  # the user's own TSV
 
 
 def test_a_work_dir_that_cannot_be_written_to_is_named_by_its_option(lmu, tmp_path):

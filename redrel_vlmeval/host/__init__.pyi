@@ -1,4 +1,5 @@
 from . import benchmark as benchmark, facts as facts, runner as runner, verdicts as verdicts
+from .benchmark import Benchmark as Benchmark, models as models
 from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
 from .folders import RECORDS as RECORDS, STATUS as STATUS, SWEEPING as SWEEPING, Cell as Cell, find_cells as find_cells
 from .question import asked_by_host as asked_by_host

@@ -1,12 +1,15 @@
-"""Which benchmark question the host is asking right now, and where it will write the answer."""
+"""Which benchmark question the host is asking right now, of which line, and where it will write the answer."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from redrel_vlmeval.host import pictures
 
 HOST_MODULES = ("vlmeval.inference", "vlmeval.inference_mt", "vlmeval.inference_video")
 
@@ -19,6 +22,8 @@ class HostQuestion:
     model: str
     dataset: str
     folder: Path
+    line: Any = field(default=None, compare=False, repr=False)
+    message: Any = field(default=None, compare=False, repr=False)
 
     @property
     def record_path(self) -> Path:
@@ -26,6 +31,12 @@ class HostQuestion:
         world = int(os.environ.get("WORLD_SIZE") or 1)
         rank = f"_rank{os.environ.get('RANK', '0')}" if world > 1 else ""
         return self.folder / f"{self.model}_{self.dataset}_redrel{rank}.jsonl"
+
+    @property
+    def stale_pictures(self) -> list[str]:
+        """Pictures of the message that are not the benchmark's own: names of files that the host kept of others."""
+        shown = list(pictures.shown(self.message))
+        return [] if self.line is None else [path.name for path in pictures.stale(self.line, shown)]
 
 
 def asked_by_host() -> HostQuestion | None:
@@ -41,8 +52,17 @@ def asked_by_host() -> HostQuestion | None:
             frame.f_globals.get("__name__") in HOST_MODULES
             and {"idx", "work_dir", "model_name", "dataset_name"} <= names.keys()
         ):
-            return HostQuestion(
-                names["idx"], str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
-            )
+            place = str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
+            return HostQuestion(names["idx"], *place, _line(names), names.get("struct"))
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _line(names: Mapping[str, Any]) -> Any:
+    """The line of the host's table that its loop stands at; None in a loop of another make."""
+    data: Any = names.get("data")
+    place = names.get("i")
+    if not hasattr(data, "iloc") or not isinstance(place, int) or not 0 <= place < len(data):
+        return None
+    line = data.iloc[place]
+    return line if str(line.get("index")) == str(names["idx"]) else None

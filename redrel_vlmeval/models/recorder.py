@@ -67,6 +67,7 @@ class Recorder:
         self.model, self.spec = model, spec
         self.facts = facts | {"versions": versions()}
         self._files: dict[Path, RecordFile] = {}
+        self._warned: set[str] = set()
 
     @contextmanager
     def question(self, trace: Trace | None = None) -> Iterator[dict[str, Any]]:
@@ -87,6 +88,9 @@ class Recorder:
             yield more
         if asked is None or file is None:
             return
+        if wrong := asked.stale_pictures:
+            more["stale_pictures"] = wrong
+            self._warn_once(asked.dataset, wrong[0])
         prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
         head = {
             "version": 1,
@@ -98,6 +102,14 @@ class Recorder:
         }
         measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
         file.append(head | measured | more | self.facts | {"time": now()})
+
+    def _warn_once(self, dataset: str, name: str) -> None:
+        if dataset not in self._warned:
+            self._warned.add(dataset)
+            logger.warning(
+                "%s: the host shows pictures that are not those of its table (first: %s); delete LMUData/images/%s and "
+                "run again. Records, sheet and page say so", dataset, name, dataset,
+            )  # fmt: skip
 
     def _open(self, path: Path) -> RecordFile:
         """The file for ``path``, opened and locked before the first answer: a second run stops before it starts."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
-import hashlib
-import importlib
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from redrel_vlmeval.host import Benchmark, models
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
@@ -54,20 +50,13 @@ class HostSource:
         """Import the host and load the questions.
 
         Raises:
-            HostMissing: there is none.
-            PlanError: it does not know the benchmark, or cannot ask it in single turns about pictures or text.
+            HostMissing: there is none. InvalidValue: it does not know the benchmark, or cannot read its table.
+            PlanError: the benchmark cannot be asked in single turns about pictures or text.
         """
-        attach()
-        self.dataset = importlib.import_module("vlmeval.dataset").build_dataset(self.data)
-        if self.dataset is None:
-            raise PlanError(unknown(self.data))
-        kind = f"{getattr(self.dataset, 'MODALITY', 'IMAGE')} {getattr(self.dataset, 'TYPE', '')}".strip()
-        if kind.startswith("VIDEO") or kind.endswith(" MT"):
-            raise PlanError(f"--data {self.data}: {kind}; a sweep asks single questions about pictures or text")
-        self.table = self.dataset.data.iloc[: self.limit]
-        self.indices = list(self.table["index"])
-        if not self.indices:
-            raise PlanError(f"--data {self.data}: the benchmark has no questions")
+        found = Benchmark(self.data, self.limit)
+        if found.kind.startswith("VIDEO") or found.kind.endswith(" MT"):
+            raise PlanError(f"--data {self.data}: {found.kind}; a sweep asks single questions about pictures or text")
+        self.benchmark, self.indices = found, found.indices
         if len({str(index) for index in self.indices}) < len(self.indices):
             raise PlanError(f"--data {self.data}: several questions have one index, so answers cannot be told apart")
 
@@ -84,7 +73,7 @@ class HostSource:
             self.model = host_model(plan.base)
         decoder = find_decoder(find_torch_model(self.model, plan.base))
         plan.check_depth(len(decoder.blocks))
-        self.model.set_dump_image(self.dataset.dump_image)
+        self.benchmark.prepare(self.model)
         weights = next(decoder.text.parameters())
         return TruncatedVLM(self.model, plan.specs[0].setting).recorder.facts | {
             "dtype": str(weights.dtype).removeprefix("torch."),
@@ -93,18 +82,12 @@ class HostSource:
         }
 
     def digest(self, position: int) -> str:
-        """Short hash of everything the benchmark says about a question, picture and options included."""
-        row = self.table.iloc[position]
-        return hashlib.sha256("\x1f".join(f"{key}={row[key]}" for key in row.index).encode()).hexdigest()[:16]
+        """See :meth:`Benchmark.digest`."""
+        return self.benchmark.digest(position)
 
     def message(self, position: int) -> Any:
-        """The message of a question, built as ``vlmeval.inference.infer_data`` builds it."""
-        line = self.table.iloc[position]
-        if getattr(self.dataset, "force_use_dataset_prompt", False):
-            return self.dataset.build_prompt(line)
-        if self.model.use_custom_prompt(self.data):
-            return self.model.build_prompt(line, dataset=self.data)
-        return self.dataset.build_prompt(line)
+        """See :meth:`Benchmark.message`."""
+        return self.benchmark.message(self.model, position)
 
     def sweeper(self, specs: Sequence[VariantSpec], memory: int | None) -> Answers:
         """What answers for these settings.
@@ -169,58 +152,14 @@ def _answer(
     return Entry(task.index, task.question, text_only, answers)
 
 
-def check_benchmark(data: str) -> None:
-    """Refuse a benchmark that the host does not know, before anything is loaded or made.
-
-    Raises:
-        HostMissing: there is no host. PlanError: no such benchmark, and no TSV of that name; says what may be meant.
-    """
-    attach()
-    own = Path(importlib.import_module("vlmeval.smp").LMUDataRoot()) / f"{data}.tsv"
-    if data not in known_benchmarks() and not own.exists():
-        raise PlanError(unknown(data))
-
-
-def known_benchmarks() -> list[str]:
-    """Names that the imported host lists, videos too."""
-    dataset = importlib.import_module("vlmeval.dataset")
-    return [*dataset.SUPPORTED_DATASETS, *getattr(dataset, "supported_video_datasets", ())]
-
-
-def unknown(data: str) -> str:
-    """Why there is no such benchmark, and which one may be meant."""
-    known = {name.lower(): name for name in known_benchmarks()}
-    near = [known[name] for name in difflib.get_close_matches(data.lower(), known, n=3)]
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"--data {data}: the host has no such benchmark, and no {data}.tsv is in LMUData{hint}"
-
-
-def attach() -> None:
-    """Import the host, with our names in its tables.
-
-    Raises:
-        HostMissing: there is none.
-    """
-    from redrel_vlmeval.host import runner
-
-    runner.host_folder()
-    import _redrel_vlmeval_hook as hook
-
-    hook.install(strict=True)
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import vlmeval.config  # noqa: F401 (the hook answers this import)
-
-
 def host_model(base: str) -> Any:
     """The host's model of that name, built.
 
     Raises:
         PlanError: the host knows no such model.
     """
-    import vlmeval.config
-
     try:
-        builder = vlmeval.config.supported_VLM[base]
+        builder = models()[base]
     except KeyError as error:
         raise PlanError(f"--model {base}: {error.args[0]}") from error
     return builder()

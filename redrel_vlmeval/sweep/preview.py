@@ -10,8 +10,8 @@ from tabulate import tabulate
 
 from redrel_vlmeval import bases
 from redrel_vlmeval.bases import Base, BlockShape
-from redrel_vlmeval.host import HostMissing
-from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
+from redrel_vlmeval.host import HostMissing, benchmark
+from redrel_vlmeval.sweep.asking import HostSource
 from redrel_vlmeval.sweep.plan import Plan, Prompt, cost
 
 # Text tokens are only known once a question is asked; these are typical of a short multiple-choice question.
@@ -22,10 +22,10 @@ def check_data(data: str, console: Console) -> None:
     """Refuse a benchmark that the host does not know; where there is no host to ask, say so.
 
     Raises:
-        PlanError: no such benchmark.
+        InvalidValue: no such benchmark.
     """
     try:
-        check_benchmark(data)
+        benchmark.check(data)
     except HostMissing:
         console.print(f"no VLMEvalKit here, so whether there is a benchmark {data} was not checked", highlight=False)
 

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from redrel_vlmeval import results
 from redrel_vlmeval.files import usable
+from redrel_vlmeval.host import benchmark
 from redrel_vlmeval.results import Budget
 from redrel_vlmeval.sweep import handover, preview
-from redrel_vlmeval.sweep.asking import HostSource, check_benchmark
+from redrel_vlmeval.sweep.asking import HostSource
 from redrel_vlmeval.sweep.distributed import alone, joined
 from redrel_vlmeval.sweep.plan import Plan, PlanError, read_plan
 from redrel_vlmeval.sweep.store import Store, StoreError
@@ -72,7 +73,7 @@ def run(request: Request, show: Show) -> int:
         sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, group, console)
         try:
             group.on_first(lambda: check_free(plan, target))
-            group.on_first(lambda: check_benchmark(plan.data))
+            group.on_first(lambda: benchmark.check(plan.data))
             group.on_first(lambda: usable(work_dir, "--work-dir"))
             with sweep.held():
                 code = carry_out(sweep, target, memory)

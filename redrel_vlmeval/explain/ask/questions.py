@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.maps import Grid
-from redrel_vlmeval.host import benchmark as hosts
-from redrel_vlmeval.models import benchmark, check_readable, is_missing, scenes
+from redrel_vlmeval.host import Benchmark, models
+from redrel_vlmeval.models import check_readable, is_missing
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.plugin import attach
 from redrel_vlmeval.sheets import plain
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Item:
         message: as the host hands it to a model. question: its text for people.
         dataset: the host's name of the benchmark, None for a question of one's own.
         options: letters of a multiple-choice question.
-        cells: the grid cells of RedRelShapes that the question asks for; others: cells of other objects.
+        regions: boxes (left, top, right, bottom, in pixels) in the picture of what the question asks for, where the
+            benchmark knows them; others: of its picture's other objects.
     """
 
     name: str
@@ -38,8 +39,8 @@ class Item:
     dataset: str | None = None
     index: str = ""
     options: tuple[str, ...] = ()
-    cells: tuple[int, ...] | None = None
-    others: tuple[int, ...] = field(default=())
+    regions: tuple[Box, ...] = ()
+    others: tuple[Box, ...] = ()
 
 
 def own(images: Sequence[Path], questions: Sequence[str]) -> list[Item]:
@@ -72,52 +73,31 @@ def of_benchmark(host: Any, name: str, limit: int | None) -> tuple[int, Iterator
     """How many questions, and a benchmark's questions in its order, asked as the host's runner asks them.
 
     Raises:
-        ExplainError: the host has no such benchmark, or it is one of videos.
+        InvalidValue: the host has no such benchmark. ExplainError: it is not one of pictures.
     """
-    data = _dataset(name)
-    host.set_dump_image(data.dump_image)
-    rows = data.data if limit is None else data.data.head(limit)
-    return len(rows), _asked(host, name, data, rows)
+    data = Benchmark(name, limit)
+    if not data.kind.startswith("IMAGE") or not hasattr(data.dataset, "dump_image"):
+        raise ExplainError(f"--data {name}: {data.kind}; explanations are for pictures")
+    data.prepare(host)
+    return len(data), _asked(host, data)
 
 
-def _asked(host: Any, name: str, data: Any, rows: pd.DataFrame) -> Iterator[Item]:
-    for _, line in rows.iterrows():
-        if getattr(data, "force_use_dataset_prompt", False) or not host.use_custom_prompt(name):
-            message = data.build_prompt(line)
-        else:
-            message = host.build_prompt(line, dataset=name)
+def _asked(host: Any, data: Benchmark) -> Iterator[Item]:
+    for position, index in enumerate(data.indices):
+        line, message = data.lines.iloc[position], data.message(host, position)
         options = tuple(letter for letter in "ABCDEFGH" if isinstance(line.get(letter), str))
         text = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
-        asked, others = _cells(name, line)
-        index = str(line["index"])
-        yield Item(plain(f"{name}_{index}"), message, text, name, index, options, asked, others)
+        regions = data.dataset.regions(line) if hasattr(data.dataset, "regions") else ((), ())
+        yield Item(plain(f"{data.name}_{index}"), message, text, data.name, str(index), options, *regions)
 
 
-def _dataset(name: str) -> Any:
-    found = hosts.dataset(name)
-    if found is None:
-        raise ExplainError(f"--data {name}: the host has no such benchmark; names are those of its --data")
-    if getattr(found, "MODALITY", "IMAGE") != "IMAGE" or not hasattr(found, "dump_image"):
-        raise ExplainError(f"--data {name}: a benchmark of videos; explanations are for pictures")
-    return found
-
-
-def _cells(name: str, line: pd.Series) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
-    """Cells that a question of RedRelShapes asks for, and those of its picture's other objects."""
-    if name not in benchmark.SIZES or not isinstance(line.get("cells"), str):
-        return None, ()
-    asked = {int(cell) for cell in str(line["cells"]).split(",") if cell}
-    number, item = divmod(int(line["index"]), 1000)
-    things, _ = benchmark.question_for(scenes.CATEGORIES[number], np.random.default_rng([benchmark.SEED, number, item]))
-    return tuple(sorted(asked)), tuple(sorted({thing.cell for thing in things} - asked))
-
-
-def tokens_on(grid: Grid, cells: Sequence[int]) -> list[int]:
-    """Numbers of the tokens (or patches) of ``grid`` whose middle lies on these cells of a RedRelShapes picture."""
-    x, y = ((edges[:-1] + edges[1:]) / 2 / scenes.CELL for edges in grid.edges())
-    inside = (y[:, None] >= 0) & (x[None] >= 0) & (x[None] < scenes.GRID) & (y[:, None] < scenes.GRID)
-    place = np.floor(y)[:, None] * scenes.GRID + np.floor(x)[None]
-    return sorted(int(token) for token in grid.index[inside & np.isin(place, list(cells))])
+def tokens_on(grid: Grid, boxes: Sequence[Box]) -> list[int]:
+    """Numbers of the tokens (or patches) of ``grid`` whose middle lies in one of these boxes of the picture."""
+    x, y = ((edges[:-1] + edges[1:]) / 2 for edges in grid.edges())
+    found = np.zeros((len(y), len(x)), dtype=bool)
+    for left, top, right, bottom in boxes:
+        found |= ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))[None]
+    return sorted(int(token) for token in grid.index[found])
 
 
 def table() -> Any:
@@ -126,7 +106,7 @@ def table() -> Any:
     Raises:
         HostMissing: no VLMEvalKit.
     """
-    return hosts.models(attach)
+    return models()
 
 
 def build(name: str) -> Any:

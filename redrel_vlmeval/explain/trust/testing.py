@@ -51,10 +51,10 @@ def on_picture(maps: Maps, explained: Explained) -> np.ndarray:
 
 def _target(asked: Asked, explained: Explained, item: Item) -> tuple[list[int], list[int]] | None:
     """Tokens on the object asked for, and on the others; None where that is not known."""
-    if not item.cells:
+    if not item.regions:
         return None
     (grid,) = pixels.grids(asked, "decoder" if explained.attention is None else "pixels")
-    return tokens_on(grid, item.cells), tokens_on(grid, item.others)
+    return tokens_on(grid, item.regions), tokens_on(grid, item.others)
 
 
 def swapped(first: Stored, second: Stored) -> None:

@@ -128,6 +128,24 @@ def clear_pictures(path: Path) -> None:
             picture.unlink(missing_ok=True)
 
 
+Box = tuple[int, int, int, int]
+
+
+def box_of(cell: int) -> Box:
+    """A cell's left, top, right and bottom edge in the picture, in pixels."""
+    top, left = (scenes.CELL * place for place in divmod(cell, scenes.GRID))
+    return left, top, left + scenes.CELL, top + scenes.CELL
+
+
+def regions(line: Any) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
+    """Where in the picture of a line what its question depends on lies, and where every other object."""
+    asked = {int(cell) for cell in str(line["cells"]).split(",") if cell} if isinstance(line["cells"], str) else set()
+    number, item = divmod(int(line["index"]), 1000)
+    things, _ = question_for(scenes.CATEGORIES[number], np.random.default_rng([SEED, number, item]))
+    others = {thing.cell for thing in things} - asked
+    return tuple(map(box_of, sorted(asked))), tuple(map(box_of, sorted(others)))
+
+
 @cache
 def dataset_class() -> Any:
     """The host's dataset class for these names; imports the host."""
@@ -145,5 +163,9 @@ def dataset_class() -> Any:
 
         def load_data(self, dataset: str) -> pd.DataFrame:
             return pd.read_csv(write(dataset), sep="\t", keep_default_na=True)
+
+        def regions(self, line: Any) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
+            """:func:`regions`, for whoever tests whether a map of the picture points at them."""
+            return regions(line)
 
     return RedRelShapes

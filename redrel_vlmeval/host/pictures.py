@@ -1,0 +1,93 @@
+"""Whether the pictures that a model is shown are those of the benchmark's table.
+
+The host decodes a table's pictures once, into ``LMUData/images/<benchmark>/<index>.png``, and from then on shows
+whatever lies under that name: also the picture of an earlier table, or of another benchmark that shares the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from redrel_vlmeval.errors import InvalidValue
+
+# What a file or a text that is no picture raises in Pillow and in base64.
+UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, EOFError, Image.DecompressionBombError)
+# (path, size, time of change, hash of the table's text) -> whether they agree: a run asks many models about a picture.
+_seen: dict[tuple[str, int, int, bytes], bool] = {}
+
+
+def shown(message: Any) -> Iterator[str]:
+    """Paths of the pictures of a host's message; of all its turns, where it has several."""
+    for part in message if isinstance(message, (list, tuple)) else ():
+        if isinstance(part, dict) and part.get("type") == "image":
+            yield str(part["value"])
+        elif isinstance(part, dict):
+            yield from shown(part.get("content"))
+
+
+def stale(line: Any, paths: Sequence[str]) -> list[Path]:
+    """Those of a line's decoded pictures at ``paths`` that are not the ones in the line.
+
+    Args:
+        line: of the host's table; its ``image`` is base64, one text or a list of them.
+        paths: files, in the same order. Where they are not as many (pages of a PDF, pictures put together), or the
+            line names files alone, there is nothing to compare.
+    """
+    own = line.get("image")
+    own = [own] if isinstance(own, str) else own
+    if not isinstance(own, list) or len(own) != len(paths):
+        return []
+    pairs = zip(map(Path, paths), own, strict=True)
+    return [path for path, encoded in pairs if path.is_file() and not _holds(path, str(encoded))]
+
+
+def renew(dataset: Any, line: Any) -> None:
+    """Have the host decode a line's pictures anew where the files it keeps hold others.
+
+    Raises:
+        InvalidValue: such a file lies outside the host's own folder, so it is not ours to delete.
+        What the host raises for a picture that it cannot decode.
+    """
+    old = stale(line, list(dataset.dump_image(line)))
+    root = Path(getattr(dataset, "img_root", os.devnull)).absolute()
+    for path in old:
+        if not path.absolute().is_relative_to(root):
+            raise InvalidValue(f"{path} does not hold the picture that the table has for {line['index']}: delete it")
+        path.unlink(missing_ok=True)
+    if old:
+        dataset.dump_image(line)
+
+
+def _holds(path: Path, encoded: str) -> bool:
+    """Whether the file holds this picture; False where one of the two is none."""
+    found = path.stat()
+    key = str(path), found.st_size, found.st_mtime_ns, hashlib.sha1(encoded.encode(), usedforsecurity=False).digest()
+    if key not in _seen:
+        try:
+            _seen[key] = _pixels(_decoded(encoded, path.suffix.lower())) == _pixels(Image.open(path))
+        except UNREADABLE:
+            _seen[key] = False
+    return _seen[key]
+
+
+def _decoded(encoded: str, suffix: str) -> Image.Image:
+    """The picture as the host would read it back; a format that loses something is written and read once."""
+    picture: Image.Image = importlib.import_module("vlmeval.smp").decode_base64_to_image(encoded)
+    if suffix == ".png":
+        return picture
+    stream = io.BytesIO()
+    picture.save(stream, Image.registered_extensions()[suffix])
+    return Image.open(stream)
+
+
+def _pixels(picture: Image.Image) -> tuple[tuple[int, int], bytes]:
+    with picture:
+        return picture.size, picture.convert("RGB").tobytes()
