@@ -52,18 +52,26 @@ QUESTION = "What color is the square?\nA. red\nB. blue\nC. green\nD. white\nAnsw
 
 
 HOST_LOOP = """
-def infer_data(answer, idx, work_dir, model_name, dataset_name):
+def infer_data(answer, idx, work_dir, model_name, dataset_name, data=None, struct=None, i=0):
     return answer()
 """
 
 
 def in_host(
-    answer: Callable[[], Any], index: Any, folder: Path, model: str = "redrel_tiny", module: str = "vlmeval.inference"
+    answer: Callable[[], Any],
+    index: Any,
+    folder: Path,
+    model: str = "redrel_tiny",
+    module: str = "vlmeval.inference",
+    **more: Any,
 ) -> Any:
-    """Call ``answer`` from where the host calls a model: a function of that module with those local names."""
+    """Call ``answer`` from where the host calls a model: a function of that module with those local names.
+
+    ``more``: ``data``, the host's table, and ``struct``, the message.
+    """
     names: dict[str, Any] = {"__name__": module}
     exec(HOST_LOOP, names)
-    return names["infer_data"](answer, index, str(folder), model, "RedRelShapes")
+    return names["infer_data"](answer, index, str(folder), model, "RedRelShapes", **more)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
