@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -210,6 +211,8 @@ def sweep(
 
 def main() -> None:
     """Entry point: an error made for people is one line on stderr and exit code 2; anything else is a traceback."""
+    _speak_utf8()
+    _open_streams()
     try:
         app()
     except Exception as error:
@@ -217,6 +220,24 @@ def main() -> None:
             raise
         typer.echo(f"redrel: {error}", err=True)
         raise SystemExit(2) from error
+
+
+def _speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode under a locale that lacks letters: file names of results are UTF-8."""
+    if sys.getfilesystemencoding().lower() in ("utf-8", "utf8") or sys.flags.utf8_mode:
+        return
+    os.environ["PYTHONUTF8"] = "1"  # of the programs that this one starts
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """A service may run without stdout or stderr, or with one that lacks letters: neither stops the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _for_people(error: Exception) -> bool:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from redrel_vlmeval.models import benchmark
 from redrel_vlmeval.results import Results, records
+from redrel_vlmeval.sheets import write_csv
 
 
 def needed_cells_kept(found: Results, data: str) -> pd.DataFrame:
@@ -58,5 +59,4 @@ def _shares(lines: dict[str, dict[str, object]], cells: dict[str, set[int]], cat
 
 def write(frame: pd.DataFrame, path: Path) -> Path:
     """The table as csv."""
-    frame.round(2).to_csv(path, index=False)
-    return path
+    return write_csv(frame.round(2), path)

@@ -100,18 +100,32 @@ def answers(cell: Cell) -> pd.DataFrame:
         table = {}
     if "index" not in table or "prediction" not in table:
         return pd.DataFrame(columns=ANSWERS)
+    table |= _as_given(raw, table)
     nothing = [None] * len(table["index"])
     found = {name: table.get(name, nothing) for name in ANSWERS}
     found["index"] = [str(index) for index in table["index"]]
     found["options"], found["picture"] = _options(table), _picture(table)
     found["subject"] = [SUBJECTS.get(str(word), word) for word in found["subject"]]
-    if "index" in raw and "prediction" in raw:
-        # The judged table holds str(answer), where an empty answer has become the word 'nan'.
-        given = dict(zip(map(str, raw["index"]), raw["prediction"], strict=True))
-        found["prediction"] = [given.get(i, p) for i, p in zip(found["index"], found["prediction"], strict=True)]
     frame = pd.DataFrame(found, columns=ANSWERS, dtype=object)
     column = _column(table)
     return frame.assign(hit=_hits(table[column]) if column else float("nan"))
+
+
+def _as_given(raw: Columns, judged: Columns) -> dict[str, list[Any]]:
+    """The judged table's texts as the table of predictions holds them.
+
+    The host reads that table before it judges, by a way that turns an empty answer into 'nan' and the ``\\r`` of a
+    Windows line break into '_x000D_'.
+    """
+    if "index" not in raw or raw is judged:
+        return {}
+    place = {str(index): number for number, index in enumerate(raw["index"])}
+    where = [place.get(str(index)) for index in judged["index"]]
+    names = [name for name in ("question", "prediction", *_letters(judged)) if name in raw and name in judged]
+    return {
+        name: [old if at is None else raw[name][at] for at, old in zip(where, judged[name], strict=True)]
+        for name in names
+    }
 
 
 def groups(cell: Cell) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from copy import copy
 from textwrap import wrap
@@ -40,6 +41,8 @@ ALIGNMENTS = {
     "left": Alignment(vertical="top", horizontal="left", indent=1),
     "wrap": Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1),
 }
+_BREAK = re.compile("\r\n?|\v")  # the line breaks of other systems
+_ESCAPE = re.compile("_(?=x[0-9A-Fa-f]{4}_)")  # begins what spreadsheet programs read as a character's code
 # Points of one line of text, and how many lines a row may show.
 LINE, MOST_LINES = 15, 12
 
@@ -268,7 +271,7 @@ def _excel_format(form: str) -> str:
 
 
 def _put(cell: Any, value: Any) -> Cell:
-    """Sets a value; text that begins with '=' stays text, and what a workbook cannot hold is dropped."""
+    """Sets a value; text that begins with '=' or reads '_x000D_' stays text, what a workbook cannot hold is dropped."""
     item = getattr(value, "item", None)
     value = item() if callable(item) else value
     value = yes_no(value)
@@ -277,7 +280,8 @@ def _put(cell: Any, value: Any) -> Cell:
     if isinstance(value, (int, float)) and value not in (float("inf"), float("-inf")):
         cell.value = value
     else:
-        text = str(value).encode(errors="replace").decode()
-        cell.value = ILLEGAL_CHARACTERS_RE.sub("", text)[:32767]
+        text = _BREAK.sub("\n", str(value)).encode(errors="replace").decode()
+        text = _ESCAPE.sub("_x005F_", ILLEGAL_CHARACTERS_RE.sub("", text))
+        cell.value = text[:32767]
         cell.data_type = "s"
     return cell

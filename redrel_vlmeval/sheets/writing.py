@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pandas as pd
-
 from redrel_vlmeval.files import WriteError, atomically, make_parent
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.sheets import markup, openvlm
+from redrel_vlmeval.sheets.plain_csv import write_csv
 from redrel_vlmeval.sheets.tables import SUMMARY, Table, every, leaderboard, printed
 from redrel_vlmeval.sheets.terminal import to_text
 
@@ -65,7 +64,7 @@ def write(results: Results, path: str | Path) -> Path:
     if kind == ".xlsx":
         return _write_xlsx(every(results), path)
     if kind == ".csv":
-        return _write_csv(leaderboard(results), path)
+        return write_csv(leaderboard(results), path, error=SheetError)
     if kind == ".json":
         return _write_text(openvlm.openvlm(results), path)
     tables = every(results, SUMMARY)
@@ -79,16 +78,11 @@ def _write_folder(results: Results, folder: Path) -> Path:
     summary = [table for table in tables if table.name in SUMMARY]
     _write_text(markup.document(summary), folder / "tables.tex")
     for table in tables:
-        _write_csv(table.measured, folder / f"{table.file}.csv")
+        write_csv(table.measured, folder / f"{table.file}.csv", error=SheetError)
         _write_text(markup.markdown([table]), folder / f"{table.file}.md")
         _write_text(markup.latex(table), folder / f"{table.file}.tex")
-    _write_csv(printed(results), folder / "published.csv")
+    write_csv(printed(results), folder / "published.csv", error=SheetError)
     return folder
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> Path:
-    """Full precision, UTF-8."""
-    return _write_text(frame.to_csv(index=False, lineterminator="\n"), path)
 
 
 def _write_text(text: str, path: Path) -> Path:

@@ -11,11 +11,11 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval import results
-from redrel_vlmeval.files import atomically
 from redrel_vlmeval.host import Cell, read_columns
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import cliffs, published, records
 from redrel_vlmeval.sheets.figures import grid as gridfigures
+from redrel_vlmeval.sheets.plain_csv import write_csv
 
 MARGINS = ["rule", "L", "K", "margin", "baseline", "n"]
 
@@ -37,10 +37,10 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
     if budget is not None:
         _print_best(grid, budget, console)
     written = draw(frame, folder, base, benchmark, margin)
-    written += [_csv(layers, folder / "cliffs.csv")]
+    written += [write_csv(layers, folder / "cliffs.csv", "%.6g")]
     inside = margins(found, grid)
     if not inside.empty:
-        written += [_csv(inside, folder / "margins.csv")]
+        written += [write_csv(inside, folder / "margins.csv", "%.6g")]
         written += gridfigures.margin_figure(frame, inside, folder / "margins", _title(base, benchmark, frame))
     for path in written:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
@@ -50,12 +50,12 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
 def draw(frame: pd.DataFrame, folder: Path, base: str, benchmark: str, margin: float) -> list[Path]:
     """Fig. 6, heat map and frontier of :func:`cliffs.curves`, each as PNG and SVG, and their numbers as csv."""
     title = _title(base, benchmark, frame)
-    written = [_csv(frame, folder / "curves.csv")]
+    written = [write_csv(frame, folder / "curves.csv", "%.6g")]
     written += gridfigures.accuracy_over_layers(frame, folder / "fig6", title, published_points(base, benchmark))
     written += gridfigures.heat_map(frame, folder / "heatmap", title, margin)
     if frame["average tokens"].notna().any():
         best = cliffs.frontier(frame)
-        written += [_csv(best, folder / "frontier.csv")]
+        written += [write_csv(best, folder / "frontier.csv", "%.6g")]
         written += gridfigures.frontier_figure(frame, best, folder / "frontier", title)
     return written
 
@@ -82,11 +82,6 @@ def _grid_spec(setting: str) -> VariantSpec | None:
         return None
     plain = len(spec.stages) == 1 and spec.stages[0].keep is not None and spec.setting == str(spec.stages[0])
     return spec if plain else None
-
-
-def _csv(frame: pd.DataFrame, path: Path) -> Path:
-    text = frame.to_csv(index=False, float_format="%.6g")
-    return atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _print_cliffs(layers: pd.DataFrame, margin: float, console: Console) -> None:

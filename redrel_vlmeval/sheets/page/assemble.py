@@ -46,11 +46,11 @@ def write(
         most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
         data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
         explained: folder of redrel explain's pages, which flips then link to.
-        say: is told how many flips have such a page.
+        say: is told how many flips have such a page, and which pictures cannot be shown.
 
     Raises:
         ReportError: another ending than .html, or a place that cannot be written.
-        PictureError: pictures were asked for, and none can be had.
+        PictureError: pictures were asked for, and no benchmark's TSV is there.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
@@ -69,19 +69,21 @@ def html(
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
     found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
-    shown, where, missing = _pictures(results, found, most_pictures, data_folder)
+    shown = _pictures(results, found, most_pictures, data_folder)
+    for line in shown.told():
+        say(f"no picture: {line}")
     maps = grids(results)
     pages = links(found, explained, path)
     if explained is not None:
         say(coverage(found, pages, explained))
-    facts = _meta(results, rows) | {"pictures": len(shown), "asked": most_pictures, "missing": missing}
+    facts = {"unseen": shown.told()} | _meta(results, rows) | {"pictures": len(shown.pictures), "asked": most_pictures}
     data = {
         "rows": rows,
         "glance": board.glance(rows),
         "notes": _notes(),
         "grids": curves.heat_maps(maps),
         "curves": curves.curves(results, maps, rows),
-        "changes": changes.payload(results, found, where) | {"pictures": shown},
+        "changes": changes.payload(results, found, shown.where) | {"pictures": shown.pictures},
         "explained": pages,
         "provenance": _provenance(results),
         "meta": facts,
@@ -89,16 +91,17 @@ def html(
     return render(HERE, "report.html.j2", f"{results.folder.absolute().name}: redrel report", data, meta=facts)
 
 
-def _pictures(
-    results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str], list[int]], list[str]]:
-    """Thumbnails, which of them each question shows, and the benchmarks whose pictures were not found."""
+def _pictures(results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None) -> pictures.Shown:
+    """Thumbnails of the questions with flips; none where none were asked for."""
     if most <= 0:
-        return [], {}, []
+        return pictures.Shown()
     names = list(dict.fromkeys(entry["benchmark"] for entry in found))
-    tables = pictures.find_tables(names, pictures.folders(results.folder, data_folder))
-    shown, where = pictures.thumbnails(changes.most_flipped(found), tables, most)
-    return shown, where, [name for name in names if name not in tables]
+    places = pictures.folders(results.folder, data_folder)
+    tables = pictures.find_tables(names, places)
+    shown = pictures.thumbnails(changes.most_flipped(found), tables, most)
+    missing = [f"{name}: no {name}.tsv in {', '.join(map(str, places))}" for name in names if name not in tables]
+    shown.unseen[:0] = missing
+    return shown
 
 
 def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:

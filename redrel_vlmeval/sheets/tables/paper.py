@@ -108,7 +108,11 @@ def _spec(model: str) -> VariantSpec:
     try:
         return parse(name)
     except KeyError:
-        return VariantSpec(base=name) if name.replace("_trunc", "") == name else VariantSpec()
+        pass
+    try:
+        return VariantSpec(base=name)
+    except ValueError:  # hosts allow names that no variant could have: "My model (v2)"
+        return VariantSpec()
 
 
 def _is_stock(spec: VariantSpec) -> bool:
