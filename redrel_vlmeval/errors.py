@@ -18,12 +18,27 @@ class InvalidValue(RedrelError, ValueError):
     """A value that means nothing where it was given."""
 
 
+class Unaskable(InvalidValue):
+    """One question that cannot be asked, where the others of its benchmark can.
+
+    ``placed`` says whether its text names the question already, and not only what is wrong with it.
+    """
+
+    def __init__(self, text: str, placed: bool = False) -> None:
+        super().__init__(text)
+        self.placed = placed
+
+
 class UnknownName(RedrelError, KeyError):
     """A name that nothing answers to."""
 
 
 class TruncationError(RedrelError, RuntimeError):
     """A truncation that cannot be honoured on this model or call: names the variant, the layer and what was found."""
+
+
+class Refused(RedrelError):
+    """A refusal where the host is told to turn every RuntimeError into an answer (``SKIP_ERR=1``): this one is none."""
 
 
 class ExplainError(RedrelError, RuntimeError):

@@ -25,7 +25,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from redrel_vlmeval.errors import InvalidValue, UnknownName
+from redrel_vlmeval.errors import Unaskable, UnknownName
 
 LETTER = "Answer with the option's letter from the given choices directly."
 P1 = (
@@ -62,17 +62,26 @@ def options(line: Mapping[str, Any]) -> dict[str, Any]:
     return {letter: line[letter] for letter in string.ascii_uppercase if present(line.get(letter))}
 
 
+def check_question(line: Mapping[str, Any], dataset: str | None) -> None:
+    """Refuse a line without a question.
+
+    Raises:
+        Unaskable: names the line.
+    """
+    if not present(line.get("question")) or not str(line["question"]).strip():
+        raise Unaskable(f"question {line.get('index')!r} of {dataset}: its question is empty", True)
+
+
 def check_multiple_choice(line: Mapping[str, Any], dataset: str | None) -> None:
     """Refuse a line that cannot be asked as multiple choice.
 
     Raises:
-        ValueError: the question is empty, or there are no options; names the line.
+        Unaskable: the question is empty, or there are no options; names the line.
     """
-    where = f"question {line.get('index')!r} of {dataset}"
-    if not present(line.get("question")) or not str(line["question"]).strip():
-        raise InvalidValue(f"{where}: its question is empty")
+    check_question(line, dataset)
     if not options(line):
-        raise InvalidValue(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty")
+        where = f"question {line.get('index')!r} of {dataset}"
+        raise Unaskable(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty", True)
 
 
 def question_text(prompt: str, line: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 from original_llava import OriginalTokenizer, clip_processor, process_images, tokenizer_image_token
 from PIL import Image
 from skimage import data
+from transformers import AutoTokenizer
 
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.models.llava.core import TINY, LlavaCore
@@ -261,10 +262,42 @@ def test_the_whole_prompt_in_plain_words():
     )
 
 
-def test_text_that_holds_the_image_mark_is_refused(cores, photos):
-    message = [item("wide.png", photos), {"type": "text", "value": "What does <image> mean?"}]
+TAGGED = ["What does <image> mean?", "<image>", "a<image><image> b\n<image>", "<pad> <image"]
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tagged(request, tmp_path_factory) -> LlavaCore:
+    """A checkpoint whose tokenizer knows ``<image>`` and ``<pad>`` as one token each, as those on the hub do."""
+    folder = save_llava(tmp_path_factory.mktemp(request.param), tokenizer=request.param)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>", "<pad>"], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    return LlavaCore(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_a_tag_in_a_text_is_text(text, tagged, photos):
+    assert len(tagged.tokenizer("<image>", add_special_tokens=False)["input_ids"]) == 1
+    content = [item("wide.png", photos), {"type": "text", "value": text}]
+    for prompt, paths in (input.single_prompt(content), input.chat_prompt([{"role": "user", "content": content}])):
+        ids = tagged.inputs(prompt, paths)["input_ids"][0].tolist()
+        assert ids.count(tagged.image_token) == tagged.per_image
+        behind = ids[len(ids) - ids[::-1].index(tagged.image_token) :]
+        assert text in tagged.tokenizer.decode(behind)
+        assert not set(behind) & {tagged.tokenizer.convert_tokens_to_ids(tag) for tag in ("<image>", "<pad>")}
+
+
+@pytest.mark.parametrize("text", TAGGED)
+def test_the_model_in_the_box_takes_a_tag_in_a_text_for_text(text, photos):
+    core = LlavaCore(TINY, device="cpu")
+    prompt, paths = input.single_prompt([item("wide.png", photos), {"type": "text", "value": text}])
+    assert core.inputs(prompt, paths)["input_ids"][0].tolist().count(core.image_token) == core.per_image
+    assert isinstance(core.answer(prompt, paths), str)
+
+
+def test_marks_without_pictures_are_refused(cores):
     with pytest.raises(ValueError, match=r"2 <image> marks for 1 pictures"):
-        cores["new"].inputs(*input.single_prompt(message))
+        cores["new"].inputs("<image> and <image>", ["a.png"])
 
 
 def test_tokenizers_without_sentencepiece_pieces_are_left_alone():

@@ -86,9 +86,10 @@ def test_an_empty_question_is_refused(base, question):
 
 
 @pytest.mark.parametrize("options", [{}, {"A": math.nan, "B": None}])
-def test_a_line_without_options_is_refused(base, options):
-    with pytest.raises(ValueError, match=r"question 7 of Some: multiple choice without options.*columns A, B"):
-        base.build_prompt({"index": 7, "question": "What?", **options}, dataset="Some")
+def test_a_line_without_options_is_an_open_question(base, options):
+    base.set_dump_image(lambda line: ["a.png"])
+    built = base.build_prompt({"index": 7, "question": "What?", **options}, dataset="Some")
+    assert built[1]["value"] == "What?\nAnswer the question directly."
 
 
 def test_custom_prompts_are_for_multiple_choice(base):

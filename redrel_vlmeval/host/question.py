@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from redrel_vlmeval.host import pictures
@@ -40,21 +41,45 @@ class HostQuestion:
 
 
 def asked_by_host() -> HostQuestion | None:
-    """Read from the host's inference loop up the call stack; None outside of one.
+    """Read from the host's inference loop up the call stack; None outside of one."""
+    frame = _loop()
+    if frame is None:
+        return None
+    names = frame.f_locals
+    place = str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
+    return HostQuestion(names["idx"], *place, _line(names), names.get("struct"))
+
+
+def failed_answer() -> str | None:
+    """What the host's own classes answer where they could not; None where a question must not fail by itself.
+
+    That is so outside of the host's loop, and where the loop ends with this question and none has an answer: then the
+    benchmark as a whole cannot be asked, and a score of it would be none.
+    """
+    frame = _loop()
+    if frame is None or not {"i", "res"} <= frame.f_locals.keys():
+        return None
+    names, mark = frame.f_locals, str(frame.f_globals["FAIL_MSG"])
+    count = names["lt"] if "lt" in names else len(names["sample_indices_subrem"])
+    others = names["i"] + 1 < count or any(mark not in str(answer) for answer in names["res"].values())
+    return mark if others else None
+
+
+def _loop() -> FrameType | None:
+    """The frame of the host's loop over questions; None outside of one.
 
     The host hands a model the message and the dataset's name, neither the question's index nor the folder, and offers
     no callback; its loop's local variables are the only place that has both whatever ``--work-dir`` was given.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         names = frame.f_locals
         if (
             frame.f_globals.get("__name__") in HOST_MODULES
             and {"idx", "work_dir", "model_name", "dataset_name"} <= names.keys()
         ):
-            place = str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
-            return HostQuestion(names["idx"], *place, _line(names), names.get("struct"))
-        frame = frame.f_back  # type: ignore[assignment]
+            return frame
+        frame = frame.f_back
     return None
 
 

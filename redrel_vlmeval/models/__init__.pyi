@@ -8,7 +8,6 @@ from .efficiency import (
     now as now,
     prefill_flops as prefill_flops,
 )
-from .holders import find_torch_model as find_torch_model, tokenizer_of as tokenizer_of, unrecorded as unrecorded
 from .llava import TINY_FOLDER as TINY_FOLDER, LLaVA15 as LLaVA15, LlavaCore as LlavaCore, square_box as square_box
 from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened
 from .qwen import (
@@ -20,3 +19,4 @@ from .qwen import (
 from .recorder import versions as versions
 from .tiny import benchmark as benchmark, scenes as scenes
 from .variant import TruncatedVLM as TruncatedVLM
+from .wrapping import find_torch_model as find_torch_model, tokenizer_of as tokenizer_of, unrecorded as unrecorded

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models.holders import tokenizer_of
+from redrel_vlmeval.models.wrapping import tokenizer_of
 from redrel_vlmeval.truncation import find_decoder
 
 Spelling = Mapping[str, Sequence[int]]  # option -> its tokens

@@ -12,18 +12,22 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.errors import Unaskable
 
 LONGEST = 254  # bytes of a path between Qwen-VL's <img> and </img>: 256 places, of which its code reads all but two
 
 
+def is_local(picture: Any) -> bool:
+    """True for a path; data and web addresses, which the host fetches, are none."""
+    return not str(picture).startswith("data:") and "://" not in str(picture)
+
+
 def is_missing(picture: Any) -> bool:
-    """True for a path without a file; data and web addresses, which the host fetches, are no paths."""
-    text = str(picture)
-    if text.startswith("data:") or "://" in text:
+    """True for a path without a file."""
+    if not is_local(picture):
         return False
     try:
-        return not Path(text).is_file()
+        return not Path(str(picture)).is_file()
     except OSError:  # a name longer than any file's
         return True
 
@@ -39,9 +43,9 @@ def opened(path: str) -> Iterator[Image.Image]:
         with Image.open(path) as picture:
             yield picture
     except FileNotFoundError as error:
-        raise InvalidValue(f"picture {path!r}: no such file") from error
+        raise Unaskable(f"picture {path!r}: no such file") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InvalidValue(f"picture {path!r}: cannot be read as an image ({error})") from error
+        raise Unaskable(f"picture {path!r}: cannot be read as an image ({error})") from error
 
 
 def check_readable(path: str) -> None:
@@ -77,7 +81,7 @@ class PictureNames:
             ValueError: no such file, or the folder for temporary files has itself no plain path.
         """
         if not os.path.isfile(path):
-            raise InvalidValue(f"picture {path!r}: no such file")
+            raise Unaskable(f"picture {path!r}: no such file")
         if is_plain(path):
             return path
         state = os.stat(path)
@@ -91,7 +95,7 @@ class PictureNames:
             self._folder = tempfile.TemporaryDirectory(prefix="redrel-", ignore_cleanup_errors=True)
         link = os.path.join(self._folder.name, str(len(self._links)))
         if not is_plain(link):
-            raise InvalidValue(
+            raise Unaskable(
                 f"picture {target!r}: Qwen-VL cannot take this path, nor a link to it in {self._folder.name!r}; "
                 "set TMPDIR to a short path of plain letters"
             )

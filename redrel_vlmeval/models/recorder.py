@@ -15,7 +15,7 @@ from torch import nn
 
 import redrel_vlmeval
 from redrel_vlmeval.errors import InvalidValue
-from redrel_vlmeval.host import asked_by_host, facts as hostfacts
+from redrel_vlmeval.host import HostQuestion, asked_by_host, facts as hostfacts
 from redrel_vlmeval.models.efficiency import Meter, RecordFile, costs, now
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
@@ -92,7 +92,18 @@ class Recorder:
             more["stale_pictures"] = wrong
             self._warn_once(asked.dataset, wrong[0])
         prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
-        head = {
+        measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
+        file.append(self._head(asked) | measured | more | self.facts | {"time": now()})
+
+    def failed(self, error: str) -> None:
+        """The record of the question that the host is asking, where it cannot be asked: ``error`` says why."""
+        asked = asked_by_host()
+        if asked is not None:
+            self._open(asked.record_path).append(self._head(asked) | {"error": error} | self.facts | {"time": now()})
+            logger.error("%s on %s: %s", asked.model, asked.dataset, error)
+
+    def _head(self, asked: HostQuestion) -> dict[str, Any]:
+        return {
             "version": 1,
             "index": asked.index,
             "model": asked.model,
@@ -100,8 +111,6 @@ class Recorder:
             "base": self.spec.base or (None if self.spec.is_variant else asked.model),
             "setting": self.spec.setting,
         }
-        measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
-        file.append(head | measured | more | self.facts | {"time": now()})
 
     def _warn_once(self, dataset: str, name: str) -> None:
         if dataset not in self._warned:

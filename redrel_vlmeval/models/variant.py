@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
-from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval import prompts
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
-from redrel_vlmeval.models.holders import find_torch_model, unrecorded
+from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
-from redrel_vlmeval.models.wrapping import answer_room, beams
+from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import replaced_generate, truncated
 
+HOST_SETS = ("nframe", "fps", "VIDEO_LLM")  # what the host sets on a model for a benchmark of videos
 
-class TruncatedVLM(BaseModel):
+
+class TruncatedVLM(HostedModel):
     """A base model of the host whose every answer is made inside ``truncated(model, spec)``.
 
     Prompts, pictures and decoding are the base's own: only the decoder blocks see less. A prompt in the name replaces
@@ -37,6 +38,8 @@ class TruncatedVLM(BaseModel):
         KeyError: unknown base, or a malformed setting.
         TruncationError: the base holds no decoder that can be truncated, or not so deep.
     """
+
+    recorder: Recorder
 
     def __init__(self, base: Any, spec: str, table: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__()
@@ -86,6 +89,13 @@ class TruncatedVLM(BaseModel):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """How many frames of a video are shown is the base's to know."""
+        if name in HOST_SETS:
+            setattr(self.inner, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def preproc_content(self, inputs: Any) -> Any:
         return self.inner.preproc_content(inputs)
 
@@ -115,15 +125,15 @@ class TruncatedVLM(BaseModel):
     def _multiple_choice_only(self) -> bool:
         return self.spec.ppl or self.spec.prompt != "stock"
 
-    def build_prompt(self, line: Any, dataset: str | None = None) -> Any:
+    def message_of(self, line: Any, dataset: Any, **given: Any) -> Any:
         """The base's message; under a prompt of our own pictures, then text, as the base's stock prompt has them.
 
         Raises:
-            ValueError: a prompt of our own or ranked options for another kind of benchmark, or for a line without
-                question or options.
+            ValueError: a prompt of our own or ranked options for another kind of benchmark.
+            Unaskable: for a line without question or options.
         """
         if not self._multiple_choice_only:
-            return self.inner.build_prompt(line, dataset=dataset)
+            return self.inner.build_prompt(line, dataset=dataset, **given)
         self.use_custom_prompt(dataset)
         prompts.check_multiple_choice(line, dataset)
         message = self._stock(line, dataset) if self.spec.prompt == "stock" else self._named(line, dataset)
@@ -154,14 +164,14 @@ class TruncatedVLM(BaseModel):
         self._check_asked(message, dataset)
         if self.spec.ppl:
             return self._ranked_answer(message, dataset)
-        with self._answering():
+        with self._answering([message]):
             return self.inner.generate_inner(message, dataset)
 
     def chat_inner(self, message: Any, dataset: str | None = None) -> Any:
         if not hasattr(self.inner, "chat_inner"):
             raise TruncationError(f"{self.spec}: base {self.spec.base!r} has no multi-turn chat")
-        self._check_asked([], dataset)
-        with self._answering():
+        with self._answering([turn["content"] for turn in message]):
+            self._check_asked([], dataset)
             return self.inner.chat_inner(message, dataset)
 
     def _check_asked(self, message: Any, dataset: str | None) -> None:
@@ -191,22 +201,22 @@ class TruncatedVLM(BaseModel):
         """
         name, letters = str(self.spec), self._asked.options if self._asked else []
         ranker = Ranker(self.torch_model, spellings(self._tokenizer, letters, name), name)
-        with replaced_generate(self.torch_model, ranker.replace), self._answering() as record:
+        with replaced_generate(self.torch_model, ranker.replace), self._answering([message]) as record:
             answer = self.inner.generate_inner(message, dataset)
             ranker.check_answer(answer, type(self.inner).__name__)
             record |= ranker.record
         return answer
 
     @contextmanager
-    def _answering(self) -> Iterator[dict[str, Any]]:
-        room = answer_room(self.torch_model, prompts.answer_tokens(self.spec.prompt))
-        with unrecorded(self.inner), beams(self.torch_model, self.spec.beam), room:
-            if not self.spec.stages:
-                with self.recorder.question() as record:
-                    yield record
-                return
-            with truncated(self.torch_model, self.spec) as trace, self.recorder.question(trace) as record:
-                yield record
+    def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
+        model = self.torch_model
+        room = answer_room(model, prompts.answer_tokens(self.spec.prompt))
+        cut = truncated(model, self.spec) if self.spec.stages else nullcontext()
+        with (
+            self.answering(messages), unrecorded(self.inner), beams(model, self.spec.beam), room, cut as trace,
+            self.recorder.question(trace) as record, unswallowed(model),
+        ):  # fmt: skip
+            yield record
 
 
 @dataclass(frozen=True)

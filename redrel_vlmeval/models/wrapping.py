@@ -1,4 +1,4 @@
-"""A base's own ``generate`` with other settings for one answer: more beams, or room for reasoning."""
+"""What a host's model holds (torch model, tokenizer, recorder), and its ``generate`` changed for one answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redrel_vlmeval.truncation import replaced_generate
+from torch import nn
+
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation import find_decoder, replaced_generate
 
 
 @contextmanager
@@ -47,3 +50,73 @@ def with_room(settings: dict[str, Any], model: Any, tokens: int) -> dict[str, An
         return settings
     rest = {name: value for name, value in settings.items() if name != "max_length"}
     return rest | {"max_new_tokens": max(limit, tokens)}
+
+
+@contextmanager
+def unswallowed(model: Any) -> Iterator[None]:
+    """Raise at the end what ``model.generate`` raised in the context and the code around it caught.
+
+    Some of the host's classes catch every exception and answer "Failed ..."; that would be scored. Where a later call
+    of the same answer went well, the answer stands.
+    """
+    failed: list[Exception] = []
+
+    def noting(generate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                output = generate(*args, **kwargs)
+            except Exception as error:
+                failed[:] = [error]
+                raise
+            failed.clear()
+            return output
+
+        return call
+
+    with replaced_generate(model, noting):
+        yield
+    if failed:
+        raise failed[0]
+
+
+@contextmanager
+def unrecorded(base: Any) -> Iterator[None]:
+    """Within the context ``base`` writes no records of its own: the variant around it does."""
+    own = getattr(base, "recorder", None)
+    if own is None:
+        yield
+        return
+    base.recorder = None
+    try:
+        yield
+    finally:
+        base.recorder = own
+
+
+def find_torch_model(holder: Any, variant: str) -> nn.Module:
+    """The one torch model with a known decoder among the attributes of a host model.
+
+    Raises:
+        TruncationError: there is none (an API model, an unknown decoder); the reason of each candidate is given.
+    """
+    reasons = []
+    for name, value in vars(holder).items():
+        if isinstance(value, nn.Module):
+            try:
+                find_decoder(value)
+                return value
+            except TruncationError as error:
+                reasons.append(f"{name}: {error}")
+    what = "; ".join(reasons) or "it holds no torch model (is it an API?)"
+    raise TruncationError(f"{variant}: {type(holder).__name__} cannot be truncated: {what}")
+
+
+def tokenizer_of(holder: Any) -> Any:
+    """The tokenizer among the attributes of a host model, where its class, or ours, keeps it; None without one."""
+    for owner in (holder, getattr(holder, "core", None)):
+        for name in ("tokenizer", "processor"):
+            value = getattr(owner, name, None)
+            for candidate in (value, getattr(value, "tokenizer", None)):  # a processor has one, and cannot encode
+                if callable(candidate) and hasattr(candidate, "encode"):
+                    return candidate
+    return None

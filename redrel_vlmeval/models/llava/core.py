@@ -47,6 +47,9 @@ class LlavaCore:
         placement = checkpoint.choose_placement(device, dtype, size)
         self.model, self.tokenizer = checkpoint.load(path, revision, placement, attn)
         self.sentencepiece = "\u2581" in self.tokenizer.get_vocab()
+        own = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.unk_token}
+        # of tags that the conversion added (<image>, <pad>) the original's tokenizer knows nothing: there they are text
+        self.tags = [tag for tag in self.tokenizer.get_added_vocab() if tag not in own]
         self.device, self.dtype = torch.device(placement.device), placement.dtype
         self.backend = f"transformers {type(self.model).__name__}"
         self.generation = {"do_sample": False, "num_beams": 1, "max_new_tokens": 2048, "use_cache": True} | generation
@@ -62,16 +65,16 @@ class LlavaCore:
         return self._tokenize(text)
 
     def _tokenize(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        def known(part: str) -> list[int]:
+            return list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
+
+        return input.tokenised_as_text(text, known, self.tags)
 
     def inputs(self, prompt: str, paths: Sequence[str]) -> dict[str, torch.Tensor]:
         """Prompt with ``<image>`` marks, paths -> input_ids and attention_mask [1, s], pixel_values [n, 3, h, w]."""
         marks = prompt.count(input.IMAGE)
         if marks != len(paths):
-            raise InvalidValue(
-                f"the prompt has {marks} {input.IMAGE} marks for {len(paths)} pictures; "
-                f"text must not contain {input.IMAGE!r}"
-            )
+            raise InvalidValue(f"the prompt has {marks} {input.IMAGE} marks for {len(paths)} pictures")
         bos = self.tokenizer.bos_token_id
         ids = input.token_ids(prompt, self.encode, bos, self.image_token, self.per_image)
         tensors = {"input_ids": torch.tensor([ids], device=self.device)}

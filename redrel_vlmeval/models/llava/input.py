@@ -7,7 +7,7 @@ another way to pad the picture moves every one of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the human's questions. "
 )
 IMAGE = "<image>"
+QUOTED = "<\0image>"  # the mark where a question's own text holds it: characters, not a picture
 STOP = "</s>"
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -40,11 +41,14 @@ def question_text(line: Mapping[str, Any]) -> str:
 
 
 def join_content(content: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
-    """One turn's items -> its text with `` <image> `` where a picture stands, and the pictures' paths in order."""
+    """One turn's items -> its text with `` <image> `` where a picture stands, and the pictures' paths in order.
+
+    ``<image>`` in a text is none: it becomes :data:`QUOTED`.
+    """
     text, paths = "", []
     for item in content:
         if item["type"] == "text":
-            text += item["value"]
+            text += item["value"].replace(IMAGE, QUOTED)
         elif item["type"] == "image":
             text += f" {IMAGE} "
             paths.append(item["value"])
@@ -99,6 +103,18 @@ def sentencepiece_ids(text: str, tokenize: Callable[[str], list[int]], eos: int)
             part = f" {part}"
         ids += tokenize(f"\n{part}")[len(mark) :]
     return ids
+
+
+def tokenised_as_text(text: str, tokenize: Callable[[str], list[int]], tags: Collection[str]) -> list[int]:
+    """Token ids of a text in which ``tags`` are characters, though the tokenizer knows each as one token.
+
+    A tag is cut behind its first character; what follows is tokenised behind a line break, which merges with nothing.
+    """
+    text = text.replace(QUOTED, IMAGE)
+    cut = "|".join(f"(?<={re.escape(tag[:1])})(?={re.escape(tag[1:])})" for tag in tags)
+    first, *rest = re.split(cut, text) if cut else [text]
+    mark = len(tokenize("\n")) if rest else 0
+    return [*tokenize(first), *(one for part in rest for one in tokenize(f"\n{part}")[mark:])]
 
 
 def square_box(width: int, height: int) -> tuple[int, int, int, int]:
