@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from checkpoints import import_host, needs_host
+from explain_files import flow
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from redrel_vlmeval.explain.draw import drawing
 from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.maps.gradcam import Request
 from redrel_vlmeval.explain.maps.grid import Grid
-from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.explain.store import load
 from redrel_vlmeval.models.tiny import benchmark, scenes
 
 TINY, CUT = "redrel_tiny", "redrel_tiny_trunc_l2_k8"
@@ -112,7 +113,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         command.cam(Job(TINY, tmp_path / "file" / "out", [picture(tmp_path)], ["q"]))
 
 
-@pytest.mark.parametrize("layers, words", [("a", "'a' is neither"), ("3-1", "'3-1' is neither"), (",", "at least one")])
+LAYERS = [
+    ("a", "'a' is neither"),
+    ("²", "'²' is neither"),
+    ("1-9999999999", "is neither a number"),
+    (",", "at least one"),
+]
+LAYERS += [("3-1", "'3-1' is neither"), ("1-", "'1-' is neither"), ("1-2-3", "is neither"), ("9" * 5000, "is neither")]
+
+
+@pytest.mark.parametrize("layers, words", LAYERS, ids=[words for _, words in LAYERS])
 def test_layers_are_numbers_and_ranges(layers: str, words: str) -> None:
     done = CliRunner().invoke(cli.app, ["explain", "cam", "--model", TINY, "--data", "X", "--layers", layers])
     assert done.exit_code and words in str(done.exception)
@@ -274,6 +284,6 @@ def test_a_token_that_cannot_be_decoded_alone_has_its_name() -> None:
 
 def test_flows_are_not_compared(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save(Stored({"flow/attention": np.zeros((1, 1, 1, 5))}, {"model": TINY}), tmp_path / f"{name}.npz")
+        flow(tmp_path / f"{name}.npz")
     with pytest.raises(ExplainError, match=r"a\.npz: holds no maps; several files are compared by their maps"):
         drawing.draw([tmp_path / "a.npz", tmp_path / "b.npz"])

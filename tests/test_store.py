@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from explain_box import ask_tiny
+from hypothesis import given, strategies as st
 from PIL import Image
 from tiny_models import BLOCKS, TinyModel
 
@@ -18,7 +19,7 @@ from redrel_vlmeval.explain.explanation import compose
 from redrel_vlmeval.explain.maps.flow import flow
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.grid import Grid
-from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.explain.store import Stored, load, own_name, plain, question_name, save
 
 
 @pytest.fixture
@@ -92,3 +93,40 @@ def test_what_is_no_explanation_is_refused(stored: Stored, tmp_path: Path) -> No
         with pytest.raises(ExplainError, match=f"array '{name}'"):
             save(Stored({name: array}, {}), tmp_path / "bad")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_names_are_file_names_anywhere() -> None:
+    assert plain("llava_v1.5_7b") == "llava_v1.5_7b" and plain("a/b c:d") == "a-b-c-d" and plain("???") == "picture"
+
+
+def test_ordinary_names_stay_as_they_are_and_no_two_questions_share_one() -> None:
+    assert question_name("RedRelShapes_MINI", "12") == "RedRelShapes_MINI_12"
+    benchmarks = ["X", "X_1", "x", "图", "表", "a b", "a-b", "a/b", own_name("a b"), "", "?", "b" * 300, "b" * 301]
+    indices = [
+        "1",
+        "01",
+        "1_2",
+        "2",
+        "图1",
+        "表1",
+        "flow",
+        "1_flow",
+        "a b",
+        "a-b",
+        "",
+        " ",
+        "-1",
+        "1.0",
+        "²",
+        "9" * 300,
+    ]
+    pairs = [(benchmark, index) for benchmark in benchmarks for index in indices]
+    names = {question_name(*pair): pair for pair in pairs}
+    assert len(names) == len(pairs)
+    assert all(name.isascii() and "/" not in name and len(name) < 210 for name in names)
+    assert not any(name.endswith("_flow") for name in names), "that is where a benchmark's means lie"
+
+
+@given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9)), unique=True, min_size=2, max_size=2))
+def test_two_questions_have_two_names(pairs: list[tuple[str, str]]) -> None:
+    assert question_name(*pairs[0]) != question_name(*pairs[1])

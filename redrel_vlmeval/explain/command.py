@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from redrel_vlmeval.explain.draw import drawing, page
 from redrel_vlmeval.explain.explanation import choose_answer, compose, option_tokens
 from redrel_vlmeval.explain.job import Job, check
 from redrel_vlmeval.explain.maps import Request, explain, flow
-from redrel_vlmeval.explain.store import Stored, load, save
+from redrel_vlmeval.explain.store import Stored, load, own_name, own_place, save
 from redrel_vlmeval.explain.trust import Change, cards, change, swap_text, swapped
 from redrel_vlmeval.files import make_and_try
-from redrel_vlmeval.sheets import plain
 
-ABOUT = ("model", "question", "pictures", "answer")  # what makes two explanations two
+ABOUT = ("what", "model", "dataset", "question", "pictures", "answer")  # what makes two explanations two
+QUESTION = ("what", "model", "dataset", "index")  # the same of a benchmark's
 MEMORY = ("batch", "checkpointing")  # settings that change what a pass needs, not what it finds
 
 
@@ -92,6 +91,8 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
         task = progress.add_task("questions", total=total)
         for item in questions:
             try:
+                if item.refusal:
+                    raise ExplainError(item.refusal)
                 results.append(make(item))
             except (ExplainError, TruncationError, ValueError) as error:
                 if item.dataset is None:
@@ -104,8 +105,14 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
 def kept_or_made(run: Run, path: Path, settings: dict[str, Any], make: Callable[[], Stored]) -> Stored:
     """The explanation at ``path`` if it has these settings, else a new one, written there."""
     settings = json.loads(json.dumps(settings, default=str))
-    path, old = _own_place(path, settings)
-    if old == settings:
+    about = QUESTION if settings["dataset"] is not None else ABOUT
+
+    def mine(manifest: dict[str, Any]) -> bool:
+        old = manifest.get("settings") or {}
+        return all(old.get(name) == settings[name] for name in about)
+
+    path, old = own_place(path, mine)
+    if old.get("settings") == settings:
         run.found += 1
         return load(path)
     stored = make()
@@ -113,22 +120,6 @@ def kept_or_made(run: Run, path: Path, settings: dict[str, Any], make: Callable[
     save(stored, path)
     run.made += 1
     return load(path)  # figures and page are drawn of what is written
-
-
-def _own_place(path: Path, settings: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The first of ``path``, ``path_2``, ... that is free or about the same question, and what it was made with.
-
-    A question of one's own stands beside those of other pictures, questions or answers; a benchmark's has its index.
-    """
-    for number in count(1):
-        here = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
-        try:
-            old = dict(load(here).manifest.get("settings") or {}) if here.exists() else {}
-        except ExplainError:  # half a file of another program; it is made anew
-            old = {}
-        if not old or settings["dataset"] is not None or all(old.get(name) == settings[name] for name in ABOUT):
-            break
-    return here, old
 
 
 def settings(job: Job, host: Any, model: str, item: Item, what: str) -> dict[str, Any]:
@@ -147,8 +138,12 @@ def _stamp(part: dict[str, Any]) -> list[str]:
 
 
 def others(asked: Asked, item: Item) -> list[int] | None:
-    """First tokens of the other options where the answer is one of them; None to compare with the whole vocabulary."""
-    letters = [letter for letter in item.options if letter != asked.reply.strip()]
+    """First tokens of the other options where the answer is one of them; None to compare with the whole vocabulary.
+
+    The answer is the one that is explained: under ``--compare`` that of the first model, whatever the second would say.
+    """
+    answer = asked.reply if asked.own else "".join(asked.words(asked.answer))
+    letters = [letter for letter in item.options if letter != answer.strip()]
     return option_tokens(asked, letters) if len(letters) < len(item.options) and letters else None
 
 
@@ -212,7 +207,7 @@ def _maps(run: Run, host: Any, model: str, item: Item, answer: list[int] | None)
         return made
 
     wanted = settings(job, host, model, item, "cam") | ({} if answer is None else {"answer": answer})
-    return kept_or_made(run, job.output / f"{plain(model)}_{item.name}.npz", wanted, make)
+    return kept_or_made(run, job.output / f"{own_name(model)}_{item.name}.npz", wanted, make)
 
 
 def flows(job: Job, console: Console | None = None) -> int:
@@ -224,7 +219,7 @@ def flows(job: Job, console: Console | None = None) -> int:
     with started(job, console) as (run, questions, total):
 
         def make(item: Item) -> Stored:
-            path = job.output / f"{plain(job.model)}_{item.name}_flow.npz"
+            path = job.output / f"{own_name(job.model)}_{item.name}_flow.npz"
             return kept_or_made(run, path, settings(job, run.host, job.model, item, "flow"), lambda: _flow(run, item))
 
         found = each(run, questions, total, make)

@@ -121,8 +121,9 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     found: list[int] = []
     for part in _words(text):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise InvalidValue(f"--layers {text!r}: {part!r} is neither a number nor a range such as 1-8")
+        ends = [first, last] if dash else [first]
+        if not all(end.isascii() and end.isdigit() and len(end) <= 4 for end in ends) or int(ends[-1]) < int(first):
+            raise InvalidValue(f"--layers {text[:60]!r}: {part[:30]!r} is neither a number to 9999 nor a range as 1-8")
         found += range(int(first), int(last or first) + 1)
     if not found:
         raise InvalidValue(f"--layers {text!r}: name at least one")

@@ -26,22 +26,28 @@ every position but image tokens, which are None), ``maps`` (``<where>/<method>``
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain import schema
+from redrel_vlmeval.explain.schema import STATUS as STATUS
 from redrel_vlmeval.files import atomically, write_whole
 
 VERSION = 1
 SIDE = 768
+LARGEST = 2**31  # bytes of an array
 METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
 WHERE = ("vision", "projector", "decoder")
-STATUS = ("ok", "no_gradient", "blank", "pruned")
 
 
 @dataclass
@@ -78,6 +84,43 @@ class Stored:
         return [str(token["text"]) for token in self.manifest["answer"]]
 
 
+def plain(name: str) -> str:
+    """A name that is a file name anywhere; two may come out alike."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:80] or "picture"
+
+
+def own_name(text: str) -> str:
+    """:func:`plain`, and no two alike: a text that had to change ends in ``~`` and its digest."""
+    short = plain(text)
+    return short if short == text else f"{short}~{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def question_name(benchmark: str, index: str) -> str:
+    """What the files of a benchmark's question are called after the model's name; no two questions' are alike.
+
+    ``RedRelShapes_0``. An index that is no number in digits gets its digest, so that ``_flow`` or ``1_2`` is none.
+    """
+    end = index if re.fullmatch("[0-9]{1,40}", index) else f"{plain(index)}~{_digest(index)}"
+    return f"{own_name(benchmark)}_{end}"
+
+
+def own_place(path: Path, mine: Callable[[dict[str, Any]], bool]) -> tuple[Path, dict[str, Any]]:
+    """The first of ``path``, ``path_2``, ... that is free, or whose manifest is ``mine``; and that manifest."""
+    for number in count(1):
+        here = path if number == 1 else path.with_name(f"{path.stem}_{number}{path.suffix}")
+        try:
+            old = load(here).manifest if here.exists() else {}
+        except ExplainError:  # half a file, or another program's; it is made anew
+            old = {}
+        if not old or mine(old):
+            break
+    return here, old
+
+
 def save(stored: Stored, path: Path) -> Path:
     """Write ``path`` (.npz) and the manifest beside it (.json); neither is ever half-written.
 
@@ -96,22 +139,41 @@ def save(stored: Stored, path: Path) -> Path:
 
 
 def load(path: Path) -> Stored:
-    """What :func:`save` wrote, from the npz alone.
+    """What :func:`save` wrote, from the npz alone; every field that anything reads is there and of its kind.
 
     Raises:
-        ExplainError: no such file, no file of this kind, or of a later version.
+        ExplainError: no such file, no file of this kind, of a later version, or damaged: names the file and the field.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        manifest = json.loads(str(arrays.pop("manifest")))
+        arrays = _read(path)
+        manifest = json.loads(str(arrays.pop("manifest")), parse_constant=schema.constant)
     except FileNotFoundError as error:
         raise ExplainError(f"{path}: no such file") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ExplainError(f"{path}: no explanation (those are .npz files that redrel explain wrote)") from error
-    if manifest.get("version", 0) > VERSION:
-        raise ExplainError(f"{path}: written by a later release (format {manifest['version']}, known {VERSION})")
+    except schema.Wrong as error:
+        raise ExplainError(f"{path}: damaged: {error}") from error
+    except Exception as error:  # zipfile, zlib, numpy and json have some twenty ways to say that bytes are damaged
+        raise ExplainError(
+            f"{path}: no explanation (those are .npz files that redrel explain wrote), or a damaged one"
+        ) from error
+    try:
+        schema.check_version(manifest, VERSION)
+        schema.check(arrays, manifest)
+    except schema.Wrong as error:
+        raise ExplainError(f"{path}: {error}") from error
     return Stored(arrays, manifest, Path(path))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Every array of the zip; one that says it is larger than any of ours is not unpacked."""
+    arrays = {}
+    with zipfile.ZipFile(path) as file:
+        for entry in file.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if entry.file_size > LARGEST:
+                raise schema.Wrong(f"array {name}: {entry.file_size} bytes; at most {LARGEST}")
+            with file.open(entry) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def _checked(name: str, array: Any) -> np.ndarray:

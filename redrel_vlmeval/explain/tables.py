@@ -13,16 +13,15 @@ from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.draw import drawing, view
 from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.maps import flow
-from redrel_vlmeval.explain.store import Stored, save
+from redrel_vlmeval.explain.store import Stored, own_name, own_place, save
 from redrel_vlmeval.explain.trust import Change, comparing
 from redrel_vlmeval.files import atomically
-from redrel_vlmeval.sheets import plain
 
 
 def write_maps(found: list[Stored], job: Job, console: Console) -> Path:
     """One row per question, method and layer: state, sum, highest cell, and where it points if that is known."""
     rows = [row for stored in found for row in _map_rows(stored)]
-    path = job.output / f"{plain(job.model)}_{plain(str(job.data))}_cam.parquet"
+    path = job.output / f"{own_name(job.model)}_{own_name(str(job.data))}_cam.parquet"
     _say(console, _parquet(pd.DataFrame(rows), path))
     return path
 
@@ -50,7 +49,7 @@ def _map_rows(stored: Stored) -> list[dict[str, Any]]:
 def write_changes(changes: list[Change], job: Job, console: Console) -> None:
     """The comparison of every question, and in words the flips and mean shares."""
     console.print(comparing.summary(changes), highlight=False)
-    name = f"{plain(job.model)}_vs_{plain(str(job.compare))}_{plain(str(job.data))}.parquet"
+    name = f"{own_name(job.model)}_vs_{own_name(str(job.compare))}_{own_name(str(job.data))}.parquet"
     _say(console, _parquet(comparing.frame(changes), job.output / name))
 
 
@@ -62,10 +61,13 @@ def write_flows(found: list[Stored], job: Job, console: Console) -> None:
         for one, stored in zip(flows, found, strict=True)
         for row in flow.records(one, str(stored.manifest["index"]))
     ]
-    stem = job.output / f"{plain(job.model)}_{plain(str(job.data))}_flow"
+    stem = job.output / f"{own_name(job.model)}_{own_name(str(job.data))}_flow"
     _say(console, _parquet(pd.DataFrame(rows), drawing.ended(stem, ".parquet")))
     means = benchmark(flows, found, job)
-    _say(console, save(means, drawing.ended(stem, ".npz")))
+    mine = (means.manifest["model"], means.manifest["benchmark"])
+    path, _ = own_place(drawing.ended(stem, ".npz"), lambda old: "questions" in old and mine == _of(old))
+    _say(console, save(means, path))
+    stem = drawing.stem(means)
     for path in drawing.draw_flow(means, stem):
         _say(console, path)
 
@@ -84,6 +86,10 @@ def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
     manifest |= {"cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
     manifest |= {name: first[name] for name in ("objective", "provenance")}
     return Stored(arrays, manifest)
+
+
+def _of(manifest: dict[str, Any]) -> tuple[Any, Any]:
+    return manifest.get("model"), manifest.get("benchmark")
 
 
 def _flow(stored: Stored) -> flow.Flow:

@@ -1,7 +1,6 @@
 from . import page as page, terminal as terminal
 from .figures import accuracy as accuracy, outcome as outcome
 from .offline import encoded as encoded, render as render
-from .page import plain as plain
 from .plain_csv import write_csv as write_csv
 from .tables import leaderboard as leaderboard
 from .terminal import to_text as to_text

@@ -12,10 +12,11 @@ from PIL import Image
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.maps import Grid
-from redrel_vlmeval.host import Benchmark, models
+from redrel_vlmeval.explain.store import plain, question_name
+from redrel_vlmeval.host import Benchmark, models, one_line
 from redrel_vlmeval.models import check_readable, is_missing
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.sheets import plain
+from redrel_vlmeval.prompts import options, present
 
 Box = tuple[int, int, int, int]
 
@@ -31,6 +32,7 @@ class Item:
         options: letters of a multiple-choice question.
         regions: boxes (left, top, right, bottom, in pixels) in the picture of what the question asks for, where the
             benchmark knows them; others: of its picture's other objects.
+        right: the benchmark's own answer. refusal: why it cannot be asked, empty where it can.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Item:
     options: tuple[str, ...] = ()
     regions: tuple[Box, ...] = ()
     others: tuple[Box, ...] = ()
+    right: str = ""
+    refusal: str = ""
 
 
 def own(images: Sequence[Path], questions: Sequence[str]) -> list[Item]:
@@ -61,7 +65,7 @@ def own(images: Sequence[Path], questions: Sequence[str]) -> list[Item]:
     if any(not question.strip() for question in questions):
         raise ExplainError("--question: the question is empty")
     pictures = [{"type": "image", "value": str(path)} for path in images]
-    stem = plain("_".join(path.stem for path in images))[:80]
+    stem = plain("_".join(path.stem for path in images))
     ends = [""] if len(questions) == 1 else [f"_q{number}" for number in range(1, len(questions) + 1)]
     return [
         Item(f"{stem}{end}", [*pictures, {"type": "text", "value": question}], question)
@@ -84,11 +88,24 @@ def of_benchmark(host: Any, name: str, limit: int | None) -> tuple[int, Iterator
 
 def _asked(host: Any, data: Benchmark) -> Iterator[Item]:
     for position, index in enumerate(data.indices):
-        line, message = data.lines.iloc[position], data.message(host, position)
-        options = tuple(letter for letter in "ABCDEFGH" if isinstance(line.get(letter), str))
+        line, name = data.lines.iloc[position], question_name(data.name, str(index))
+        try:
+            message = data.message(host, position)
+        except Exception as error:  # whatever the host makes of a line that it cannot ask; the others can be
+            yield Item(name, [], "", data.name, str(index), refusal=f"the host cannot ask it: {one_line(error)}")
+            continue
+        letters = tuple(options(dict(line))) if data.kind.endswith(" MCQ") else ()
         text = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
         regions = data.dataset.regions(line) if hasattr(data.dataset, "regions") else ((), ())
-        yield Item(plain(f"{data.name}_{index}"), message, text, data.name, str(index), options, *regions)
+        yield Item(name, message, text, data.name, str(index), letters, *regions, right=_right(line, letters))
+
+
+def _right(line: Any, letters: Sequence[str]) -> str:
+    """The benchmark's own answer in words: ``B. red`` of multiple choice; empty where the table holds none."""
+    answer = line.get("answer")
+    if not present(answer):
+        return ""
+    return f"{answer}. {line[answer]}" if str(answer) in letters else str(answer)
 
 
 def tokens_on(grid: Grid, boxes: Sequence[Box]) -> list[int]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.draw import arcfigures, camfigures, flowfigures, page, view
-from redrel_vlmeval.explain.store import Stored, load
+from redrel_vlmeval.explain.store import Stored, load, own_name
 from redrel_vlmeval.explain.trust import Change, comparing
 
 KINDS = (".png", ".pdf")
@@ -49,12 +49,14 @@ def write_own(
 
 
 def _joined(group: Sequence[Stored]) -> Path:
-    """A name for what shows several explanations, all of one folder: the first's, and how the last differs from it."""
-    first, last = stem(group[0]), stem(group[-1]).name
-    models = [str(stored.manifest.get("model")) for stored in (group[0], group[-1])]
-    if models[0] != models[1]:
-        return ended(first, f"_vs_{models[1]}")
-    return ended(first, f"_and_{last.rpartition('_')[2]}")
+    """A name for what shows several explanations, all of one folder: the first's, and how the others differ from it."""
+    first, *others = (stem(stored) for stored in group)
+    models = [str(stored.manifest.get("model")) for stored in group]
+    if len(group) == 2 and models[0] != models[1]:
+        return ended(first, f"_vs_{own_name(models[1])}")
+    head = first.name.rpartition("_")[0]
+    ends = [name if name.rpartition("_")[0] != head else name.rpartition("_")[2] for name in (o.name for o in others)]
+    return ended(first, f"_and_{own_name('_and_'.join(ends))}")
 
 
 def _together(group: Sequence[Stored], name: Path, scale: str, one: Change | None) -> list[Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -58,8 +60,9 @@ def wrapped(text: str, width: float, size: float, most: int, weight: str = "norm
 
     Lines break at spaces and beside Chinese, Japanese and Korean signs, elsewhere only in a word that fills a line.
     """
-    whole = [readable(" ".join(line.split()), weight) for line in text.splitlines()]
-    lines = [part for line in whole for part in _broken(line, width, size, weight)]
+    whole = (readable(" ".join(line.split()), weight) for line in text.splitlines())
+    broken = (part for line in whole for part in _broken(line, width, size, weight))
+    lines = list(islice(broken, most + 1))  # no more than it takes to know that something is cut: texts can be long
     if len(lines) <= most:
         return lines
     last = lines[most - 1]
@@ -68,15 +71,18 @@ def wrapped(text: str, width: float, size: float, most: int, weight: str = "norm
     return [*lines[: most - 1], f"{last} …"]
 
 
-def _broken(line: str, width: float, size: float, weight: str) -> list[str]:
-    found = []
-    while inches(line, size, weight) > width:
-        end = next(n for n in range(1, len(line) + 1) if inches(line[:n], size, weight) > width) - 1
+def _broken(line: str, width: float, size: float, weight: str) -> Iterator[str]:
+    while (end := _fitting(line, width, size, weight)) < len(line):
         places = [n for n in range(1, end + 1) if line[n] == " " or _wide(line[n]) or _wide(line[n - 1])]
         end = max(places, default=max(end, 1))
-        found.append(line[:end].rstrip())
+        yield line[:end].rstrip()
         line = line[end:].lstrip()
-    return [*found, line]
+    yield line
+
+
+def _fitting(line: str, width: float, size: float, weight: str) -> int:
+    """How many signs of a line fit into ``width``: all of them, or as many as stand before the first that does not."""
+    return next((n for n in range(1, len(line) + 1) if inches(line[:n], size, weight) > width), len(line) + 1) - 1
 
 
 def _wide(sign: str) -> bool:

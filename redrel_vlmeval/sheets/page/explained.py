@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,8 +14,8 @@ def links(found: Iterable[dict[str, Any]], folder: Path | None, report: Path) ->
     """``model/benchmark/index`` of a flip, or of its base, to the address of its page, for those that exist.
 
     Args:
-        found: of :func:`changes.collect`. folder: of ``redrel explain cam --data``; its pages are
-            ``<model>_<benchmark>_<index>.html``. report: where the report will lie, which addresses start from.
+        found: of :func:`changes.collect`. folder: of ``redrel explain cam --data``; the manifest beside a page says
+            what it is of. report: where the report will lie, which addresses start from.
 
     Raises:
         NotADirectoryError: there is no such folder.
@@ -25,16 +24,26 @@ def links(found: Iterable[dict[str, Any]], folder: Path | None, report: Path) ->
         return {}
     if not folder.is_dir():
         raise NotADirectoryError(f"--explain {folder}: no such folder; give that of redrel explain cam --data")
-    pages = {path.name for path in folder.glob("*.html")}
+    pages = {(str(m.get("model")), str(m.get("benchmark")), str(m.get("index"))): path for path, m in _pages(folder)}
     way = Path(os.path.relpath(folder.absolute(), report.absolute().parent)).as_posix()
     made = {}
     for entry in found:
         for model in (entry["model"], entry["base"]):
             for index in entry["frame"]["index"]:
-                name = f"{plain(model)}_{plain(entry['benchmark'] + '_' + str(index))}.html"
-                if name in pages:
-                    made[f"{model}/{entry['benchmark']}/{index}"] = quote(f"{way}/{name}")
+                page = pages.get((model, entry["benchmark"], str(index)))
+                if page is not None:
+                    made[f"{model}/{entry['benchmark']}/{index}"] = quote(f"{way}/{page.name}")
     return made
+
+
+def _pages(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every page of a folder and the manifest beside it, empty where it has none that can be read."""
+    for page in sorted(folder.glob("*.html")):
+        try:
+            manifest = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            manifest = {}
+        yield page, manifest if isinstance(manifest, dict) else {}
 
 
 def coverage(found: Iterable[dict[str, Any]], made: Mapping[str, str], folder: Path) -> str:
@@ -51,18 +60,6 @@ def coverage(found: Iterable[dict[str, Any]], made: Mapping[str, str], folder: P
 
 def _held(folder: Path) -> str:
     """The benchmarks that a folder of ``redrel explain`` has pages of, or that it has none."""
-    names: dict[str, None] = {}
-    pages = sorted(folder.glob("*.html"))
-    for page in pages:
-        try:
-            manifest = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(manifest, dict) and manifest.get("benchmark"):
-            names[str(manifest["benchmark"])] = None
+    pages = list(_pages(folder))
+    names = dict.fromkeys(str(manifest["benchmark"]) for _, manifest in pages if manifest.get("benchmark"))
     return ", ".join(names) or (f"{len(pages)} pages, none known to be of a benchmark" if pages else "no page")
-
-
-def plain(name: str) -> str:
-    """A name that is a file name anywhere."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "picture"
