@@ -96,8 +96,8 @@ def _asked(host: Any, data: Benchmark) -> Iterator[Item]:
             continue
         letters = tuple(options(dict(line))) if data.kind.endswith(" MCQ") else ()
         text = "\n".join(str(part["value"]) for part in message if part["type"] == "text")
-        regions = data.dataset.regions(line) if hasattr(data.dataset, "regions") else ((), ())
-        yield Item(name, message, text, data.name, str(index), letters, *regions, right=_right(line, letters))
+        asked, others = data.dataset.regions(line) if hasattr(data.dataset, "regions") else ((), ())
+        yield Item(name, message, text, data.name, str(index), letters, asked, others, _right(line, letters))
 
 
 def _right(line: Any, letters: Sequence[str]) -> str:
