@@ -1,8 +1,8 @@
 """Registers redrel-vlmeval's variants when, and only when, ``vlmeval.config`` is imported.
 
 Imports only ``sys`` and ``os``. ``redrel_vlmeval.pth`` (``.start`` from Python 3.15 on) beside this file calls
-:func:`install` at interpreter start; ``REDREL_DISABLE=1`` turns that off. A registration that fails warns in one line
-and leaves the host as it was.
+:func:`install` at interpreter start; ``REDREL_DISABLE=1`` turns that off. A registration that fails warns in one line,
+if it can, and leaves the host as it was.
 """
 
 import os
@@ -37,6 +37,8 @@ class _Loader:
         self.inner, self.finder = inner, finder
 
     def __getattr__(self, name):
+        if name == "inner":  # a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def create_module(self, spec):
@@ -56,12 +58,27 @@ def register(module, strict=False):
         from redrel_vlmeval.plugin import attach
 
         attach(module)
-    except Exception as error:  # whatever is wrong with us must not become the host's failure
+    except (Exception, SystemExit) as error:  # whatever is wrong with us must not become the host's failure
         if strict:
             raise
+        warn(error)
+
+
+def warn(error):
+    """One line on stderr, where it can be written to; it may be closed, full, a broken pipe, or no stream at all."""
+    try:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"redrel-vlmeval: not fully registered with {TARGET} ({reason}); REDREL_DISABLE=1 turns it off"
-        print(message, file=sys.stderr)
+        message = f"redrel-vlmeval: not fully registered with {TARGET} ({reason}); REDREL_DISABLE=1 turns it off\n"
+        try:
+            number = sys.stderr.fileno()
+        except Exception:  # a stream in memory, of a notebook or a test
+            sys.stderr.write(message)
+            return
+        sys.stderr.flush()
+        # not by the stream: what it could not write it keeps, and Python would end with 120 for it
+        os.write(number, message.encode("utf-8", "backslashreplace"))
+    except Exception:
+        pass
 
 
 def install(strict=False):

@@ -48,11 +48,11 @@ def run(context: typer.Context) -> None:
     args = list(context.args)
     runner = None
     if args[:1] == ["--runner"]:
-        if len(args) < 2:
-            raise typer.BadParameter("--runner needs the path of a checkout's run.py")
-        runner, args = args[1], args[2:]
+        runner, args = "".join(args[1:2]), args[2:]
     elif args and args[0].startswith("--runner="):
         runner, args = args[0].partition("=")[2], args[1:]
+    if runner == "":
+        raise typer.BadParameter("--runner needs the path of a checkout's run.py")
     hostrun.run(args, runner)
 
 

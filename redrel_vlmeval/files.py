@@ -35,20 +35,41 @@ def atomically(path: str | Path, save: Callable[[IO[bytes]], object], error: typ
     path = Path(path)
     if path.is_dir():
         raise error(f"{str(path)!r} is a folder: give the name of a file in it")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as stream:
+        with _part_of(path) as (part, stream):
             save(stream)
             stream.flush()
             os.fsync(stream.fileno())  # because a rename can reach the disk before what was written
-        os.replace(part, path)
+            os.replace(part, path)
     except OSError as problem:
         reason = problem.strerror or type(problem).__name__
         raise error(f"cannot write {str(path)!r}: {reason}; its folder must exist and be writable") from problem
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return path
+
+
+@contextlib.contextmanager
+def _part_of(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Name and stream of an empty file beside ``path``, this process's alone; gone after an exception.
+
+    A killed process leaves its own behind: whoever writes to ``path`` next takes it over, because it has the same name.
+    """
+    part = path.with_name(f".{path.name}.part")
+    while True:
+        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+            try:
+                lock_descriptor(stream.fileno())
+            except OSError:  # a file system without locks: a name that no other process has
+                part = path.with_name(f".{path.name}.{os.getpid()}.part")
+                os.replace(path.with_name(f".{path.name}.part"), part)
+            if not _is_at(stream, part):  # whoever wrote here before has put it in its place
+                continue
+            stream.truncate(0)
+            try:
+                yield part, stream
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            return
 
 
 def write_whole(path: str | Path, data: bytes, error: type[WriteError] = WriteError) -> Path:
@@ -91,7 +112,7 @@ def make_and_try(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".writable").touch()
-    (folder / ".writable").unlink()
+    (folder / ".writable").unlink(missing_ok=True)  # several processes may try at once
 
 
 # -- locks: advisory, and gone with the process, however it ends -----------------------------------------------------
@@ -109,17 +130,24 @@ def lock(file: IO[bytes], what: str) -> None:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[IO[bytes]]:
     """Within the context no other process can enter the same folder.
+
+    Yields:
+        The locked file: a child process that is given it holds the lock as well, and goes on doing so without us.
 
     Raises:
         Busy: another process is in it.
     """
     path = folder / LOCK
-    with open(path, "ab") as file:
-        lock(file, str(folder))
-        yield
-        path.unlink(missing_ok=True)
+    while True:
+        with open(path, "ab") as file:
+            lock(file, str(folder))
+            if not _is_at(file, path):  # who held it has removed it in between
+                continue
+            yield file
+            path.unlink(missing_ok=True)
+            return
 
 
 def is_held(folder: Path) -> bool:

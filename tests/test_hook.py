@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,42 @@ def test_failing_registration_warns_in_one_line_and_leaves_the_host_working(tmp_
     assert (done.returncode, done.stdout) == (0, "1\n")
     assert done.stderr.startswith("redrel-vlmeval: ") and done.stderr.count("\n") == 1
     assert "supported_VLM" in done.stderr and "REDREL_DISABLE=1" in done.stderr
+
+
+@pytest.mark.parametrize("stream", ["/dev/full", "closed", "pipe", "None", "closed later", "no writer", "memory"])
+def test_a_stderr_that_cannot_be_written_to_does_not_stop_the_host(tmp_path, stream):
+    host = make_host(tmp_path, config="other_name = 1\n", tools="cli = 0\n")
+    before = {
+        "None": "sys.stderr = None", "closed later": "sys.stderr.close()", "no writer": "sys.stderr = type('None', (), {'flush': lambda self: None})()",
+        "memory": "import io; sys.stderr = io.StringIO()",
+    }.get(stream, "pass")  # fmt: skip
+    code = f"import sys; {before}; import vlmeval.config as c; print(c.other_name)"
+    after = "; assert sys.stderr.getvalue().startswith('redrel-vlmeval: ')" if stream == "memory" else ""
+    redirected = {"/dev/full": "2>/dev/full", "closed": "2>&-", "pipe": "2> >(exec 0<&-; sleep 1)"}.get(stream, "")
+    command = f'sleep 0.2; exec "$0" -c "$1" {redirected}'
+    env = os.environ | {"PYTHONPATH": f"{host}{os.pathsep}{ROOT}"}
+    env.pop("REDREL_DISABLE", None)
+    command = ["bash", "-c", command, sys.executable, code + after]
+    done = subprocess.run(command, env=env, cwd=host, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
+@pytest.mark.parametrize("trouble", ["SystemExit(3)", "RuntimeError('\\udc80')", "Silent()"])
+def test_no_kind_of_failure_of_ours_is_the_hosts(tmp_path, trouble):
+    code = f"""
+import sys
+class Silent(Exception):
+    def __str__(self): raise ValueError("no words")
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "redrel_vlmeval.plugin":
+            raise {trouble}
+sys.meta_path.insert(0, Finder())
+import vlmeval.config as c
+print(sorted(c.supported_VLM))
+"""
+    done = run("-c", code, host=None, PYTHONPATH=f"{make_host(tmp_path)}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stdout) == (0, "['host_7b']\n")
 
 
 def test_missing_package_behind_the_hook_warns_only(host):

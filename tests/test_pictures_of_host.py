@@ -1,4 +1,4 @@
-"""Whatever is asked shows the table's own pictures; a runner that shows older ones is noticed and its records say so."""
+"""Whatever is asked shows the table's own pictures; a runner that shows older ones is noticed, and records say so."""
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 from rich.console import Console
@@ -18,7 +18,7 @@ from redrel_vlmeval import files, results, sheets
 from redrel_vlmeval.demo import kept
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.files import usable
-from redrel_vlmeval.host import runner as hostrun
+from redrel_vlmeval.host import child, runner as hostrun
 from redrel_vlmeval.models import benchmark, scenes
 from redrel_vlmeval.names import MARK
 from redrel_vlmeval.results import paired_tests, records
@@ -73,12 +73,12 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     ]
     console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
-    with files.only_one(work_dir):
+    with files.only_one(work_dir) as lock:
         check_weights(work_dir, models, data)
         console.print(
             duration(len(models) * len(benchmark.make(data)), answered(work_dir, models, data)), soft_wrap=True
         )
-        follow(command, work_dir, models, data, console)
+        follow(command, work_dir, models, data, console, lock)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.leaderboard(found), terminal.terminal_width()))
     for path in write(found, data, work_dir):
@@ -160,8 +160,11 @@ def runner_command(runner: Path | None) -> list[str]:
     return [sys.executable, "-m", "vlmeval"]
 
 
-def follow(command: list[str], work_dir: Path, models: list[str], data: str, console: Console) -> None:
-    """Run the command with its output in ``runner.log`` and a bar that counts the questions answered."""
+def follow(command: list[str], work_dir: Path, models: list[str], data: str, console: Console, lock: IO[bytes]) -> None:
+    """Run the command with its output in ``runner.log`` and a bar that counts the questions answered.
+
+    ``lock``, the folder's, is held until the last of its processes is gone.
+    """
     log = work_dir / "runner.log"
     total = len(models) * len(benchmark.make(data))
     # more threads than one only wait for each other on a model this small
@@ -169,16 +172,11 @@ def follow(command: list[str], work_dir: Path, models: list[str], data: str, con
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with open(log, "wb") as output, Progress(*columns, console=console) as progress:
         task = progress.add_task("starting the host", total=total)
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
+        with child.started(command, output, environment, [lock]) as process:
             while process.poll() is None:
                 done = answered(work_dir, models, data)
                 progress.update(task, completed=done, description="questions" if done else "starting the host")
                 time.sleep(0.5)
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
         progress.update(task, completed=answered(work_dir, models, data))
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]

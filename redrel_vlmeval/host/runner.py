@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.host import child
 
 HOW_TO_GET = (
     'get a host with `pip install "redrel-vlmeval[ms]"` (ms-vlmeval, run as `python -m vlmeval`), or '
@@ -26,8 +27,8 @@ class HostMissing(RedrelError, RuntimeError):
 def run(args: list[str], runner: str | None = None) -> None:
     """Run ``python -m vlmeval ARGS``, or ``python RUNNER ARGS`` for a checkout's ``run.py`` (or its folder).
 
-    The runner's own ``SystemExit`` and errors pass through. Spawned workers of the host start new interpreters, which
-    only the hook reaches.
+    The runner's own ``SystemExit`` and errors pass through; what it has started ends with this process. Spawned workers
+    of the host start new interpreters, which only the hook reaches.
 
     Raises:
         HostMissing: no vlmeval, or nothing at ``runner``.
@@ -35,6 +36,7 @@ def run(args: list[str], runner: str | None = None) -> None:
     script = _script(runner) if runner else _installed_script()
     import _redrel_vlmeval_hook as hook
 
+    child.take_along()
     with _command_line([str(script or "vlmeval"), *args], script):
         hook.install(strict=True)
         if script:

@@ -11,17 +11,16 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.files import write_whole
-from redrel_vlmeval.host import STATUS, host_folder
+from redrel_vlmeval.host import STATUS, child, host_folder
 from redrel_vlmeval.results import read_records
 from redrel_vlmeval.sweep.distributed import alone
 from redrel_vlmeval.sweep.store import StoreError
@@ -44,6 +43,7 @@ class Target:
     data: str
     judge: str
     folder: Path  # the sweep's own, for the log and for what was written before
+    locks: list[IO[bytes]] = field(default_factory=list)  # held by the host's runner as well
 
     def of(self, model: str, run: str) -> Path:
         return self.work_dir / model / run if run else self.work_dir / model
@@ -146,21 +146,16 @@ def _evaluate(
     """The host's runner in a process of its own, output in ``runner.log``; ``seen(done, all)`` is called as it goes."""
     arguments = ["--model", *models, "--data", target.data, "--judge", target.judge, "--keep-failed"]
     arguments += ["--work-dir", str(target.work_dir)]
-    request = {"parent": os.getpid(), "eval_id": eval_id, "limit": limit, "args": arguments}
+    request = {"eval_id": eval_id, "limit": limit, "args": arguments}
     log = target.folder / "runner.log"
     run = "" if is_flat() else eval_id
+    command = [sys.executable, "-m", "redrel_vlmeval.host.evaluate", json.dumps(request)]
     with alone(), open(log, "wb") as output:
         settings = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
-        command = [sys.executable, "-m", "redrel_vlmeval.sweep.evaluate", json.dumps(request)]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=settings)
-        try:
+        with child.started(command, output, settings, target.locks) as process:
             while process.poll() is None:
                 seen(sum(_is_scored(target, model, run) for model in models), len(models))
                 time.sleep(0.3 + 0.01 * len(models))
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
     seen(sum(_is_scored(target, model, run) for model in models), len(models))
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]

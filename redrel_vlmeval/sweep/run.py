@@ -75,7 +75,8 @@ def run(request: Request, show: Show) -> int:
             group.on_first(lambda: check_free(plan, target))
             group.on_first(lambda: benchmark.check(plan.data))
             group.on_first(lambda: usable(work_dir, "--work-dir"))
-            with sweep.held():
+            with sweep.held() as locks:
+                target.locks[:] = locks
                 code = carry_out(sweep, target, memory)
                 if not sweep.scored:
                     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -54,8 +54,8 @@ class Sweep:
         self.scored = False
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Within the context no other sweep can enter the folder, which is made if need be.
+    def held(self) -> Iterator[list[IO[bytes]]]:
+        """Within the context no other sweep can enter the folder, which is made if need be; yields the locks held.
 
         Raises:
             Busy: another one is in it. PermissionError: it cannot be written to.
@@ -64,10 +64,11 @@ class Sweep:
 
             def enter() -> None:
                 self._make_folder()
-                stack.enter_context(files.only_one(self.store.folder))
+                locks.append(stack.enter_context(files.only_one(self.store.folder)))
 
+            locks: list[IO[bytes]] = []
             self.group.on_first(enter)
-            yield
+            yield locks
 
     def go(self, memory: int | None = None) -> bool:
         """Answer what is missing; True on rank 0, where all entries are then merged and known.

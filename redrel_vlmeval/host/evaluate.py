@@ -1,4 +1,4 @@
-"""``python -m redrel_vlmeval.sweep.evaluate REQUEST``: the host's runner over answers that a sweep has laid ready.
+"""``python -m redrel_vlmeval.host.evaluate REQUEST``: the host's runner over answers that a sweep has laid ready.
 
 The runner is the host's own. Before it starts, its benchmarks are cut to the sweep's first questions (upstream has no
 ``--limit``) and loaded once for all models, and the run folder is the one in which the answers lie.
@@ -9,18 +9,14 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 import sys
-import threading
-import time
 from typing import Any
 
 from redrel_vlmeval.host import runner
 
 
 def run(request: dict[str, Any]) -> None:
-    """``request``: args of the runner, eval_id (its run folder), limit (None for all questions), parent (a process)."""
-    end_with(request["parent"])
+    """``request``: args of the runner, eval_id (its run folder), limit (None for all questions)."""
     import _redrel_vlmeval_hook as hook
 
     hook.install(strict=True)
@@ -41,17 +37,6 @@ def run(request: dict[str, Any]) -> None:
     setattr(dataset, "build_dataset", build_once)  # noqa: B010 (a module of the host, known by name only)
     setattr(smp, "build_eval_id", lambda: request["eval_id"])  # noqa: B010
     runner.run(request["args"])
-
-
-def end_with(parent: int) -> None:
-    """End this process soon after its parent: a sweep that was killed and started again must find no other runner."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
