@@ -98,3 +98,9 @@ def test_on_demand_every_error_has_its_traceback(monkeypatch, way) -> None:
 def test_the_help_tells_how() -> None:
     said = " ".join(CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200"}).output.split())
     assert "--debug" in said and "REDREL_DEBUG=1" in said
+
+
+@pytest.mark.parametrize("words", [["--runner"], ["--runner="], ["--runner", ""], ["--runner=", "--model", "x"]])
+def test_a_runner_without_a_name_is_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, ["run", *words])
+    assert done.exit_code == 2 and "needs the path of a checkout's run.py" in done.output.replace("\n", " ")

@@ -89,9 +89,11 @@ def test_failing_registration_warns_in_one_line_and_leaves_the_host_working(tmp_
 def test_a_stderr_that_cannot_be_written_to_does_not_stop_the_host(tmp_path, stream):
     host = make_host(tmp_path, config="other_name = 1\n", tools="cli = 0\n")
     before = {
-        "None": "sys.stderr = None", "closed later": "sys.stderr.close()", "no writer": "sys.stderr = type('None', (), {'flush': lambda self: None})()",
+        "None": "sys.stderr = None",
+        "closed later": "sys.stderr.close()",
+        "no writer": "sys.stderr = type('None', (), {'flush': lambda self: None})()",
         "memory": "import io; sys.stderr = io.StringIO()",
-    }.get(stream, "pass")  # fmt: skip
+    }.get(stream, "pass")
     code = f"import sys; {before}; import vlmeval.config as c; print(c.other_name)"
     after = "; assert sys.stderr.getvalue().startswith('redrel-vlmeval: ')" if stream == "memory" else ""
     redirected = {"/dev/full": "2>/dev/full", "closed": "2>&-", "pipe": "2> >(exec 0<&-; sleep 1)"}.get(stream, "")
