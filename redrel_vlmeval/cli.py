@@ -99,9 +99,23 @@ def sheet(
         typer.echo("\n".join([table, *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")
-    for model, benchmark, reason in found.failed:
-        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
-    raise typer.Exit(int(bool(found.failed)))
+    raise typer.Exit(_failed(found.failed))
+
+
+@app.command()
+def figures(
+    outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder; each base and benchmark gets one in it.")],
+    margin: Annotated[float, typer.Option(help="Points that still count as not worse, for the heat map's dots.")] = 2.0,
+) -> None:
+    """Fig. 6, heat map, frontier and accuracy against K of any results: PNG, SVG, csv. Exit code 1 if a cell failed."""
+    from redrel_vlmeval import results
+    from redrel_vlmeval.sheets import outcome
+
+    found = results.read(outputs)
+    for path in outcome.draw_all(found, output, margin):
+        typer.echo(f"written: {path}")
+    raise typer.Exit(_failed(found.failed))
 
 
 @app.command()
@@ -128,9 +142,7 @@ def report(
     found = results.read(outputs, all_runs)
     path = page.write(found, output, pictures, data_folder, explain, typer.echo)
     typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    for model, benchmark, reason in found.failed:
-        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
-    raise typer.Exit(int(bool(found.failed)))
+    raise typer.Exit(_failed(found.failed))
 
 
 @app.command()
@@ -207,6 +219,13 @@ def sweep(
 
     request = run.Request(model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin)
     raise typer.Exit(run.run(request, outcome.show))
+
+
+def _failed(cells: list[tuple[str, str, str]]) -> int:
+    """Say which cells failed, and why; the exit code."""
+    for model, benchmark, reason in cells:
+        typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
+    return int(bool(cells))
 
 
 def main() -> None:

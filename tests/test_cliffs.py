@@ -167,12 +167,6 @@ def test_the_frontier_is_what_nothing_beats(grid):
     assert values == sorted(values) == sorted(set(values))
 
 
-def test_margins_are_those_of_the_right_letter(folder, grid):
-    found = outcome.margins(read(folder), grid).set_index(["rule", "L", "K"])
-    assert found.loc[("attention", 2, 8), "margin"] == pytest.approx(2.8) and set(found["baseline"]) == {4.0}
-    assert set(found["n"]) == {N} and len(found) == 7
-
-
 def test_everything_is_printed_and_written(folder, grid, tmp_path, capsys):
     console = Console(width=250)
     code = outcome.show(read(folder), BASE, "X", tmp_path, console, 2.0, Budget(64))
@@ -181,8 +175,10 @@ def test_everything_is_printed_and_written(folder, grid, tmp_path, capsys):
     lines = [line.split() for line in said.splitlines() if line.startswith(("attention", "random"))]
     assert [line[:3] for line in lines] == [["attention", "0", "4"], ["attention", "8", "2"], ["random", "8", "none"]]
     names = {path.name for path in tmp_path.iterdir()}
-    figures = {f"{stem}.{kind}" for stem in ("fig6", "heatmap", "frontier", "margins") for kind in ("png", "svg")}
-    assert names == figures | {"curves.csv", "cliffs.csv", "frontier.csv", "margins.csv"}
+    figures = {
+        f"{stem}.{kind}" for stem in ("fig6", "heatmap", "frontier", "accuracy_against_keep") for kind in ("png", "svg")
+    }
+    assert names == figures | {"curves.csv", "cliffs.csv", "frontier.csv"}
     table = pd.read_csv(tmp_path / "curves.csv")
     assert list(table.columns) == cliffs.CURVES and len(table) == 7
     for path in tmp_path.glob("*.png"):
@@ -200,7 +196,7 @@ def test_a_failed_cell_is_said_and_counts(folder, tmp_path, capsys):
     out = tmp_path / "figures"
     out.mkdir()
     assert outcome.show(read(tmp_path), BASE, "X", out, Console(width=200), 2.0, None) == 1
-    assert f"failed: {bad}: no room" in capsys.readouterr().out and not list(out.glob("margins*"))
+    assert f"failed: {bad}: no room" in capsys.readouterr().out
     assert outcome.show(read(tmp_path), "other", "X", out, Console(), 2.0, None) == 1
 
 

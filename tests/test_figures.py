@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from redrel_vlmeval.sheets.figures import accuracy
+from redrel_vlmeval.sheets.figures import accuracy, looks
 
 GRID = pd.DataFrame(
     [(layer, keep, 60 + 4 * layer + keep, 600) for layer in (2, 4) for keep in (16, 0, 4)],
@@ -105,7 +105,7 @@ def test_wide_ranges_of_keep_are_spread_and_zero_has_a_place() -> None:
 def test_colours_are_told_apart_by_colour_blind_readers() -> None:
     """Smallest distance between any two colours, simulated for red-green blindness (Vienot 1999), stays visible."""
     seen = []
-    for color in accuracy.COLORS:
+    for color in looks.COLORS:
         red, green, blue, _ = (value**2.2 for value in to_rgba(color))
         seen.append((0.11238 * red + 0.88762 * green, 0.00401 * red - 0.00401 * green + blue))
     gaps = [sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) ** 0.5 for i, x in enumerate(seen) for y in seen[:i]]
@@ -124,3 +124,13 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path: Path) -> N
     with pytest.raises(OSError, match="No such file"):
         accuracy.accuracy_against_keep(GRID, 90.0, tmp_path / "missing" / "a.png", "t")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_rule_has_a_look_of_its_own_and_keeps_it() -> None:
+    few, many = looks.numbers(["attention", "random"]), looks.numbers(["random", "attention", "attention rowmean"])
+    assert few.items() <= many.items() and looks.in_order(["x", "random", "attention"]) == ["attention", "random", "x"]
+    seen = [
+        (looks.marker(number), looks.dashes(number)) for number in looks.numbers([*"abcdefgh", *looks.RULES]).values()
+    ]
+    assert len(seen) == len(set(map(str, seen)))
+    assert looks.marker(0) == "" and all(looks.marker(number) for number in range(1, 60)), "only the default has none"

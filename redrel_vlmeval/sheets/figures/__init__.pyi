@@ -1,2 +1,3 @@
-from . import accuracy as accuracy, outcome as outcome
+from . import accuracy as accuracy, looks as looks, outcome as outcome
+from .curves import Curves as Curves, curves_of as curves_of
 from .palette import DIVERGING as DIVERGING

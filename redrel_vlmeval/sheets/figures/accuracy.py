@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,17 +18,11 @@ from matplotlib.transforms import ScaledTranslation
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import atomically
+from redrel_vlmeval.sheets.figures import looks
 
-# Okabe and Ito's colours, told apart by every kind of colour vision; markers differ too, for print in grey.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RING = "ring"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES: dict[str, Any] = {
-    "attention": "-", "random": (0, (1, 1.5)), "uniform": (0, (5, 2)), "lowest": (0, (3, 1, 1, 1)),
-}  # fmt: skip
 # Points that lines stand apart sideways, all of them together at most the second number: equal scores stay visible.
 STEP, SPREAD = 2.4, 12.0
-RULE_MARKERS = {"random": "x", "uniform": "+", "lowest": "*"}  # a control is often one point, without a line to see
 NEEDED = ("L", "K", "value")
 
 
@@ -41,16 +36,16 @@ def accuracy_against_keep(
             category gets a panel of its own after the one of all questions. Optional low and high (points): the ends
             of each score's 95 % interval, drawn as whiskers.
         baseline: score without truncation, dashed; by category where a mapping is given ('' for all questions).
-        path: PNG file; it appears whole or not at all.
+        path: PNG or SVG file; it appears whole or not at all.
         title: heading above all panels.
 
     Raises:
-        ValueError: a column is missing, there is nothing to draw, or ``path`` is no .png.
+        ValueError: a column is missing, there is nothing to draw, or ``path`` is neither .png nor .svg.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InvalidValue(f"{str(path)!r}: figures are written as .png, got the ending {path.suffix!r}")
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise InvalidValue(f"{str(path)!r}: figures are written as .png or .svg, got the ending {path.suffix!r}")
     if missing := [name for name in NEEDED if name not in frame]:
         got = ", ".join(map(str, frame.columns))
         raise InvalidValue(f"column {', '.join(missing)} missing: need {', '.join(NEEDED)}, got {got}")
@@ -59,13 +54,25 @@ def accuracy_against_keep(
         raise InvalidValue("nothing to draw: no row with L, K and value")
     bases = dict(baseline) if isinstance(baseline, Mapping) else {} if baseline is None else {"": float(baseline)}
     figure = _draw(frame, bases, title)
-    return atomically(path, lambda stream: figure.savefig(stream, dpi=150, format="png"))
+    return save(figure, path)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes what the ending says, whole or not at all; the same numbers give the same file, without a date in it."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    meta = {"Date": None} if kind == "svg" else None
+
+    def write(stream: IO[bytes]) -> None:
+        with rc_context({"svg.hashsalt": "redrel"}):  # or names of parts would be drawn by chance
+            figure.savefig(stream, dpi=150, format=kind, metadata=meta)
+
+    return atomically(path, write)
 
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:
     found = frame.dropna(subset=list(NEEDED))
     category = found["category"].fillna("").astype(str) if "category" in found else ""
-    rule = found["rule"].fillna("attention").astype(str) if "rule" in found else "attention"
+    rule = found["rule"].fillna(looks.DEFAULT).astype(str) if "rule" in found else looks.DEFAULT
     return found.assign(category=category, rule=rule).astype({"L": int, "K": int, "value": float})
 
 
@@ -80,17 +87,17 @@ def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Fi
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     layers = sorted(frame["L"].unique())
-    styles = {layer: (COLORS[i % len(COLORS)], _of_layer(layer, i)) for i, layer in enumerate(layers)}
+    styles = {layer: _of_layer(layer, i) for i, layer in enumerate(layers)}
+    rules = looks.numbers(frame["rule"])
     axes = list(grid.flat)
     for axis, panel in zip(axes, panels, strict=False):
-        _panel(axis, frame[frame["category"] == panel], baselines.get(panel), styles)
+        _panel(axis, frame[frame["category"] == panel], baselines.get(panel), styles, rules)
         axis.set_title(_heading(frame[frame["category"] == panel], panel, len(panels) == 1), fontsize=10, loc="left")
     for axis in axes[len(panels) :]:
         axis.remove()
     _scales(axes[: len(panels)], across, frame)
     heading = figure.suptitle(title, fontsize=12, fontweight="bold", y=1 - 0.12 / height, va="top")
     heading.set_in_layout(False)  # its strip is left free below, and would be counted twice
-    rules = list(dict.fromkeys(sorted(frame["rule"], key=lambda rule: (rule != "attention", rule))))
     handles = _legend(styles, rules, bool(baselines), bool(_known(frame)))
     columns = min(len(handles), int(width / 1.45))
     figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
@@ -99,14 +106,15 @@ def _draw(frame: pd.DataFrame, baselines: Mapping[str, float], title: str) -> Fi
     return figure
 
 
-def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mapping) -> None:
+def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mapping, rules: Mapping[str, int]) -> None:
     lines = sorted(set(zip(rows["L"], rows["rule"], strict=True)))
     for place, (layer, rule) in enumerate(lines):
         line = rows[(rows["L"] == layer) & (rows["rule"] == rule)].sort_values("K")
         color, marker = styles[layer]
         aside = (place - (len(lines) - 1) / 2) * min(STEP, SPREAD / len(lines)) / 72
         beside = axis.transData + ScaledTranslation(aside, 0, axis.figure.dpi_scale_trans)
-        look = {"color": color, "linewidth": 1.6, "linestyle": _dash(rule), **_marker(rule, marker, color)}
+        look = {"color": color, "linewidth": 1.6, "linestyle": looks.dashes(rules[rule])}
+        look |= _marker(rules[rule], marker, color)
         drawn: list[Artist] = [*axis.plot(line["K"], line["value"], **look)]
         if known := _known(line):
             ends = line.loc[:, list(known)]
@@ -120,9 +128,10 @@ def _panel(axis: Axes, rows: pd.DataFrame, baseline: float | None, styles: Mappi
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _of_layer(layer: int, place: int) -> str:
-    """A marker for each layer; a hollow ring for L = 0, before the first block, which shows what lies beneath."""
-    return RING if layer == 0 else MARKERS[place % len(MARKERS)]
+def _of_layer(layer: int, place: int) -> tuple[str, str]:
+    """Colour and marker of a layer; a hollow ring for L = 0, before the first block, which shows what lies beneath."""
+    color, marker = looks.look(place)
+    return color, RING if layer == 0 else marker
 
 
 def _known(rows: pd.DataFrame) -> tuple[str, ...]:
@@ -131,17 +140,14 @@ def _known(rows: pd.DataFrame) -> tuple[str, ...]:
     return names if set(names) <= set(rows.columns) and bool(rows[list(names)].notna().all(axis=1).any()) else ()
 
 
-def _dash(rule: str) -> Any:
-    return DASHES.get(rule, ":")
-
-
-def _marker(rule: str, of_layer: str, color: str) -> dict[str, Any]:
-    """How a point looks: the layer's filled marker for attention ranking, the rule's hollow one for a control."""
-    if rule == "attention" and of_layer == RING:
+def _marker(rule: int, of_layer: str, color: str) -> dict[str, Any]:
+    """How a point looks: the layer's filled marker for the default rule, a hollow one of its own for another's."""
+    own = looks.marker(rule)
+    if not own and of_layer == RING:
         return {"marker": "o", "markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.6}
-    if rule == "attention":
+    if not own:
         return {"marker": of_layer, "markersize": 5, "markerfacecolor": color}
-    return {"marker": RULE_MARKERS.get(rule, "d"), "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.4}
+    return {"marker": own, "markersize": 8, "markerfacecolor": "white", "markeredgewidth": 1.4}
 
 
 def _heading(rows: pd.DataFrame, panel: str, alone: bool) -> str:
@@ -172,18 +178,17 @@ def _scales(axes: list[Axes], across: int, frame: pd.DataFrame) -> None:
             axis.set_ylabel("accuracy (points)")
 
 
-def _legend(styles: Mapping, rules: list[str], with_baseline: bool, with_interval: bool) -> list[Line2D]:
-    plain = len(rules) == 1
-    dash = _dash(rules[0] if plain else "attention")
+def _legend(styles: Mapping, rules: Mapping[str, int], with_baseline: bool, with_interval: bool) -> list[Line2D]:
+    dash = looks.dashes(next(iter(rules.values())) if len(rules) == 1 else 0)
     handles = [
-        Line2D([], [], color=color, linestyle=dash, label=f"L = {layer}", **_marker("attention", marker, color))
+        Line2D([], [], color=color, linestyle=dash, label=f"L = {layer}", **_marker(0, marker, color))
         for layer, (color, marker) in styles.items()
     ]
-    if not plain or rules != ["attention"]:
+    if list(rules.values()) != [0]:
         grey = "#777777"
-        for rule in rules:
-            look = {} if rule == "attention" else _marker(rule, "", grey)
-            handles.append(Line2D([], [], color=grey, linestyle=_dash(rule), label=rule, **look))
+        for name, number in rules.items():
+            look = _marker(number, "", grey) if number else {}
+            handles.append(Line2D([], [], color=grey, linestyle=looks.dashes(number), label=name, **look))
     if with_interval:
         whisker = {"marker": "|", "markersize": 12, "markeredgewidth": 0.8, "linestyle": ""}
         handles.append(Line2D([], [], color="#777777", label="95 % interval", **whisker))  # type: ignore[arg-type]

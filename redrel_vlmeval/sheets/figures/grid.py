@@ -1,15 +1,14 @@
-"""Figures of a grid as PNG and SVG: accuracy over L (the paper's Fig. 6), heat map, frontier, margins."""
+"""Figures of a grid as PNG and SVG: accuracy over L (the paper's Fig. 6), heat map, frontier."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
@@ -17,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from redrel_vlmeval.errors import InvalidValue
-from redrel_vlmeval.files import atomically
-from redrel_vlmeval.sheets.figures.accuracy import COLORS, MARKERS, RULE_MARKERS
+from redrel_vlmeval.sheets.figures import looks
+from redrel_vlmeval.sheets.figures.accuracy import save
 from redrel_vlmeval.sheets.figures.palette import DIVERGING
 
 BASELINE: dict[str, Any] = {"color": "#444444", "linestyle": (0, (6, 3)), "linewidth": 1.2}
 DIFFERENCES = LinearSegmentedColormap.from_list("differences", [f"#{stop}" for stop in DIVERGING])
-WORDS = {"attention": "ranked by attention", "random": "random", "uniform": "uniform", "lowest": "lowest attention"}
+ACROSS = 3  # panels beside one another
 
 
 def accuracy_over_layers(
@@ -40,29 +39,32 @@ def accuracy_over_layers(
         ValueError: nothing to draw. OSError: a file cannot be written.
     """
     _check(frame)
-    rules = [rule for rule in WORDS if rule in set(frame["rule"])]
+    rules = looks.in_order(frame["rule"])
     keeps = sorted(frame["K"].unique())
-    wide = 7.2 if len(rules) == 1 else 4.6 * len(rules)
-    figure, axes = _panels(len(rules), wide, 4.6)
+    across = min(len(rules), ACROSS)
+    figure, axes = _panels(len(rules), across, 7.2 if across == 1 else 4.6 * across, 4.6)
     for axis, rule in zip(axes, rules, strict=True):
         rows = _of_rule(frame, rule)
         for place, keep in enumerate(keeps):
-            _line(axis, rows[rows["K"] == keep].sort_values("L"), *_look(place))
-        if published is not None and rule == "attention":
+            _line(axis, rows[rows["K"] == keep].sort_values("L"), *looks.look(place))
+        if published is not None and rule == looks.DEFAULT:
             _reference(axis, published, keeps)
         axis.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
-        axis.set_title(WORDS[rule], fontsize=10, loc="left")
+        axis.set_title(rule, fontsize=10, loc="left")
         _layer_axis(axis, frame)
-    axes[0].set_ylabel("accuracy (points)")
+    for axis in axes[:-across]:
+        axis.set_xlabel("")
+    for axis in axes[::across]:
+        axis.set_ylabel("accuracy (points)")
     handles = [
-        Line2D([], [], color=_look(place)[0], marker=_look(place)[1], markersize=5, label=f"K = {keep}")
+        Line2D([], [], color=looks.look(place)[0], marker=looks.look(place)[1], markersize=5, label=f"K = {keep}")
         for place, keep in enumerate(keeps)
     ]
     handles.append(Line2D([], [], label="not truncated", **BASELINE))
     if published is not None and not published.empty:
         hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}
         handles.append(Line2D([], [], color="#444444", label="published", **hollow))  # type: ignore[arg-type]
-    note = "bands: 95 % interval of the difference to the base"
+    note = "bands: 95 % interval of the difference to the base" if frame["delta low"].notna().any() else ""
     return _finish(figure, title, handles, note, stem)
 
 
@@ -71,22 +73,19 @@ def _of_rule(frame: pd.DataFrame, rule: str) -> pd.DataFrame:
     return frame[(frame["rule"] == rule) | (frame["K"] == 0)].drop_duplicates(["L", "K"])
 
 
-def _look(place: int) -> tuple[str, str]:
-    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
-
-
 def _line(axis: Axes, rows: pd.DataFrame, color: str, marker: str) -> None:
     shown = {"marker": marker, "markersize": 4.5} if len(rows) <= 20 else {"marker": marker, "markersize": 3}
     axis.plot(rows["L"], rows["value"], color=color, linewidth=1.6, **shown)  # type: ignore[arg-type]
     low, high = (rows["baseline"] + rows[name] for name in ("delta low", "delta high"))
-    low, high = low.clip(0, 100), high.clip(0, 100)
+    most = 100 if rows["value"].max() <= 100 else None  # sums, as MME's, go beyond
+    low, high = low.clip(0, most), high.clip(0, most)
     axis.fill_between(rows["L"].astype(float), low.astype(float), high.astype(float), color=color, alpha=0.13, lw=0)
 
 
 def _reference(axis: Axes, published: pd.DataFrame, keeps: Sequence[int]) -> None:
     for place, keep in enumerate(keeps):
         rows = published[published["K"] == keep]
-        color, marker = _look(place)
+        color, marker = looks.look(place)
         axis.plot(rows["L"], rows["value"], linestyle="", color=color, marker=marker, markerfacecolor="white", ms=8)
 
 
@@ -104,14 +103,15 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
     """Points to the base in every cell of the grid, L across, K up; a dot where not worse by ``margin`` points.
 
     Raises:
-        ValueError: nothing to draw. OSError: a file cannot be written.
+        ValueError: nothing to draw, no difference known. OSError: a file cannot be written.
     """
+    frame = frame.dropna(subset=["delta"])
     _check(frame)
-    rules = [rule for rule in WORDS if rule in set(frame["rule"])]
+    rules = looks.in_order(frame["rule"])
     layers, keeps = sorted(frame["L"].unique()), sorted(frame["K"].unique())
     cell = 0.62 if len(layers) <= 16 else 0.42
     wide = max(cell * len(layers) + 1.9, 5.5)
-    figure, axes = _panels(len(rules), wide, 0.42 * len(keeps) + 0.95, down=True)
+    figure, axes = _panels(len(rules), 1, wide, 0.42 * len(keeps) + 0.95, note=0.9)
     reach = max(float(frame["delta"].abs().max()), 1.0)
     scale = TwoSlopeNorm(0.0, -reach, reach)
     for axis, rule in zip(axes, rules, strict=True):
@@ -126,18 +126,22 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
         axis.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
         axis.set_yticks(range(len(keeps)), [str(keep) for keep in keeps], fontsize=8)
         axis.set_ylabel("image tokens kept, K")
-        axis.set_title(WORDS[rule], fontsize=10, loc="left")
+        axis.set_title(rule, fontsize=10, loc="left")
         axis.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes, label="points to the base", pad=0.02, aspect=12 * len(axes))
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
-    note = f"dot: not worse than the base by {margin:g} points or more (one-sided 5 %, each cell alone)"
+    note = f"base: {frame['baseline'].iloc[0]:.1f} points"
+    if frame["p not worse"].notna().any():
+        note += f"; dot: not worse by {margin:g} points or more (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
 
 
 def _cell(axis: Axes, x: int, y: int, delta: float, reach: float, with_text: bool) -> None:
     if with_text:
         color = "white" if abs(delta) > 0.6 * reach else "black"
-        axis.text(x, y, f"{delta:+.1f}", ha="center", va="center", fontsize=7.5, color=color)
+        axis.text(
+            x, y, f"{delta:+.1f}" if abs(delta) >= 0.05 else "0.0", ha="center", va="center", fontsize=7.5, color=color
+        )
 
 
 def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, title: str) -> list[Path]:
@@ -147,14 +151,14 @@ def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, t
         ValueError: nothing to draw, no average tokens known. OSError: a file cannot be written.
     """
     _check(frame.dropna(subset=["average tokens"]))
-    figure, axes = _panels(1, 7.2, 4.6)
-    axis = axes[0]
+    figure, (axis,) = _panels(1, 1, 7.2, 4.6)
+    rules = looks.numbers(frame["rule"])
     keeps = sorted(frame["K"].unique())
     for number, keep in enumerate(keeps):
-        color, marker = _look(number)
-        for rule in frame["rule"].unique():
+        color, marker = looks.look(number)
+        for rule, place in rules.items():
             rows = frame[(frame["K"] == keep) & (frame["rule"] == rule)]
-            look = marker if rule == "attention" else RULE_MARKERS.get(rule, "d")
+            look = looks.marker(place) or marker
             axis.plot(rows["average tokens"], rows["value"], linestyle="", color=color, marker=look, ms=5, alpha=0.85)
     axis.step(best["average tokens"], best["value"], where="post", color="black", linewidth=1, zorder=1)
     last = -np.inf
@@ -163,23 +167,24 @@ def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, t
         if row["value"] - last < 0.05 * spread:  # names of neighbours would lie on each other
             continue
         last = row["value"]
-        name = f"l{row['L']}_k{row['K']}" + ("" if row["rule"] == "attention" else f"_{row['rule']}")
-        place = row["average tokens"], row["value"]
-        axis.annotate(name, place, xytext=(-5, 5), textcoords="offset points", fontsize=7.5, ha="right")
+        name = f"l{row['L']}_k{row['K']}" + ("" if row["rule"] == looks.DEFAULT else f"_{row['rule']}")
+        at = row["average tokens"], row["value"]
+        axis.annotate(name, at, xytext=(-5, 5), textcoords="offset points", fontsize=7.5, ha="right")
     axis.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
     axis.set_xlabel("image tokens, averaged over blocks")
     axis.set_ylabel("accuracy (points)")
     axis.margins(x=0.12, y=0.08)
     axis.grid(True, color="#e8e8e8", linewidth=0.8)
+    axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     handles = [
-        Line2D([], [], color=_look(place)[0], marker=_look(place)[1], ms=5, linestyle="", label=f"K = {keep}")
+        Line2D([], [], color=looks.look(place)[0], marker=looks.look(place)[1], ms=5, linestyle="", label=f"K = {keep}")
         for place, keep in enumerate(keeps)
     ]
     handles += [
-        Line2D([], [], color="#444444", marker=RULE_MARKERS.get(rule, "d"), linestyle="", label=rule)
-        for rule in frame["rule"].unique()
-        if rule != "attention"
+        Line2D([], [], color="#444444", marker=looks.marker(place), linestyle="", label=rule)
+        for rule, place in rules.items()
+        if rule != looks.DEFAULT
     ]
     handles.append(Line2D([], [], label="not truncated", **BASELINE))
     note = "steps: settings that no other beats in both; the best of many is flattered by chance (see --budget)"
@@ -191,12 +196,17 @@ def _check(frame: pd.DataFrame) -> None:
         raise InvalidValue("nothing to draw: no variant of the grid that can be compared with its base")
 
 
-def _panels(count: int, width: float, height: float, down: bool = False) -> tuple[Figure, list[Axes]]:
-    size = (width, height * count + 0.9) if down else (width, height)
-    figure = Figure(figsize=size, layout="constrained")
+def _panels(count: int, across: int, width: float, height: float, note: float = 0) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` inches with ``count`` panels, each ``height`` inches with its labels, and a note below."""
+    down = ceil(count / across)
+    figure = Figure(figsize=(width, height * down + note), layout="constrained")
     FigureCanvasAgg(figure)
-    shape = (count, 1) if down else (1, count)
-    return figure, list(figure.subplots(*shape, sharex=True, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for number, axis in enumerate(axes[:count]):
+        axis.tick_params(labelbottom=number + across >= count)  # above a gap, too, which shared axes would leave bare
+    return figure, axes[:count]
 
 
 def _finish(figure: Figure, title: str, handles: list[Line2D], note: str, stem: str | Path) -> list[Path]:
@@ -212,52 +222,4 @@ def _finish(figure: Figure, title: str, handles: list[Line2D], note: str, stem: 
         legend.get_title().set_color("#555555")
     else:
         figure.supxlabel(note, fontsize=7.5, color="#555555")
-    written = []
-    for kind in ("png", "svg"):
-        # Without a date, and with names of parts that follow from a fixed word, the same numbers give the same file.
-        meta = {"Date": None} if kind == "svg" else None
-
-        def save(stream: IO[bytes], kind: str = kind, meta: dict[str, None] | None = meta) -> None:
-            with rc_context({"svg.hashsalt": "redrel"}):
-                figure.savefig(stream, dpi=150, format=kind, metadata=meta)
-
-        written.append(atomically(f"{stem}.{kind}", save))
-    return written
-
-
-def margin_figure(frame: pd.DataFrame, margins: pd.DataFrame, stem: str | Path, title: str) -> list[Path]:
-    """Accuracy and the mean logit margin of the right letter side by side over L, one line per K; the first rule only.
-
-    Args:
-        frame: as :func:`cliffs.curves`.
-        margins: columns rule, L, K, margin, baseline.
-
-    Raises:
-        ValueError: nothing to draw. OSError: a file cannot be written.
-    """
-    _check(margins)
-    rule = next(rule for rule in WORDS if rule in set(margins["rule"]))
-    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharex=True)
-    keeps = sorted(margins["K"].unique())
-    for place, keep in enumerate(keeps):
-        color, marker = _look(place)
-        for axis, table, name in ((left, frame, "value"), (right, margins, "margin")):
-            rows = _of_rule(table, rule)
-            rows = rows[rows["K"] == keep].sort_values("L")
-            axis.plot(rows["L"], rows[name], color=color, marker=marker, markersize=4.5, linewidth=1.6)
-    left.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
-    right.axhline(float(margins["baseline"].iloc[0]), zorder=1, **BASELINE)
-    right.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    left.set_title("accuracy (points)", fontsize=10, loc="left")
-    right.set_title("right letter's logit above the best wrong one", fontsize=10, loc="left")
-    for axis in (left, right):
-        _layer_axis(axis, frame)
-        axis.set_xlabel("decoder block L")
-    handles = [
-        Line2D([], [], color=_look(place)[0], marker=_look(place)[1], markersize=5, label=f"K = {keep}")
-        for place, keep in enumerate(keeps)
-    ]
-    handles.append(Line2D([], [], label="not truncated", **BASELINE))
-    return _finish(figure, title, handles, "means over the same questions; first token of the answer", stem)
+    return [save(figure, f"{stem}.{kind}") for kind in ("png", "svg")]

@@ -1,8 +1,9 @@
-"""What comes out of a sweep: Fig. 6, heat map, frontier, margins as figures and csv, cliff layers, best setting."""
+"""What comes out of a grid: Fig. 6, heat map, frontier and accuracy against K as figures and csv; of a sweep also cliff
+layers and the best setting."""
 
 from __future__ import annotations
 
-import string
+import re
 from math import inf
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval import results
-from redrel_vlmeval.host import Cell, read_columns
+from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.files import usable
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.results import cliffs, published, records
-from redrel_vlmeval.sheets.figures import grid as gridfigures
+from redrel_vlmeval.results import cliffs, published
+from redrel_vlmeval.sheets.figures import accuracy, grid as gridfigures
+from redrel_vlmeval.sheets.figures.curves import Curves, curves_of
 from redrel_vlmeval.sheets.plain_csv import write_csv
-
-MARGINS = ["rule", "L", "K", "margin", "baseline", "n"]
 
 
 def show(found: results.Results, base: str, benchmark: str, folder: Path, console: Console, margin: float,
@@ -31,37 +32,65 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
     if grid is None:
         console.print(f"no variant on {benchmark} can be compared with {base}: redrel sheet says why", style="red")
         return 1
-    frame = cliffs.curves(grid, margin)
     layers = cliffs.cliff_layers(grid, margin)
     _print_cliffs(layers, margin, console)
     if budget is not None:
         _print_best(grid, budget, console)
-    written = draw(frame, folder, base, benchmark, margin)
+    own = [one for one in curves_of(found, margin) if (one.base, one.benchmark) == (base, benchmark)]
+    written = [path for one in own[:1] for path in draw(one, folder, margin)]
     written += [write_csv(layers, folder / "cliffs.csv", "%.6g")]
-    inside = margins(found, grid)
-    if not inside.empty:
-        written += [write_csv(inside, folder / "margins.csv", "%.6g")]
-        written += gridfigures.margin_figure(frame, inside, folder / "margins", _title(base, benchmark, frame))
     for path in written:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return int(len(failed) > 0)
 
 
-def draw(frame: pd.DataFrame, folder: Path, base: str, benchmark: str, margin: float) -> list[Path]:
-    """Fig. 6, heat map and frontier of :func:`cliffs.curves`, each as PNG and SVG, and their numbers as csv."""
-    title = _title(base, benchmark, frame)
+def draw_all(found: results.Results, folder: Path, margin: float) -> list[Path]:
+    """:func:`draw` of every base and benchmark, into ``<folder>/<base>/<benchmark>/``.
+
+    Raises:
+        InvalidValue: no variant has a place in a grid of L and K. WriteError: a file cannot be written.
+    """
+    every = curves_of(found, margin)
+    if not every:
+        raise InvalidValue(
+            f"{found.folder}: nothing to draw: no variant with one stage l<L>_k<K> has a score; redrel sheet says why"
+        )
+    written = []
+    for one in every:
+        own = folder.joinpath(*map(_folder, [one.base, one.benchmark, *([] if one.first else [one.metric])]))
+        usable(own, "--output")
+        written += draw(one, own, margin)
+    return written
+
+
+def _folder(name: str) -> str:
+    """A name as that of a folder anywhere; two names never share one."""
+    return re.sub(r'^\.|[/\\:*?"<>|%\x00-\x1f]', lambda sign: f"%{ord(sign[0]):02X}", name)
+
+
+def draw(curves: Curves, folder: Path, margin: float) -> list[Path]:
+    """Fig. 6, heat map, frontier and accuracy against K, each as PNG and SVG, and their numbers as csv.
+
+    There is no heat map without a base to differ from, and no frontier without records of the cost.
+    """
+    frame = curves.frame
+    title = f"{curves.title} (n = {frame['n'].max():.0f})" if frame["n"].notna().any() else curves.title
     written = [write_csv(frame, folder / "curves.csv", "%.6g")]
-    written += gridfigures.accuracy_over_layers(frame, folder / "fig6", title, published_points(base, benchmark))
-    written += gridfigures.heat_map(frame, folder / "heatmap", title, margin)
+    reference = published_points(curves.base, curves.benchmark) if curves.first else None
+    written += gridfigures.accuracy_over_layers(frame, folder / "fig6", title, reference)
+    written += [
+        accuracy.accuracy_against_keep(
+            curves.over_keep, curves.baselines, folder / f"accuracy_against_keep.{kind}", curves.title
+        )
+        for kind in ("png", "svg")
+    ]
+    if frame["delta"].notna().any():
+        written += gridfigures.heat_map(frame, folder / "heatmap", title, margin)
     if frame["average tokens"].notna().any():
         best = cliffs.frontier(frame)
         written += [write_csv(best, folder / "frontier.csv", "%.6g")]
         written += gridfigures.frontier_figure(frame, best, folder / "frontier", title)
     return written
-
-
-def _title(base: str, benchmark: str, frame: pd.DataFrame) -> str:
-    return f"{base} on {benchmark} (n = {int(frame['n'].iloc[0])})"
 
 
 def published_points(base: str, benchmark: str) -> pd.DataFrame | None:
@@ -122,40 +151,3 @@ def _print_best(grid: cliffs.GridScores, budget: cliffs.Budget, console: Console
         soft_wrap=not console.is_terminal,
         highlight=False,
     )
-
-
-def margins(found: results.Results, grid: cliffs.GridScores) -> pd.DataFrame:
-    """``MARGINS``: mean logit of the right letter above the best wrong one, by cell; empty where no record has logits.
-
-    A sweep's records hold the first answer token's logit of every option letter; ``baseline`` is the untouched base's
-    mean over the same questions.
-    """
-    cells = {cell.model: cell for cell in found.cells if cell.benchmark == grid.benchmark}
-    right = _right_letters(cells[grid.base])
-    base = _margins_of(cells[grid.base], right)
-    rows = []
-    for cell in grid.cells.to_dict("records"):
-        own = _margins_of(cells[cell["model"]], right)
-        both = own.index.intersection(base.index)
-        if len(both):
-            row = {name: cell[name] for name in ("rule", "L", "K")}
-            rows.append(row | {"margin": own[both].mean(), "baseline": base[both].mean(), "n": len(both)})
-    return pd.DataFrame(rows, columns=MARGINS)
-
-
-def _right_letters(cell: Cell) -> dict[str, str]:
-    table = read_columns(cell.predictions) if cell.predictions else {}
-    if not {"index", "answer"} <= table.keys():
-        return {}
-    pairs = zip(map(str, table["index"]), map(str, table["answer"]), strict=True)
-    return {index: answer for index, answer in pairs if answer in string.ascii_uppercase and len(answer) == 1}
-
-
-def _margins_of(cell: Cell, right: dict[str, str]) -> pd.Series:
-    values = {}
-    for index, record in records.records_of(cell).items():
-        logits = record.get("letter_logits")
-        answer = right.get(index)
-        if isinstance(logits, dict) and answer in logits and len(logits) > 1:
-            values[index] = logits[answer] - max(value for letter, value in logits.items() if letter != answer)
-    return pd.Series(values, dtype=float)

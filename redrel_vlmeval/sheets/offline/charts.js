@@ -51,9 +51,13 @@
     down: (x, y, r) => s("path", { d: `M${x} ${y + r * 1.15}L${x + r * 1.1} ${y - r * 0.85}H${x - r * 1.1}Z` }),
   };
   const NAMES = ["circle", "square", "triangle", "diamond", "down"];
-  const RULES = { attention: "circle", random: "cross", uniform: "plus", lowest: "star" }; // as in figures.py
+  // Of the rules, by the number that the page's data gives each; the first is the default's, drawn filled.
+  const RULES = ["circle", "cross", "plus", "star", "square", "down", "triangle"];
+  const turn = (number, looks) => (number < looks.length ? number : 1 + ((number - 1) % (looks.length - 1)));
+  const look = (rule) => redrel.data.looks[rule] ?? 0;
   redrel.shapeOf = (number) => NAMES[number % NAMES.length];
-  redrel.ruleShape = (rule) => RULES[rule] || "square";
+  redrel.isDefault = (rule) => look(rule) === 0;
+  redrel.ruleShape = (rule) => RULES[turn(look(rule), RULES)];
   redrel.marker = (shape, x, y, r, color, hollow) => {
     const node = SHAPES[shape](x, y, r);
     const open = hollow || node.hasAttribute("data-open");
@@ -62,8 +66,8 @@
     if (!node.hasAttribute("stroke-width")) node.setAttribute("stroke-width", hollow ? 2 : 1);
     return node;
   };
-  const DASHES = { attention: null, random: "2 3", uniform: "7 3", lowest: "5 3 1.5 3" };
-  redrel.dash = (rule) => (rule in DASHES ? DASHES[rule] : "3 3");
+  const DASHES = [null, "2 3", "7 3", "5 3 1.5 3", "3 3", "9 3 2 3", "1 4"];
+  redrel.dash = (rule) => DASHES[turn(look(rule), DASHES)];
 
   // A frame with grid, ticks and titles: x and y map values to pixels of the svg `root`.
   redrel.frame = (box, options) => {

@@ -9,7 +9,8 @@ from typing import Any
 
 import redrel_vlmeval
 from redrel_vlmeval.files import WriteError, atomically, make_parent
-from redrel_vlmeval.results import Results, comparisons, grids
+from redrel_vlmeval.results import Results, comparisons
+from redrel_vlmeval.sheets.figures import curves_of, looks
 from redrel_vlmeval.sheets.offline import encoded, render
 from redrel_vlmeval.sheets.page import board, changes, curves, pictures
 from redrel_vlmeval.sheets.page.explained import coverage, links
@@ -17,6 +18,7 @@ from redrel_vlmeval.sheets.tables import NOTES, runs
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
+MARGIN = 2.0  # points, of a test that the page does not show
 NOTED = (
     "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
     "decode ms/token",
@@ -72,7 +74,7 @@ def html(
     shown = _pictures(results, found, most_pictures, data_folder)
     for line in shown.told():
         say(f"no picture: {line}")
-    maps = grids(results)
+    drawn = curves_of(results, MARGIN)
     pages = links(found, explained, path)
     if explained is not None:
         say(coverage(found, pages, explained))
@@ -81,8 +83,9 @@ def html(
         "rows": rows,
         "glance": board.glance(rows),
         "notes": _notes(),
-        "grids": curves.heat_maps(maps),
-        "curves": curves.curves(results, maps, rows),
+        "grids": curves.heat_maps(drawn),
+        "curves": curves.lines(drawn),
+        "looks": looks.numbers(str(row["rule"]) for row in rows if row["rule"]),
         "changes": changes.payload(results, found, shown.where) | {"pictures": shown.pictures},
         "explained": pages,
         "provenance": _provenance(results),

@@ -37,7 +37,7 @@
         const told = `L = ${layer}, K = ${grid.keeps[i]}, ${grid.rule}: ${fixed(value)} points${known(base) ? `, ${signed(value - base)} to the base` : ""}`;
         return h("td", { style: { background: fill, color: text }, title: told }, differs ? signed(value - base) : fixed(value));
       });
-      return h("figure", { class: "heat" }, h("figcaption", {}, h("strong", {}, grid.rule), grid.rule === "attention" ? " ranking" : " (another rule)"),
+      return h("figure", { class: "heat" }, h("figcaption", {}, h("strong", {}, grid.rule)),
         h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "L \\ K"), grid.keeps.map((keep) => h("th", { scope: "col" }, keep)))),
           h("tbody", {}, grid.values.map((line, i) => h("tr", {}, h("th", { scope: "row" }, grid.layers[i]), cells(line, grid.layers[i])))))));
     }
@@ -79,8 +79,8 @@
 
   function panel(box, curve, { along, by, names, title, log, legend }) {
     const at = unique(curve.points.map((p) => p[along])).sort((a, b) => a - b), series = unique(curve.points.map((p) => p[by])).sort((a, b) => a - b);
-    const rules = unique(curve.points.map((p) => p[2])).sort((a, b) => (b === "attention") - (a === "attention"));
-    const first = at.find((value) => value > 0) || 1, wide = log && at.at(-1) / first > 8; // as in figures.py
+    const rules = unique(curve.points.map((p) => p[2])).sort((a, b) => data.looks[a] - data.looks[b]);
+    const first = at.find((value) => value > 0) || 1, wide = log && at.at(-1) / first > 8; // as in accuracy.py
     // K doubles from tick to tick where it spans much, with a linear foot so that 0 has a place.
     const scale = wide ? (value) => Math.log2(1 + value / first) : (value) => value;
     const room = (scale(at.at(-1)) - scale(at[0])) * 0.05 || 1;
@@ -98,13 +98,13 @@
     series.forEach((value, number) => rules.forEach((rule) => {
       const own = curve.points.filter((p) => p[by] === value && p[2] === rule).sort((a, b) => a[along] - b[along]);
       if (!own.length) return;
-      const color = redrel.color(number), plain = rule === "attention", shape = plain ? shapeAt(value) : redrel.ruleShape(rule), shift = beside(value, rule);
+      const color = redrel.color(number), plain = redrel.isDefault(rule), shape = plain ? shapeAt(value) : redrel.ruleShape(rule), shift = beside(value, rule);
       root.append(s("path", { d: own.map((p, i) => `${i ? "L" : "M"}${x(p[along]) + shift} ${y(p[3])}`).join(""), fill: "none", stroke: color, "stroke-width": 2, "stroke-dasharray": redrel.dash(rule) }));
       for (const p of own) root.append(point(p, x(p[along]) + shift, y, color, shape, names, value, p[along], curve));
     }));
     byId(legend).replaceChildren(redrel.legend([
       ...series.map((value, i) => [() => s("g", {}, redrel.line(redrel.color(i)), redrel.marker(shapeAt(value), 13, 7, 4.5, redrel.color(i))), `${names[0]} = ${value}`]),
-      ...rules.filter((rule) => rule !== "attention").map((rule) => [() => redrel.marker(redrel.ruleShape(rule), 13, 7, 5, "var(--soft)", true), rule]),
+      ...rules.filter((rule) => !redrel.isDefault(rule)).map((rule) => [() => redrel.marker(redrel.ruleShape(rule), 13, 7, 5, "var(--soft)", true), rule]),
       ...(known(curve.baseline) ? [[() => s("line", { class: "base", x1: 1, x2: 25, y1: 7, y2: 7, stroke: "var(--soft)", "stroke-dasharray": "6 4" }), `not truncated: ${fixed(curve.baseline)}`]] : []),
     ]));
     return root;
@@ -114,7 +114,7 @@
     const bar = known(low) && s("path", { d: `M${x} ${y(low)}V${y(high)}M${x - 4} ${y(low)}H${x + 4}M${x - 4} ${y(high)}H${x + 4}`, stroke: color, "stroke-width": 1.3, opacity: 0.75, fill: "none" });
     const told = `${names[0]} = ${value}, ${names[1]} = ${other}, ${rule}\n${fixed(score)} points${known(curve.baseline) ? `, ${signed(score - curve.baseline)} to the base` : ""}${known(low) ? `\n95 % interval ${fixed(low)} … ${fixed(high)}` : ""}`;
     return redrel.tip(s("g", { tabindex: 0, role: "img", class: "mark", "aria-label": told.replaceAll("\n", ". ") }, bar || null, s("circle", { cx: x, cy: y(score), r: 10, fill: "transparent" }),
-      redrel.marker(shape, x, y(score), 4.6, color, rule !== "attention")), told);
+      redrel.marker(shape, x, y(score), 4.6, color, !redrel.isDefault(rule))), told);
   }
   heatMaps();
   lines();

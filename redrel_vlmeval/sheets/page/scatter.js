@@ -32,7 +32,7 @@
   function chart(box) {
     const [cost, text, digits] = usable.find(([key]) => key === state.cost);
     const points = rows.filter((row) => row.title === state.title && known(row[cost]));
-    const bases = unique(points.map((row) => row.base)), rules = unique(points.map((row) => row.rule).filter(Boolean));
+    const bases = unique(points.map((row) => row.base)), rules = unique(points.map((row) => row.rule).filter(Boolean)).sort((a, b) => data.looks[a] - data.looks[b]);
     const legend = byId("scatter-legend");
     if (!points.length) { legend.replaceChildren(); return h("p", { class: "soft" }, "Nothing was measured here."); }
     const most = Math.max(...points.map((row) => row[cost]));
