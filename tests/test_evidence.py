@@ -12,10 +12,9 @@ import torch
 
 from redrel_vlmeval.explain.ask.asking import Asked
 from redrel_vlmeval.explain.maps.bands import cliff
-from redrel_vlmeval.explain.maps.formulas import elementwise
+from redrel_vlmeval.explain.maps.formulas import elementwise, objective
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.modes import differentiable
-from redrel_vlmeval.explain.maps.objectives import objective
 from redrel_vlmeval.explain.trust.faithfulness import compare
 from redrel_vlmeval.models.llava.core import TINY, LlavaCore
 from redrel_vlmeval.models.tiny import scenes

@@ -10,11 +10,10 @@ from qwen_checkpoint import write_checkpoint
 
 from redrel_vlmeval.explain.ask.asking import Asked, ask_model
 from redrel_vlmeval.explain.maps.flow import attention_flow, causal_curve, gradient_flow
-from redrel_vlmeval.explain.maps.formulas import elementwise
+from redrel_vlmeval.explain.maps.formulas import elementwise, objective
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.grid import locality, through
 from redrel_vlmeval.explain.maps.modes import differentiable
-from redrel_vlmeval.explain.maps.objectives import objective
 from redrel_vlmeval.explain.maps.pixels import grids
 from redrel_vlmeval.explain.trust.faithfulness import deletion
 from redrel_vlmeval.models.qwen.core import QwenCore

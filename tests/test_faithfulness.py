@@ -13,7 +13,6 @@ from tiny_models import TinyModel, build
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.trust import faithfulness
-from redrel_vlmeval.explain.trust.cards import examine
 from redrel_vlmeval.explain.trust.faithfulness import (
     Deleted,
     card,
@@ -23,6 +22,7 @@ from redrel_vlmeval.explain.trust.faithfulness import (
     point,
     randomisation,
 )
+from redrel_vlmeval.explain.trust.testing import examine
 from redrel_vlmeval.models.llava.core import TINY, LlavaCore
 from redrel_vlmeval.models.tiny import scenes
 

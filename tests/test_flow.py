@@ -17,7 +17,7 @@ from redrel_vlmeval.explain.ask.spans import GROUPS
 from redrel_vlmeval.explain.maps import flow as flows
 from redrel_vlmeval.explain.maps.bands import band, cliff
 from redrel_vlmeval.explain.maps.flow import attention_flow, causal_curve, curves, flow, gradient_flow
-from redrel_vlmeval.explain.maps.objectives import objective
+from redrel_vlmeval.explain.maps.formulas import objective
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
 

@@ -17,8 +17,8 @@ from redrel_vlmeval.bench.subjects import set_kernel
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask.asking import Asked
 from redrel_vlmeval.explain.maps import formulas, gradcam
+from redrel_vlmeval.explain.maps.formulas import objective
 from redrel_vlmeval.explain.maps.gradcam import Explained, Maps, Request, explain
-from redrel_vlmeval.explain.maps.objectives import objective
 
 ONE = Request(methods=("elementwise", "gradcam", "gradcam_official"), where=("decoder", "vision"))
 

@@ -16,9 +16,8 @@ import torch
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import GROUPS, Asked
 from redrel_vlmeval.explain.maps.bands import Band, band, cliff, cliff_interval
-from redrel_vlmeval.explain.maps.formulas import by_group
+from redrel_vlmeval.explain.maps.formulas import by_group, objective
 from redrel_vlmeval.explain.maps.gradcam import row_gradient
-from redrel_vlmeval.explain.maps.objectives import objective
 from redrel_vlmeval.explain.maps.passes import run
 from redrel_vlmeval.explain.maps.taken import Taken, Wanted
 from redrel_vlmeval.names import Stage, VariantSpec

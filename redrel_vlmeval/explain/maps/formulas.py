@@ -1,4 +1,4 @@
-"""The arithmetic of maps, on tensors: activation and gradient in, one number per cell out."""
+"""The arithmetic of maps, on tensors: what is differentiated; activation and gradient in, one number per cell out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,38 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import GROUPS
+
+OBJECTIVES = ("logit", "logprob", "contrast")
+
+
+def objective(
+    logits: torch.Tensor, answer: Sequence[int], kind: str, others: Sequence[int] | None = None
+) -> torch.Tensor:
+    """z of every answer token (eq. 1 sums them): [b, t, vocabulary] -> [b, t], in float32 or wider.
+
+    ``logit``; ``logprob``; ``contrast``: the answer's logit minus that of the best other token, among ``others`` (first
+    tokens of the other options) where given, else of the whole vocabulary.
+
+    Raises:
+        ExplainError: unknown objective.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    tokens = torch.tensor(list(answer), device=logits.device).expand(len(logits), -1)[..., None]
+    chosen = wide.gather(-1, tokens)[..., 0]
+    if kind == "logit":
+        return chosen
+    if kind == "logprob":
+        return chosen - wide.logsumexp(-1)
+    if kind != "contrast":
+        raise ExplainError(f"objective {kind!r}: choose one of {', '.join(OBJECTIVES)}")
+    hidden = torch.zeros_like(wide, dtype=torch.bool)
+    if others:
+        hidden[..., :] = True
+        hidden[..., list(others)] = False
+    hidden = hidden.scatter(-1, tokens, True)
+    return chosen - wide.masked_fill(hidden, -torch.inf).amax(-1)
 
 
 def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -16,7 +47,10 @@ def pooled(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
 
 
 def elementwise(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Gradient times activation, summed over channels, positive part: A, G [..., n, c] -> [..., n]."""
+    """Gradient times activation, summed over channels, positive part: A, G [..., n, c] -> [..., n].
+
+    HiResCAM, in the words of pytorch-grad-cam.
+    """
     return torch.relu((gradient * activation).sum(-1))
 
 

@@ -23,8 +23,7 @@ import torch
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import Asked
-from redrel_vlmeval.explain.maps.formulas import FORMULAS, attention_gradient, noisy
-from redrel_vlmeval.explain.maps.objectives import objective
+from redrel_vlmeval.explain.maps.formulas import FORMULAS, attention_gradient, noisy, objective
 from redrel_vlmeval.explain.maps.passes import run
 from redrel_vlmeval.explain.maps.taken import Node, Taken, Wanted
 from redrel_vlmeval.explain.maps.tower import Drawn, average, made_of, outside
@@ -106,7 +105,8 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
 
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
     copies whose pixels carry noise of ``noise`` times their range, drawn from ``seed``; ``batch`` of them make one
-    pass, which is a matter of memory only. ``tower``: also keep the vision tower's attention.
+    pass, which is a matter of memory only; what a truncation keeps is chosen once, on the picture without noise.
+    ``tower``: also keep the vision tower's attention.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
@@ -116,6 +116,11 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
     copies = range(max(1, request.smooth))
     batch = max(1, request.batch)
     passes = [_pass(asked, request, plan, copies[first : first + batch]) for first in copies[::batch]]
+    if any(one.kept != passes[0].kept for one in passes):
+        raise ExplainError(
+            f"smooth {request.smooth} in passes of {batch}: passes of different size round differently and the "
+            "truncation kept different tokens; choose a batch that divides the copies"
+        )
     weights = [one.copies for one in passes]
     attention = [one.attention for one in passes if one.attention is not None]
     return Explained(
@@ -134,7 +139,7 @@ def _pass(asked: Asked, request: Request, plan: Sequence[Item], copies: Sequence
     wanted = Wanted(nodes, rows, values=any(method == "attn_grad" for _, method, _ in plan), tower=tower)
     edit = noisy(request.noise, request.seed, copies) if request.smooth else None
     options = {"copies": len(copies), "edit": edit, "grad": bool(nodes), "checkpointing": request.checkpointing}
-    with run(asked, wanted, **options) as taken:  # type: ignore[arg-type]
+    with run(asked, wanted, settled=True, **options) as taken:  # type: ignore[arg-type]
         z = objective(taken.logits, asked.answer, request.objective, request.others)
         targets = [(z[:, t].sum(), t) for t in range(z.shape[1])] if request.per_token else [(z.sum(), None)]
         drawn = []

@@ -17,9 +17,8 @@ from torch import nn
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import Asked, check_greedy
-from redrel_vlmeval.explain.maps.formulas import by_group
+from redrel_vlmeval.explain.maps.formulas import by_group, objective
 from redrel_vlmeval.explain.maps.modes import checkpointed, differentiable, memory_named
-from redrel_vlmeval.explain.maps.objectives import objective
 from redrel_vlmeval.explain.maps.taken import Edit, Node, Taken, Wanted
 from redrel_vlmeval.truncation import Decoder, PromptTrace, head_rows, replaced_generate, truncated
 
@@ -27,13 +26,15 @@ from redrel_vlmeval.truncation import Decoder, PromptTrace, head_rows, replaced_
 @contextmanager
 def run(
     asked: Asked, wanted: Wanted, *, copies: int = 1, edit: Edit | None = None, grad: bool = True,
-    checkpointing: bool = False,
+    checkpointing: bool = False, settled: bool = False,
 ) -> Iterator[Taken]:  # fmt: skip
     """One forward call over prompt and answer; its backward belongs into the context, after which nothing is left.
 
     Args:
         copies: how many times the sequence stands in the batch. edit: changes the pixels of all copies.
         checkpointing: recompute a block's inside at the backward; results are the same.
+        settled: a truncation chooses by the pixels as they are, and all copies run with that choice; else each copy is
+            edited first and chooses for itself.
 
     Raises:
         ExplainError: it does not fit into memory, or the rows do not predict the greedy answer.
@@ -42,8 +43,8 @@ def run(
     with ExitStack() as undo:
         undo.enter_context(memory_named(f"prompt and answer ({asked.prompt + len(asked.answer)} tokens x {copies})"))
         undo.enter_context(differentiable(asked.model, grad))
-        watch = _Watch(asked, wanted, copies)
-        watch.attach(undo, edit)
+        watch = _Watch(asked, wanted, copies, edit, settled)
+        watch.attach(undo)
         if checkpointing:
             undo.enter_context(checkpointed([*asked.decoder.blocks, *_vision_blocks(asked.decoder, wanted)]))
         taken = watch.forward(undo)
@@ -56,8 +57,9 @@ def run(
 class _Watch:
     """Hooks of one pass. They look on only while ``armed``: not at the prefill that decides what is dropped."""
 
-    def __init__(self, asked: Asked, wanted: Wanted, copies: int) -> None:
+    def __init__(self, asked: Asked, wanted: Wanted, copies: int, edit: Edit | None, settled: bool) -> None:
         self.asked, self.wanted, self.copies = asked, wanted, copies
+        self.edit, self.settled = edit, settled
         self.decoder = asked.decoder
         self.spans = asked.spans("emit" if wanted.emit else "predict")
         self.length = asked.prompt + len(asked.answer)
@@ -71,7 +73,7 @@ class _Watch:
         self.kept: dict[int, list[int]] = {}
         self.armed = False
 
-    def attach(self, undo: ExitStack, edit: Edit | None) -> None:
+    def attach(self, undo: ExitStack) -> None:
         handles = []
         for node in self.wanted.nodes:
             module, before = self._module(node)
@@ -83,8 +85,8 @@ class _Watch:
         if resampling is not None:
             handles.append(resampling.register_forward_hook(self._resampling))
         eye = self.decoder.eye()
-        if edit is not None and eye is not None:
-            handles.append(eye.register_forward_pre_hook(lambda _m, args: (edit(args[0]), *args[1:])))
+        if self.edit is not None and eye is not None:
+            handles.append(eye.register_forward_pre_hook(lambda _m, args: (self._edited(args[0]), *args[1:])))
         for handle in handles:
             undo.callback(handle.remove)
         for block in self.wanted.rows:
@@ -92,7 +94,7 @@ class _Watch:
         if self.wanted.tower:
             for block in range(len(self.decoder.vision_blocks())):
                 undo.enter_context(self.decoder.vision_probe(block, partial(self._sees, block)))
-        self.edit = edit if eye is None else None
+        self.at_eye = eye is not None
 
     def forward(self, undo: ExitStack) -> Taken:
         asked, model = self.asked, self.asked.model
@@ -101,11 +103,11 @@ class _Watch:
         def once(**_given: Any) -> Any:
             if asked.spec is not None:  # decides by the prompt's last row; the answer is no part of the prompt
                 with torch.no_grad():
-                    model(**prompt, use_cache=False)
+                    model(**self._pixels(prompt), use_cache=False)
                 self._note_held(trace.prompts[-self.copies :])
             self.armed = True
             try:
-                return model(**whole, use_cache=False)
+                return model(**self._pixels(whole), use_cache=False)
             finally:
                 self.armed = False
 
@@ -129,11 +131,18 @@ class _Watch:
         return taken
 
     def _batch(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Every tensor ``copies`` times along its first axis, the pixels edited."""
-        batch = {name: torch.cat([tensor] * self.copies) for name, tensor in inputs.items()}
-        if self.edit is not None and "pixel_values" in batch:
-            batch["pixel_values"] = self.edit(batch["pixel_values"])
-        return batch
+        """Every tensor ``copies`` times along its first axis."""
+        return {name: torch.cat([tensor] * self.copies) for name, tensor in inputs.items()}
+
+    def _pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch with its pixels edited, unless they are made inside the model and edited there."""
+        if self.at_eye or "pixel_values" not in batch:
+            return batch
+        return batch | {"pixel_values": self._edited(batch["pixel_values"])}
+
+    def _edited(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The pixels of all copies, edited; as they are at a prefill that chooses for the clean picture."""
+        return pixels if self.edit is None or (self.settled and not self.armed) else self.edit(pixels)
 
     def _note_held(self, prompts: Sequence[PromptTrace]) -> None:
         """Which positions each block holds, from the image tokens that the trace says were kept."""
