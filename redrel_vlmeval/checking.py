@@ -12,12 +12,6 @@ from redrel_vlmeval.errors import UnknownName
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.names import Stage, VariantSpec
 
-ROWS = {
-    "last": "the last query row attends to",
-    "rowimg": "the query row of the last image token attends to",
-    "rowmean": "the query rows from the last image token on attend to, on average,",
-}
-
 
 def check(name: str) -> str:
     """Name, base, setting and what they mean, as one line.
@@ -43,9 +37,13 @@ def _check_size(name: str, spec: VariantSpec) -> None:
             raise UnknownName(
                 f"{name!r}: layer {stage.layer}, but {spec.base} has {blocks} blocks: L is 0 to {blocks - 1}"
             )
-        if tokens is not None and (stage.keep or 0) > tokens:
-            text = f"K = {stage.keep}, but a picture has {tokens} image tokens in {spec.base}: K is 0 to {tokens}"
+        if tokens is not None and (stage.keep or stage.average or 0) > tokens:
+            letter = stage.amount[0].upper()
+            number = f"{letter} = {stage.amount[1:]}"
+            text = f"{number}, but a picture has {tokens} image tokens in {spec.base}: {letter} is 0 to {tokens}"
             raise UnknownName(f"{name!r}: {text}")
+        if tokens is not None and blocks is not None and stage.average is not None:
+            stage.count(tokens, blocks)
 
 
 def _check_base(name: str, spec: VariantSpec) -> None:
@@ -85,6 +83,8 @@ def meaning(spec: VariantSpec) -> str:
     parts = [_seen(spec) if spec.stages else "nothing is truncated"]
     if spec.official:
         parts.append("as published code does it, keys masked instead of dropped and ranked again at every step")
+    if spec.positions == "new":
+        parts.append("positions of the tokens that stay are counted anew")
     parts += [f"asked with the prompt {spec.prompt}"] * (spec.prompt != "stock")
     parts += [spec.decoding] * (spec.ppl or spec.beam > 1)
     return "; ".join(parts)
@@ -115,10 +115,19 @@ def _blocks(first: int, last: int | None) -> str:
 
 
 def _kept(spec: VariantSpec, stage: Stage, number: int) -> str:
-    count = f"{stage.percent} %" if stage.keep is None else str(stage.keep)
-    if stage.keep == 0 or stage.percent == 0:
+    """``the 128 that the last query row attends to most``."""
+    if stage.empty:
         return "none"
-    if spec.rule in ("random", "uniform"):
-        return f"{count} {'drawn at random' if spec.rule == 'random' else 'evenly spaced'}"
-    which = f"that {ROWS[spec.row]} {'most' if spec.rule == 'attention' else 'least'}"
-    return f"the {count} {'of these ' * bool(number)}{which}"
+    count = {
+        "k": f"{stage.keep}",
+        "r": f"{stage.percent} %",
+        "a": f"as many as make {stage.average} the average",
+    }
+    rule, amount = spec.rule_of(stage), count[stage.amount[0]]
+    words = rule.says.replace("{row}", names.ROWS[spec.row])
+    chosen = (
+        f"the {amount} {'of these ' * bool(number)}{words}"
+        if words.startswith(("that ", "whose "))
+        else f"{amount} {words}"
+    )
+    return chosen + f", draw {spec.seed}" * (rule.draws and bool(spec.seed))

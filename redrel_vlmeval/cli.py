@@ -12,6 +12,7 @@ import typer
 
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.explain import app as explaining
+from redrel_vlmeval.rules import DEFAULT
 
 app = typer.Typer(
     help="Image-token truncation for VLMEvalKit: variants run in the host's runner; this reads, shows and times them.",
@@ -202,7 +203,7 @@ def sweep(
     data: Annotated[str, typer.Option(help="One benchmark of the host.")],
     layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")],
     keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")],
-    rules: Annotated[str, typer.Option(help="attention, random, uniform, lowest; several with commas.")] = "attention",
+    rules: Annotated[str, typer.Option(help="Rules, as `redrel rules` lists them; several with commas.")] = DEFAULT,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
     memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,

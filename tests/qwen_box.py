@@ -15,7 +15,7 @@ from PIL import Image
 from qwen_checkpoint import write_checkpoint
 
 from redrel_vlmeval.models.qwen import compat
-from redrel_vlmeval.truncation.decoders.find import replaced_generate
+from redrel_vlmeval.truncation.hooks import replaced_generate
 
 KINDS = ("base", "chat")
 NEW = 6  # tokens of an answer

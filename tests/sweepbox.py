@@ -10,7 +10,7 @@ from redrel_vlmeval.names import Stage, VariantSpec
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.sweep.sweeper import Question
 from redrel_vlmeval.truncation import truncated
-from redrel_vlmeval.truncation.decoders.find import replaced_generate
+from redrel_vlmeval.truncation.hooks import replaced_generate
 
 ROWS = ("last", "rowimg", "rowmean")
 

@@ -43,8 +43,9 @@ def counted(tiny: TinyModel, setting: str | None) -> tuple[int, list[int]]:
 def test_counted_flops_equal_the_formula(kernel: str, setting: str | None) -> None:
     tiny = build("llava", kernel)
     flops, tokens = counted(tiny, setting)
-    ranked = [s.layer for s in parse(setting).stages] if setting and "random" not in setting else []
-    assert flops == prefill_flops(tokens, find_decoder(tiny.model).shape, ranked)
+    spec = parse(setting) if setting else None
+    ranked = [(stage.layer, spec.rule_of(stage)) for stage in spec.stages if not stage.empty] if spec else []
+    assert flops == prefill_flops(tokens, find_decoder(tiny.model).shape, ranked, tokens)
 
 
 def test_the_formula_is_that_of_the_literature() -> None:

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+from redrel_vlmeval.rules import known
 from redrel_vlmeval.sheets.figures import accuracy, looks
 
 GRID = pd.DataFrame(
@@ -129,8 +130,6 @@ def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path: Path) -> N
 def test_every_rule_has_a_look_of_its_own_and_keeps_it() -> None:
     few, many = looks.numbers(["attention", "random"]), looks.numbers(["random", "attention", "attention rowmean"])
     assert few.items() <= many.items() and looks.in_order(["x", "random", "attention"]) == ["attention", "random", "x"]
-    seen = [
-        (looks.marker(number), looks.dashes(number)) for number in looks.numbers([*"abcdefgh", *looks.RULES]).values()
-    ]
+    seen = [(looks.marker(number), looks.dashes(number)) for number in looks.numbers([*"abcdefgh", *known()]).values()]
     assert len(seen) == len(set(map(str, seen)))
     assert looks.marker(0) == "" and all(looks.marker(number) for number in range(1, 60)), "only the default has none"

@@ -20,7 +20,7 @@ from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.qwen.core import QwenCore
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
-from redrel_vlmeval.truncation.decoders.find import replaced_generate
+from redrel_vlmeval.truncation.hooks import replaced_generate
 
 ONE = [{"A": [11], "B": [12], "C": [13], "D": [14]}]
 # some options of several tokens, some beginning alike, one that is the beginning of another

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 
 import pytest
 from hypothesis import given, strategies as st
 
-from redrel_vlmeval import names
+from redrel_vlmeval import names, rules
 from redrel_vlmeval.names import Stage, VariantSpec, looks_like_variant, nearest, parse
 
 BASES = [
@@ -21,23 +22,27 @@ BASES = [
     "x_official",
     "",
 ]
+AMOUNTS = {"k": "keep", "r": "percent", "a": "average"}
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> VariantSpec:
     """Any spec that may exist, and those that may not are drawn again."""
     layers = sorted(draw(st.sets(st.integers(0, 60), max_size=4)))
-    kind = draw(st.sampled_from("kr"))
+    kind = draw(st.sampled_from("kra" if len(layers) == 1 else "kr"))
     amounts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(layers), max_size=len(layers))), reverse=True)
+    own = draw(st.lists(st.sampled_from([None, None, *rules.known()]), min_size=len(layers), max_size=len(layers)))
     stages = tuple(
-        Stage(layer, keep=n) if kind == "k" else Stage(layer, percent=n)
-        for layer, n in zip(layers, amounts, strict=True)
+        Stage(layer, **{AMOUNTS[kind]: amount}, rule=rule)
+        for layer, amount, rule in zip(layers, amounts, own, strict=True)
     )
     fields = {"base": draw(st.sampled_from(BASES)), "stages": stages, "prompt": draw(st.sampled_from(names.PROMPTS))}
     fields |= draw(st.sampled_from([{}, {"ppl": True}])) or {"beam": draw(st.integers(1, 99))}
     if stages:
-        fields["rule"] = draw(st.sampled_from(names.RULES))
-        fields["row"] = draw(st.sampled_from(names.ROWS))
+        fields["rule"] = draw(st.sampled_from(list(rules.known())))
+        fields["positions"] = draw(st.sampled_from(names.POSITIONS))
+        fields["seed"] = draw(st.sampled_from([0, 0, 1, 12]))
+        fields["row"] = draw(st.sampled_from(list(names.ROWS)))
         fields["official"] = draw(st.booleans())
     try:
         return VariantSpec(**fields)
@@ -105,7 +110,7 @@ def test_the_grammar_of_the_design(name: str, spec: VariantSpec) -> None:
         ("a_trunc_l3_k5_l5_k9", "cannot keep more", "a_trunc_l3_k9_l5_k5"),
         ("a_trunc_l8_k50_l4_k20", "layers must rise", "a_trunc_l4_k50_l8_k20"),
         ("a_trunc_l8_r20_l4_k30_l4_k20", "layers must rise", "a_trunc_l4_k20_l8_r20"),
-        ("a_trunc_l5_k5_randm", "cannot read '_randm'", "a_trunc_l5_k5_random"),
+        ("a_trunc_l5_k5_randm", "unknown rule 'randm': choose one of attention", "a_trunc_l5_k5_random"),
         ("a_trunc_l5_k5_official_random", "cannot read '_random'", "a_trunc_l5_k5_random_official"),
         ("a_trunc_l5_k5_random_rowimg", "has no meaning with rule 'random'", "a_trunc_l5_k5_random"),
         ("a_trunc_l5_k5_p-stock", "is the default and is not written", "a_trunc_l5_k5"),
@@ -117,7 +122,7 @@ def test_the_grammar_of_the_design(name: str, spec: VariantSpec) -> None:
         ("a_beam3_ppl", "their order is _p-<prompt>, _ppl, _beam<n>", "a_ppl"),
         ("a_ppl_p-cqm", "their order is _p-<prompt>, _ppl, _beam<n>", "a_p-cqm_ppl"),
         ("a_trunc_l5_k5_ppl_p-cqm", "cannot read '_ppl_p-cqm'", "a_trunc_l5_k5_p-cqm_ppl"),
-        ("a_trunc_l5_k5_pppl", "cannot read '_pppl'", "a_trunc_l5_k5_ppl"),
+        ("a_trunc_l5_k5_pppl", "unknown rule 'pppl'", "a_trunc_l5_k5_ppl"),
         ("_trunc_l5_k3", "base model's name is missing", "l5_k3"),
         ("a_trunc_l1_k2_trunc_l3_k1", "cannot read '_trunc_l3_k1'", None),
     ],
@@ -130,6 +135,56 @@ def test_malformed_names_say_why_and_what_was_meant(name: str, reason: str, near
     assert reason in message
     if near is not None:
         assert f"did you mean {near!r}?" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("x_trunc_l0_k9-random_l5_k3-random", "x_trunc_l0_k9_l5_k3_random"),
+        ("x_trunc_l2_k8-random", "x_trunc_l2_k8_random"),
+        ("x_trunc_l2_k8-attention", "x_trunc_l2_k8"),
+        ("x_trunc_l0_k9-random_l5_k3-attention", "x_trunc_l0_k9-random_l5_k3"),
+        ("x_trunc_l0_k9_random_seed0", "x_trunc_l0_k9_random"),
+    ],
+)
+def test_one_variant_has_one_name(name: str, written: str) -> None:
+    with pytest.raises(KeyError, match=f"it is written '{written}'"):
+        parse(name)
+    assert str(parse(written)) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x_trunc_l5_k128𝟓", "begin with a stage"), ("x_beam3５", None),
+        ("x_trunc_l5_k" + "1" * 5000, "characters, a name has"),
+        ("x_trunc_l5_k" + "1" * 60, "cannot|stage"), ("x_trunc_l5_k9_l6_r3_l7_k99_l8_r50", "later stage cannot keep"),
+        ("x_trunc_" + "l5_k9_" * 4000, "characters"), ("x_trunc_l9999999_k1", "stage"),
+        ("x_trunc_l5_k9_seed٣", "unknown|cannot"),
+        ("x_trunc_l5_a9_l6_a3", "one stage's"), ("x_trunc_l5_k9_seed1", "draws nothing"),
+        ("x_trunc_l5_k9_pos-new_official", "official drops none"),
+        ("x_trunc_l5_k9_next_official", "official ranks again"),
+        ("x_trunc_l0_k9-lowest_l5_k3", "before block 1"),
+    ],
+)  # fmt: skip
+def test_what_no_name_can_say_is_refused_at_once(name: str, reason: str | None) -> None:
+    """Digits of other scripts, numbers that no computer counts to, and combinations without a meaning."""
+    begun = time.perf_counter()
+    if reason is None:  # no suffix of ours: a base of that name, which no host has
+        assert looks_like_variant(name) is False
+        return
+    with pytest.raises(KeyError, match=reason) as error:
+        parse(name)
+    assert len(error.value.args[0]) < 1500 and time.perf_counter() - begun < 2
+
+
+def test_an_average_is_what_papers_call_it() -> None:
+    assert [Stage(2, average=a).count(576, 32) for a in (192, 128, 64)] == [166, 98, 30]
+    assert Stage(0, average=64).count(576, 32) == 64 and Stage(16, average=600).count(576, 32) == 576
+    with pytest.raises(ValueError, match=r"A is at least 288"):
+        Stage(16, average=192).count(576, 32)
+    with pytest.raises(ValueError, match="not known"):
+        Stage(2, average=192).count(576)
 
 
 @pytest.mark.parametrize(

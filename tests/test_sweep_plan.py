@@ -11,7 +11,8 @@ from redrel_vlmeval import bases
 from redrel_vlmeval.host.runner import HostMissing
 from redrel_vlmeval.models.efficiency import block_flops, prefill_flops
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.sweep import asking, preview
+from redrel_vlmeval.rules import find
+from redrel_vlmeval.sweep import preview
 from redrel_vlmeval.sweep.plan import Plan, PlanError, Prompt, continued_flops, cost, read_plan
 from redrel_vlmeval.sweep.run import read_memory
 
@@ -41,7 +42,7 @@ def test_ranges_become_the_grid_in_order():
         ({"keep": "0,65"}, "--keep 65: a picture has 64 image tokens in redrel_tiny, so K is 0 to 64"),
         ({"keep": "8,0,8"}, "--keep: 8 given more than once"),
         ({"keep": "8.5"}, "--keep '8.5'"),
-        ({"rules": "best"}, "--rules best: choose from attention, random, uniform, lowest"),
+        ({"rules": "best"}, "--rules best: unknown rule 'best': choose one of attention"),
         ({"rules": "random,random"}, "--rules: random given more than once"),
         ({"limit": 0}, "--limit 0"),
         ({"model": "redrel_tiny_trunc_l1_k0"}, "give the base alone .redrel_tiny."),
@@ -78,7 +79,9 @@ def test_one_by_one_is_what_single_records_say():
     prompt, plan = Prompt(6, 64, 30), Plan("redrel_tiny", "X", (2,), (0, 8))
     whole, ranked = [100] * 8, [100] * 2 + [44] * 6
     expected = prefill_flops(whole, SHAPE) + prefill_flops([100] * 2 + [36] * 6, SHAPE)
-    assert cost(plan.specs, prompt, 8, SHAPE).flops_one_by_one == expected + prefill_flops(ranked, SHAPE, [2])
+    assert cost(plan.specs, prompt, 8, SHAPE).flops_one_by_one == expected + prefill_flops(
+        ranked, SHAPE, [(2, find("attention"))], [64] * 8
+    )
 
 
 def test_shared_is_one_prefill_and_the_new_tokens_behind_the_prefix():
@@ -116,9 +119,9 @@ def test_units_follow_the_size(flops, unit):
 
 
 def test_without_a_host_a_dry_run_says_that_the_benchmark_was_not_checked(monkeypatch, capsys):
-    def missing() -> None:
+    def missing(_name: str) -> None:
         raise HostMissing("none")
 
-    monkeypatch.setattr(asking, "attach", missing)
+    monkeypatch.setattr(preview.benchmark, "check", missing)
     preview.check_data("Nope", Console(width=200))
     assert "whether there is a benchmark Nope was not checked" in capsys.readouterr().out

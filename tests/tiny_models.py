@@ -74,6 +74,20 @@ class TinyModel:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
         return inputs
 
+    @staticmethod
+    def joined(prompts: list[dict[str, torch.Tensor]], side: str = "left") -> dict[str, torch.Tensor]:
+        """Prompts that were made one by one, as one batch padded on ``side``."""
+        longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+        found: dict[str, list[torch.Tensor]] = {}
+        for prompt in prompts:
+            gap = longest - prompt["input_ids"].shape[1]
+            for name, tensor in prompt.items():
+                if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+                    pad = (gap, 0) if side == "left" else (0, gap)
+                    tensor = torch.nn.functional.pad(tensor, pad, value=3 if name == "input_ids" else 0)
+                found.setdefault(name, []).append(tensor)
+        return {name: torch.cat(tensors) for name, tensors in found.items()}
+
     def _picture(self) -> list[int]:
         """Its image tokens; Qwen2-VL counts pictures by the tokens around them."""
         tokens = [IMAGE] * self.per_image

@@ -22,6 +22,7 @@ from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.files import lock
 from redrel_vlmeval.models import gpus
 from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.rules import Rule
 from redrel_vlmeval.truncation import Decoder, PromptTrace, find_decoder
 
 
@@ -32,10 +33,16 @@ def block_flops(tokens: int, shape: BlockShape) -> int:
     return projections + 2 * tokens**2 * inner + 3 * tokens * shape.width * shape.ffn
 
 
-def prefill_flops(tokens: Sequence[int], shape: BlockShape, ranked: Sequence[int] = ()) -> int:
-    """Multiply-adds of a prefill, ``tokens[i]`` tokens in block i; layers ``ranked`` (1-based) rank one row each."""
-    row = shape.heads * shape.head_dim
-    return sum(block_flops(n, shape) for n in tokens) + sum(tokens[layer - 1] * row for layer in ranked if layer > 0)
+def prefill_flops(
+    tokens: Sequence[int], shape: BlockShape, ranked: Sequence[tuple[int, Rule]] = (), images: Sequence[int] = ()
+) -> int:
+    """Multiply-adds of a prefill: ``tokens[i]`` tokens, ``images[i]`` of them visual, in block i.
+
+    ``ranked``: after which layers L (0 to N - 1) a rule chose, and which.
+    """
+    before = [(max(layer - 1, 0), rule) for layer, rule in ranked]
+    choosing = sum(rule.flops(tokens[block], images[block], shape) for block, rule in before)
+    return sum(block_flops(n, shape) for n in tokens) + choosing
 
 
 def kv_bytes(tokens: Sequence[int], shape: BlockShape, bytes_each: int) -> int:
@@ -142,8 +149,7 @@ def computed(
 ) -> dict[str, Any]:
     """The part of a record that needs no clock; ``whole``: the untouched prompt, ``own``: the variant's."""
     size = next(decoder.text.parameters()).element_size()
-    ranks = spec.rule in ("attention", "lowest") and own.mode != "untouched"
-    ranked = [stage.layer for stage in spec.stages if stage.layer in own.kept] if ranks else []
+    ranked = [(stage.layer, spec.rule_of(stage)) for stage in spec.stages if own.kept.get(stage.layer)]
     steps = new_tokens - 1
     end, end_whole = [n + steps for n in own.tokens], [n + steps for n in whole.tokens]
     return {
@@ -155,7 +161,7 @@ def computed(
         "kept": {str(layer): kept for layer, kept in own.kept.items()},
         "kv_tokens": own.kv or end,
         "average_image_tokens": own.average_image_tokens,
-        "prefill_flops": prefill_flops(own.tokens, decoder.shape, ranked),
+        "prefill_flops": prefill_flops(own.tokens, decoder.shape, ranked, own.images),
         "prefill_flops_untouched": prefill_flops(whole.tokens, decoder.shape),
         "kv_bytes": kv_bytes(own.kv or end, decoder.shape, size),
         "kv_bytes_untouched": kv_bytes(end_whole, decoder.shape, size),

@@ -112,7 +112,7 @@ def _grid(results: Results, base: str, benchmark: str, variants: pd.DataFrame) -
         if hits.isna().any():
             continue
         measured = cost.loc[model] if model in cost.index else {}
-        row = {"model": model, "rule": spec.rule, "L": spec.stages[0].layer, "K": spec.stages[0].keep}
+        row = {"model": model, "rule": spec.ruling, "L": spec.stages[0].layer, "K": spec.stages[0].keep}
         tokens, flops = (measured.get(name) for name in ("average_image_tokens", "flops_ratio"))
         cells.append(row | {"tokens": tokens, "flops": flops})
         scores.append(hits.to_numpy())
@@ -128,7 +128,7 @@ def _grid(results: Results, base: str, benchmark: str, variants: pd.DataFrame) -
 
 
 def _in_grid(spec: VariantSpec) -> bool:
-    return len(spec.stages) == 1 and spec.stages[0].keep is not None and spec.row == "last" and not spec.official
+    return len(spec.stages) == 1 and spec.stages[0].keep is not None and spec.row == "last" and not spec.words
 
 
 def curves(grid: GridScores, margin: float) -> pd.DataFrame:

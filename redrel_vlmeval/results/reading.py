@@ -33,7 +33,7 @@ from redrel_vlmeval.host import (
     read_rows,
     verdicts as questions,
 )
-from redrel_vlmeval.names import VariantSpec, parse
+from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.results import pairing, provenance, records
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
@@ -146,8 +146,8 @@ def describe(model: str) -> dict[str, object]:
     except KeyError:
         spec = VariantSpec()
     layers = [stage.layer for stage in spec.stages]
-    keeps = [stage.keep if stage.percent is None else f"{stage.percent}%" for stage in spec.stages]
-    words = [spec.rule] + ([spec.row] if spec.row != "last" else []) + ["official"] * spec.official
+    keeps = [_amount(stage) for stage in spec.stages]
+    words = [spec.ruling] + ([spec.row] if spec.row != "last" else []) + spec.words
     return {
         "model": model,
         "base": spec.baseline if spec.base else model,
@@ -156,6 +156,12 @@ def describe(model: str) -> dict[str, object]:
         "K": _one_or_list(keeps),
         "rule": " ".join(words) if spec.stages else None,
     }
+
+
+def _amount(stage: Stage) -> object:
+    if stage.percent is not None:
+        return f"{stage.percent}%"
+    return stage.amount if stage.keep is None else stage.keep
 
 
 def _one_or_list(values: list) -> object:

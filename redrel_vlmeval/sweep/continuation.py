@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.sweep.shared import Shared
-from redrel_vlmeval.truncation import Attention, Decoder
+from redrel_vlmeval.truncation import Attention, Decoder, merged
 
 
 class OutOfRoom(Exception):
@@ -22,10 +22,16 @@ class OutOfRoom(Exception):
 
 @dataclass(frozen=True)
 class Tail:
-    """The tokens of one setting that are computed anew: after block ``layer``, at ``index`` of the prompt (rising)."""
+    """The tokens of one setting that are computed anew: after block ``layer``, at ``index`` of the prompt (rising).
+
+    ``turned``: where their rotary angles are taken from, if that is elsewhere. ``merges``: the setting, if its rule
+    lets kept tokens take others in.
+    """
 
     layer: int
     index: tuple[int, ...]
+    turned: tuple[int, ...] | None = None
+    merges: str = ""
 
 
 @dataclass
@@ -77,22 +83,37 @@ class Continuation:
     def prefill(self) -> torch.Tensor:
         """Logits of each setting's first token, [n, 1, vocabulary]; to be called while blocks attend by ``attend``."""
         index = [torch.tensor(tail.index, dtype=torch.long, device=self.device) for tail in self.tails]
+        angles = [self._angles(tail, places) for tail, places in zip(self.tails, index, strict=True)]
         hidden = self._room_for_hidden()
         for block in range(min(tail.layer for tail in self.tails), self.blocks):
             for row, tail in enumerate(self.tails):
                 if tail.layer == block:
                     entering = self.shared.hidden[block]
                     place = (index[row] - self.shared.prefix).to(entering.device)
-                    hidden[row].copy_(entering.index_select(1, place))
+                    hidden[row].copy_(self._entering(tail, entering, place))
             active = [row for row, tail in enumerate(self.tails) if tail.layer <= block]
             self.segments[block] = [self._segment(block, *run) for run in self._equal(active)]
             for chunk in self._chunks(active):
                 self._runs = self._equal(chunk)
                 together = torch.cat([hidden[row] for row in chunk], 1)
-                out = self._block(block, together, torch.cat([index[row] for row in chunk]))
+                out = self._block(block, together, torch.cat([angles[row] for row in chunk]))
                 for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
                     hidden[row].copy_(part)
         return self.decoder.logits(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
+
+    def _angles(self, tail: Tail, index: torch.Tensor) -> torch.Tensor:
+        return index if tail.turned is None else torch.tensor(tail.turned, dtype=torch.long, device=self.device)
+
+    def _entering(self, tail: Tail, hidden: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """What enters the first block behind a cut, [1, n, width], of ``hidden`` [1, S - P, width]."""
+        short = hidden.index_select(1, place)
+        if tail.merges:
+            prompt = self.shared.prompts[tail.merges]
+            weights = prompt.merges[tail.layer][0]
+            visual, kept = prompt.merging(prompt.stages[0], 0)
+            prefix = self.shared.prefix
+            short[0, (kept - prefix).to(short.device)] = merged(hidden[0], weights, visual - prefix)
+        return short
 
     def _room_for_hidden(self) -> list[torch.Tensor]:
         """The hidden states of every tail, [1, tokens, width]; written in place, so that memory is asked for once."""

@@ -12,7 +12,8 @@ from redrel_vlmeval import bases
 from redrel_vlmeval.bases import TINY, BlockShape
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.models import prefill_flops
-from redrel_vlmeval.names import RULES, Stage, VariantSpec, parse
+from redrel_vlmeval.names import Stage, VariantSpec, parse
+from redrel_vlmeval.rules import DEFAULT, find
 
 
 class PlanError(RedrelError, ValueError):
@@ -27,7 +28,7 @@ class Plan:
     data: str
     layers: tuple[int, ...]
     keeps: tuple[int, ...]
-    rules: tuple[str, ...] = ("attention",)
+    rules: tuple[str, ...] = (DEFAULT,)
     limit: int | None = None
 
     @property
@@ -57,9 +58,7 @@ class Plan:
             raise PlanError(f"--layers {listed}: {self.base} has {blocks} blocks, so L is 1 to {blocks - 1}")
 
 
-def read_plan(
-    model: str, data: str, layers: str, keep: str, rules: str = "attention", limit: int | None = None
-) -> Plan:
+def read_plan(model: str, data: str, layers: str, keep: str, rules: str = DEFAULT, limit: int | None = None) -> Plan:
     """The plan that the command line asks for.
 
     Raises:
@@ -77,8 +76,10 @@ def read_plan(
         raise PlanError(f"--limit {limit}: at least 1 question")
     chosen = tuple(word.strip() for word in rules.split(",") if word.strip())
     for rule in chosen:
-        if rule not in RULES:
-            raise PlanError(f"--rules {rule}: choose from {', '.join(RULES)}")
+        try:
+            find(rule)
+        except RedrelError as error:
+            raise PlanError(f"--rules {rule}: {error}") from error
     _check_once("--rules", chosen)
     found = Plan(model, data, _numbers("--layers", layers), _numbers("--keep", keep), chosen, limit)
     if not (found.layers and found.keeps and found.rules):
@@ -146,22 +147,19 @@ def cost(specs: Sequence[VariantSpec], prompt: Prompt, blocks: int, shape: Block
     whole = prompt.kept(prompt.images)
     flops, shared = prefill_flops([whole] * blocks, shape), prefill_flops([whole] * blocks, shape)
     tokens, new = whole * blocks, whole * blocks
-    ranking = {(stage.layer, spec.row) for spec in specs for stage in spec.stages if _ranks(spec)}
-    shared += len(ranking) * whole * shape.heads * shape.head_dim
+    choosing = {(spec.stages[0].layer, spec.row, spec.chosen_by[0]) for spec in specs if not spec.stages[0].empty}
+    shared += sum(rule.flops(whole, prompt.images, shape) for _, _, rule in choosing)
     for spec in specs:
-        layer, keep = spec.stages[0].layer, spec.stages[0].count(prompt.images)
+        layer, keep = spec.stages[0].layer, spec.stages[0].count(prompt.images, blocks)
         left = prompt.kept(keep)
         counts = [whole] * layer + [left] * (blocks - layer)
-        flops += prefill_flops(counts, shape, [layer] if _ranks(spec) else ())
+        ranked = [] if spec.stages[0].empty else [(layer, spec.chosen_by[0])]
+        flops += prefill_flops(counts, shape, ranked, [prompt.images] * blocks)
         tokens += sum(counts)
         if keep < prompt.images:
             shared += (blocks - layer) * continued_flops(left - prompt.before, left, shape)
             new += (blocks - layer) * (left - prompt.before)
     return Cost(flops, shared, tokens, new)
-
-
-def _ranks(spec: VariantSpec) -> bool:
-    return spec.rule in ("attention", "lowest") and bool(spec.stages[0].keep)
 
 
 def continued_flops(new: int, total: int, shape: BlockShape) -> int:

@@ -15,6 +15,7 @@ from redrel_vlmeval import results
 from redrel_vlmeval.files import usable
 from redrel_vlmeval.host import benchmark
 from redrel_vlmeval.results import Budget
+from redrel_vlmeval.rules import DEFAULT
 from redrel_vlmeval.sweep import handover, preview
 from redrel_vlmeval.sweep.asking import HostSource
 from redrel_vlmeval.sweep.distributed import alone, joined
@@ -33,7 +34,7 @@ class Request:
     data: str
     layers: str
     keep: str
-    rules: str = "attention"
+    rules: str = DEFAULT
     limit: int | None = None
     work_dir: Path = Path("outputs")
     memory: str | None = None

@@ -11,8 +11,18 @@ import torch
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.names import Stage, VariantSpec
-from redrel_vlmeval.truncation import Attention, Call, Decoder, Prompt, ranking
+from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.truncation import (
+    OF_ATTENTION,
+    Attention,
+    Call,
+    Decoder,
+    Evidence,
+    Prompt,
+    gathered,
+    mean_row,
+    peeked,
+)
 
 OF_THE_CALL = ("attention_mask", "past_key_values", "past_key_value", "layer_past")  # arguments not worth their memory
 
@@ -69,6 +79,8 @@ class Recorder:
         self._undo = ExitStack()
         self._entered: torch.Tensor | None = None  # the last token before block 1, unless it is of an image
         self._left: torch.Tensor | None = None  # and after the last block
+        self._seen: dict[str, Evidence] = {}  # by row, of the block that has just attended
+        self._embeddings: torch.Tensor | None = None  # what entered block 1
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -101,20 +113,20 @@ class Recorder:
         ids = call.input_ids
         image = self.decoder.image_mask(ids).cpu()
         prefix = int(image[0].int().argmax()) if bool(image.any()) else ids.shape[1]
+        if any(spec.positions == "new" for spec in self.specs):
+            prefix = 0  # the text before the picture is moved, too, so its keys are no longer those of the prefill
         blocks = len(self.decoder.blocks)
-        prompts = {spec.setting: Prompt(spec, ids.cpu(), None, image, blocks) for spec in self.specs}
+        whole, per_picture = ids.cpu(), self.decoder.per_picture
+        prompts = {spec.setting: Prompt(spec, whole, None, image, blocks, per_picture) for spec in self.specs}
         return ids, prefix, prompts
 
     def _attach(self, shared: Shared) -> None:
         blocks, cut = self.decoder.blocks, list(shared.cut.values())
         layers = {prompt.stages[0].layer for prompt in cut}
-        ranked: dict[int, dict[str, list[Prompt]]] = {}  # layer -> row -> who ranks by it
+        choosing = [prompt for prompt in cut if prompt.asks(prompt.stages[0])]
         for prompt in cut:
-            stage = prompt.stages[0]
-            if prompt.spec.rule in ("attention", "lowest") and stage.layer > 0:
-                ranked.setdefault(stage.layer, {}).setdefault(prompt.spec.row, []).append(prompt)
-            else:
-                prompt.decide(stage, None)
+            if prompt not in choosing:
+                prompt.decide(prompt.stages[0], Evidence())
         whole = max(layers)  # blocks from here on attend to the rest of the prompt for no setting
 
         def attend(seen: Attention) -> Any:
@@ -124,7 +136,7 @@ class Recorder:
                     raise TruncationError(f"block {seen.block + 1}: {given.shape[2]} keys for {shared.length} tokens")
                 part = given.detach()[:, :, :held]
                 kept[seen.block] = part if held == shared.length else part.clone()
-            self._rank(shared, seen, ranked.get(seen.block + 1, {}))
+            self._look(shared, seen, [p for p in choosing if p.stages[0].layer == seen.block + 1])
             return seen.own()
 
         shared.noted = self._undo.enter_context(self.decoder.noting())
@@ -132,12 +144,11 @@ class Recorder:
         if not bool(cut[0].image[0, -1]):
             self._undo.callback(blocks[0].register_forward_pre_hook(self._first, with_kwargs=True).remove)
         for number, block in enumerate(blocks):
-            note = self._before(shared, number, number in layers)
+            note = self._before(shared, number, number in layers, [p for p in choosing if p.stages[0].layer == number])
             self._undo.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
         self._undo.callback(blocks[-1].register_forward_hook(self._last).remove)
 
-    @staticmethod
-    def _before(shared: Shared, block: int, keep: bool) -> Any:
+    def _before(self, shared: Shared, block: int, keep: bool, choosing: Sequence[Prompt]) -> Any:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
             if hidden.shape[1] != shared.length or len(args) > 1:
@@ -149,20 +160,39 @@ class Recorder:
                 shared.hidden[block] = hidden.detach()[:, shared.prefix :]
             rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
             shared.arguments[block] = rest | {name: None for name in OF_THE_CALL if name in rest}
+            if block == 0:
+                self._embeddings = hidden.detach()
+            self._choose(block, hidden.detach(), rest, choosing)
 
         return before
 
-    @staticmethod
-    def _rank(shared: Shared, seen: Attention, ranked: dict[str, list[Prompt]]) -> None:
-        """Each setting's choice at the end of a block, by the attention of the rows that it ranks by."""
-        for prompts in ranked.values():
-            stage: Stage = prompts[0].stages[0]
-            rows = prompts[0].query_rows(stage, shared.length, None).to(seen.query.device)
-            with torch.no_grad():
-                attention = ranking.attention_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap)
-                scores = ranking.row_mean(attention, rows).cpu()
-            for prompt in prompts:
-                prompt.decide(prompt.stages[0], scores)
+    def _look(self, shared: Shared, seen: Attention, choosing: Sequence[Prompt]) -> None:
+        """What the rules of the settings that cut after this block need of its attention; once for each row."""
+        for row in dict.fromkeys(prompt.spec.row for prompt in choosing):
+            same = [prompt for prompt in choosing if prompt.spec.row == row]
+            stage = same[0].stages[0]
+            needs = frozenset().union(*(prompt.spec.rule_of(prompt.stages[0]).needs for prompt in same))
+            rows = same[0].query_rows(stage, shared.length, None)
+            text = same[0].text_rows(stage, None) if "text_attention" in needs else rows
+            self._seen[row] = gathered(seen, needs, rows, text)
+
+    def _choose(self, layer: int, hidden: torch.Tensor, kwargs: dict[str, Any], choosing: Sequence[Prompt]) -> None:
+        """Each setting's choice where ``hidden`` [1, S, width] leaves block ``layer``."""
+        ahead: dict[str, torch.Tensor] = {}  # of the next block, by row
+        for prompt in choosing:
+            stage, row = prompt.stages[0], prompt.spec.row
+            needs = prompt.spec.rule_of(stage).needs
+            evidence = self._seen.get(row) or Evidence()
+            if needs & OF_ATTENTION and row not in self._seen:
+                raise self.decoder.unseen(layer - 1)
+            evidence.states, evidence.embeddings = hidden, self._embeddings
+            if "next_attention" in needs:
+                if row not in ahead:
+                    seen = peeked(self.decoder, layer, hidden, kwargs)
+                    ahead[row] = mean_row(seen, prompt.query_rows(stage, hidden.shape[1], None))
+                evidence.next_attention = ahead[row]
+            prompt.decide(stage, evidence)
+        self._seen.clear()
 
     def _first(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]

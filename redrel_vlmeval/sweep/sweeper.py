@@ -88,7 +88,7 @@ class Sweeper:
             raise TruncationError(f"a sweep has settings of one base, got {len(bases)}: {', '.join(bases) or 'none'}")
         seen = set()
         for spec in self.specs:
-            plain = VariantSpec(spec.base, spec.stages, spec.rule, spec.row)
+            plain = VariantSpec(spec.base, spec.stages, spec.rule, spec.row, positions=spec.positions, seed=spec.seed)
             reason = (
                 "needs exactly one stage" if len(spec.stages) != 1
                 else "takes neither 'official' nor a prompt nor beams" if spec != plain
@@ -204,7 +204,7 @@ class Question:
         wanted: dict[Tail, list[str]] = {}
         for setting, prompt in shared.prompts.items():
             if prompt.stages:
-                wanted.setdefault(tail_of(prompt, shared.prefix), []).append(setting)
+                wanted.setdefault(tail_of(prompt, shared.prefix, setting), []).append(setting)
             else:
                 self.found[setting] = self.found[""]
         if not wanted:
@@ -278,8 +278,11 @@ class Question:
         return head | times | costs | margins | self.sweeper.facts
 
 
-def tail_of(prompt: Prompt, prefix: int) -> Tail:
-    """What has to be computed anew for one setting."""
+def tail_of(prompt: Prompt, prefix: int, setting: str) -> Tail:
+    """What has to be computed anew for one setting; settings that keep the same tokens share it, unless they merge."""
     layer = prompt.stages[0].layer
-    index = prompt.views[layer].index[0]
-    return Tail(layer, tuple(index[index >= prefix].tolist()))
+    view = prompt.views[layer]
+    own = view.index[0] >= prefix
+    turned = None if view.turned is None else tuple(view.turned[0][own].tolist())
+    merges = setting if layer in prompt.merges else ""
+    return Tail(layer, tuple(view.index[0][own].tolist()), turned, merges)

@@ -1,15 +1,25 @@
-from . import ranking as ranking
+from .cutting import merged as merged
 from .decoders import (
     Attention as Attention,
     Call as Call,
     Decoder as Decoder,
     find_decoder as find_decoder,
     image_token as image_token,
-    replaced as replaced,
-    replaced_generate as replaced_generate,
 )
-from .engine import claimed as claimed, truncated as truncated
+from .engine import truncated as truncated
+from .hooks import claimed as claimed, replaced as replaced, replaced_generate as replaced_generate
 from .prompt import Prompt as Prompt
 from .ranking import head_rows as head_rows
-from .refusals import check_generation as check_generation, check_setting as check_setting
+from .refusals import (
+    TruncationError as TruncationError,
+    check_generation as check_generation,
+    check_setting as check_setting,
+)
+from .seeing import (
+    OF_ATTENTION as OF_ATTENTION,
+    Evidence as Evidence,
+    gathered as gathered,
+    mean_row as mean_row,
+    peeked as peeked,
+)
 from .trace import PromptTrace as PromptTrace, Trace as Trace

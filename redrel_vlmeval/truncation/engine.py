@@ -1,29 +1,38 @@
-"""``with truncated(model, spec) as trace:`` — hooks in, image tokens out, hooks gone.
+"""``with truncated(model, spec) as trace:`` — hooks in, visual tokens out, hooks gone.
 
-Blocks 1..L see every token; at the end of block L the image tokens are ranked by the row of the last prompt token in
-that block, averaged over heads (eq. 7-10); blocks L+1..N hold the non-image tokens and the K best image tokens only.
+Blocks 1..L see every token; at the end of block L a rule picks K visual tokens; blocks L+1..N hold the other tokens
+and those K only.
+
+```
+root.forward     -> _enter: whose prompt is this?                     _leave: trace, cache
+block 1          -> _first_block: what enters it (for rules that ask)
+block L          -> probe: what its attention is given                Evidence
+block L+1        -> _before: rules.decide, then hidden [b, n, D] -> [b, n', D], masks and angles likewise
+blocks L+2..N    -> _before: masks and angles
+block N          -> _restore: full length again
+```
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import Stage, VariantSpec, parse
-from redrel_vlmeval.truncation import ranking
-from redrel_vlmeval.truncation.decoders import Call, Decoder, find_decoder, replaced_generate
+from redrel_vlmeval.truncation import seeing
+from redrel_vlmeval.truncation.cutting import Cuts, restored
+from redrel_vlmeval.truncation.decoders import Attention, Call, Decoder, find_decoder
+from redrel_vlmeval.truncation.hooks import Hook, claimed, replaced, replaced_generate
 from redrel_vlmeval.truncation.prompt import Prompt
-from redrel_vlmeval.truncation.refusals import check_generation, check_setting
+from redrel_vlmeval.truncation.refusals import check_generation, check_setting, check_spec
+from redrel_vlmeval.truncation.seeing import Evidence
 from redrel_vlmeval.truncation.trace import Trace
-from redrel_vlmeval.truncation.views import View, take
-
-_active: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
@@ -41,6 +50,7 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
         KeyError: a malformed name.
         TruncationError: the model or a call cannot be truncated as asked; nothing was changed, or all is put back.
     """
+    check_spec(spec)
     spec = parse(spec) if isinstance(spec, str) else spec
     decoder = find_decoder(model)
     check_setting(spec, decoder)
@@ -50,35 +60,21 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
         yield engine.trace
 
 
-@contextmanager
-def claimed(decoder: Decoder, what: str) -> Iterator[None]:
-    """Within the context the model is changed for ``what`` alone.
-
-    Raises:
-        TruncationError: it is changed already.
-    """
-    if decoder.text in _active:
-        raise TruncationError(f"{what}: this model is truncated already; leave the other truncated() first")
-    _active.add(decoder.text)
-    try:
-        yield
-    finally:
-        _active.discard(decoder.text)
-
-
 class _Engine:
     """The hooks of one ``truncated`` context. State belongs to the prompt at hand and is replaced at every prefill."""
 
     def __init__(self, decoder: Decoder, spec: VariantSpec) -> None:
         self.decoder, self.spec = decoder, spec
         self.trace = Trace(str(spec), len(decoder.blocks))
-        self.by_attention = spec.rule in ("attention", "lowest")
+        self.needs = {stage.layer: spec.rule_of(stage).needs for stage in spec.stages if not stage.empty}
         self.prompt: Prompt | None = None
         self.phase: str | None = None  # "prefill", "recompute" or "step" inside a forward call, else None
         self.length = 0  # tokens given to this forward call
         self.generating = False
-        self.saved: list[tuple[View, torch.Tensor]] = []  # (positions, hidden states) where tokens left
-        self.grown: dict[int, View] = {}  # views of this forward call, by layer
+        self.thread: int | None = None  # whose forward call or generate is under way
+        self.evidence: dict[int, Evidence] = {}  # layer -> what was seen in this forward call
+        self.entered: torch.Tensor | None = None  # block 1's input, where a rule asks for it
+        self.cuts = Cuts()
         self.undo_length: Callable[[], None] | None = None
 
     # -- putting hooks in ---------------------------------------------------------------------------------------------
@@ -86,18 +82,16 @@ class _Engine:
     def attach(self, undo: ExitStack) -> None:
         root, blocks = self.decoder.root, self.decoder.blocks
         undo.callback(self._forget)
-        if self.by_attention:
-            for stage in self.spec.stages:
-                if stage.layer > 0:
-                    undo.enter_context(self.decoder.probe(stage.layer - 1, self._observer(stage)))
+        for stage in self.spec.stages:
+            if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
+                undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
+        undo.enter_context(replaced(root, "forward", self._forward))
         handles = [
-            root.register_forward_pre_hook(self._enter, with_kwargs=True),
-            root.register_forward_hook(self._leave),
-            blocks[0].register_forward_pre_hook(self._first_block, with_kwargs=True),
-            blocks[-1].register_forward_hook(self._restore),
+            blocks[0].register_forward_pre_hook(Hook(self._first_block), with_kwargs=True),
+            blocks[-1].register_forward_hook(Hook(self._restore)),
         ]
         for number in range(self.spec.stages[0].layer, len(blocks)):
-            handles.append(blocks[number].register_forward_pre_hook(self._before(number), with_kwargs=True))
+            handles.append(blocks[number].register_forward_pre_hook(Hook(self._before(number)), with_kwargs=True))
         for handle in handles:
             undo.callback(handle.remove)
         if hasattr(root, "generate"):
@@ -108,33 +102,73 @@ class _Engine:
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             check_generation(self.spec, self.decoder, kwargs)
-            cache = kwargs.get("past_key_values")
-            if cache is None or self.prompt is None or not self.decoder.continues(cache, self.prompt.cache, False):
-                self._forget()  # else the next turn on it
-            self.generating = True
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self.generating = False
+            with self._alone():
+                cache = kwargs.get("past_key_values")
+                if cache is None or self.prompt is None or not self.decoder.continues(cache, self.prompt.cache, False):
+                    self._forget()  # else the next turn on it
+                self.generating = True
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    self.generating = False
 
         return generate
+
+    def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The whole model's forward. Replaced, not hooked: wrappers such as PEFT's call it without its hooks."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with self._alone():
+                try:
+                    self._enter(args, kwargs)
+                    output = original(*args, **kwargs)
+                    self._leave(output)
+                    return output
+                finally:
+                    self._end_call()
+
+        return forward
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the context this thread's prompt is the one at hand.
+
+        Raises:
+            TruncationError: another thread's is. Its choice of tokens would cut this one's prompt.
+        """
+        before, own = self.thread, threading.get_ident()
+        if before not in (None, own):
+            raise TruncationError(
+                f"{self.spec}: another thread is inside this truncated() model; ask one question after the other, or "
+                "give each thread a model and a truncated() of its own"
+            )
+        self.thread = own
+        try:
+            yield
+        finally:
+            self.thread = before
 
     def _forget(self) -> None:
         if self.undo_length is not None:
             self.undo_length()
         self.decoder.forget_prompt()
-        self.prompt, self.phase, self.undo_length, self.saved = None, None, None, []
+        self.prompt, self.undo_length = None, None
+        self._end_call()
+
+    def _end_call(self) -> None:
+        self.phase, self.entered, self.evidence, self.cuts = None, None, {}, Cuts()
+        self.decoder.forget_call()
 
     # -- one forward call of the whole model --------------------------------------------------------------------------
 
-    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.decoder.read_call(args, kwargs)
         if call.input_ids is None:
             raise TruncationError(
                 f"{self.spec}: the model was called without input_ids, so its image tokens cannot be found"
             )
         ids = call.input_ids
-        self.length, self.saved, self.grown = ids.shape[1], [], {}
+        self.length = ids.shape[1]
         if call.past:
             self._enter_step(call, ids)
         elif self.generating and self.prompt is not None and self.prompt.cache is None and self.prompt.recomputes(ids):
@@ -142,7 +176,13 @@ class _Engine:
         else:
             self._forget()
             image = self.decoder.image_mask(ids)
-            self.prompt = Prompt(self.spec, ids, call.attention_mask, image, self.trace.blocks)
+            per_picture = self.decoder.per_picture
+            self.prompt = Prompt(self.spec, ids, call.attention_mask, image, self.trace.blocks, per_picture)
+            if call.pictures and not any(self.prompt.image_counts):
+                raise TruncationError(
+                    f"{self.spec}: pixels were given, but none of the prompt's tokens is known to stand for a picture "
+                    "or a video, so nothing could be truncated"
+                )
             self.phase = "prefill"
             self.trace.prompts += self.prompt.traces
 
@@ -167,30 +207,17 @@ class _Engine:
         self.prompt.cache = call.cache
         self.phase = "step"
 
-    def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        phase, prompt = self.phase, self.prompt
-        self.phase, self.saved = None, []
-        self.decoder.forget_call()
-        if prompt is None or phase is None:
+    def _leave(self, output: Any) -> None:
+        prefill, prompt = self.phase == "prefill", self.prompt
+        if prompt is None or self.phase is None:
             return
-        if phase == "prefill":
-            for trace, kept in zip(prompt.traces, prompt.kept_numbers(), strict=True):
-                trace.kept = kept
         prompt.cache = self.decoder.cache_after(output, prompt.cache)
-        if prompt.cache is None:
-            return
-        if phase == "prefill":
+        prompt.note_call(self.decoder, prefill)
+        if prefill and prompt.cache is not None:
             prompt.is_prefilled = self.decoder.prefilled(prompt.cache)
-        if phase == "prefill" and 0 in prompt.views and self.undo_length is None:
-            self.undo_length = self.decoder.report_length(prompt.cache, self.length - prompt.views[0].index.shape[1])
-        for row, trace in enumerate(prompt.traces):
-            padding = [prompt.ids.shape[1] - prompt.real_counts[row]] * self.trace.blocks
-            for block in range(self.trace.blocks):
-                view = prompt.view_before(block)
-                if view is not None:
-                    padding[block] = view.index.shape[1] - trace.tokens[block]
-            held = (self.decoder.held_length(prompt.cache, block) for block in range(self.trace.blocks))
-            trace.kv = [count - more for count, more in zip(held, padding, strict=True)]
+            if 0 in prompt.views and self.undo_length is None:
+                dropped = self.length - prompt.views[0].index.shape[1]
+                self.undo_length = self.decoder.report_length(prompt.cache, dropped)
 
     # -- one decoder block --------------------------------------------------------------------------------------------
 
@@ -209,34 +236,36 @@ class _Engine:
             self.prompt.cache = self.decoder.cache_of(kwargs)
             if self.prompt.stages:
                 self.decoder.check_cache(self.prompt.cache, self.length)
+            if any(needs & seeing.OF_INPUT for needs in self.needs.values()):
+                self.entered = hidden.detach()
 
-    def _observer(self, stage: Stage) -> Callable[..., None]:
-        def observe(
-            query: torch.Tensor, key: torch.Tensor, mask: Any, scaling: float, softcap: float | None, _value: Any
-        ) -> None:
+    def _observing(self, stage: Stage) -> Callable[[Attention], Any]:
+        """In place of the attention of block L: the model's own, after the stage's rule has what it needs of it."""
+
+        def attend(seen: Attention) -> Any:
             prompt = self.prompt
-            if prompt is None or stage not in prompt.stages or not (self.phase == "prefill" or self.spec.official):
-                return
-            view = prompt.view_before(stage.layer - 1) if not self.spec.official else None
-            with torch.no_grad():
-                rows = self._rows(prompt, stage, view, query.shape[2]).to(query.device)
-                attention = ranking.attention_rows(query, key, rows, scaling, mask, softcap)
-                scores = ranking.row_mean(attention, rows)
-                prompt.decide(stage, self._at_full_positions(prompt, view, scores.to(prompt.ids.device)))
+            if prompt is not None and stage in prompt.stages and self._deciding() and prompt.asks(stage):
+                self.evidence[stage.layer] = self._seen(prompt, stage, seen)
+            return seen.own()
 
-        return observe
+        return attend
 
-    def _rows(self, prompt: Prompt, stage: Stage, view: View | None, queries: int) -> torch.Tensor:
+    def _deciding(self) -> bool:
+        """Tokens are chosen at prefill; the published code's masks are made again at every step."""
+        return self.phase == "prefill" or self.spec.official
+
+    def _seen(self, prompt: Prompt, stage: Stage, seen: Attention) -> Evidence:
+        view = prompt.view_before(stage.layer - 1) if not self.spec.official else None
         if self.phase == "step":
-            return torch.full((len(prompt.ids), 1), queries - 1, device=prompt.ids.device)
-        return prompt.query_rows(stage, self.length, view)
-
-    @staticmethod
-    def _at_full_positions(prompt: Prompt, view: View | None, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of the keys a block holds -> float [b, s] over the prompt's positions."""
-        if view is None:
-            return scores[:, : prompt.ids.shape[1]]
-        return torch.zeros(prompt.ids.shape, device=scores.device).scatter(1, view.index, scores)
+            rows = torch.full((len(prompt.ids), 1), seen.query.shape[2] - 1)
+        else:
+            rows = prompt.query_rows(stage, self.length, view)
+        needs = self.needs[stage.layer]
+        text = prompt.text_rows(stage, view) if "text_attention" in needs else rows
+        found = seeing.gathered(seen, needs, rows, text)
+        if found.attention is not None and view is None:
+            found.attention = found.attention[:, : prompt.ids.shape[1]]
+        return found
 
     def _before(self, block: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
         def before(
@@ -246,60 +275,50 @@ class _Engine:
             stage = prompt.stage_before(block) if prompt is not None else None
             if prompt is None or stage is None:
                 return None
-            self._ensure_decided(prompt, stage, block)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if block == stage.layer and self._deciding():
+                self._decide(prompt, stage, hidden, kwargs)
             if self.spec.official:
                 return args, self._hide(prompt, stage, block, kwargs)
             view = prompt.views[stage.layer]
             if self.phase == "step":
                 held = self.decoder.held_length(prompt.cache, block)
                 return args, self.decoder.narrow(block, kwargs, view, held, self.length)
-            view = self._grown(view)
-            hidden = args[0] if args else kwargs["hidden_states"]
+            view = self.cuts.grown(view, self.length)
             if block == stage.layer:
-                hidden = self._drop(prompt, view, stage, hidden)
+                hidden = self.cuts.drop(prompt, stage, hidden, self.length)
             short = self.decoder.shorten(block, kwargs, view)
             return ((hidden, *args[1:]), short) if args else ((), short | {"hidden_states": hidden})
 
         return before
 
-    def _grown(self, view: View) -> View:
-        """The view of this forward call: longer than the prompt's where a step without cache recomputes all."""
-        return self.grown.setdefault(view.layer, view.extended(self.length))
-
-    def _ensure_decided(self, prompt: Prompt, stage: Stage, block: int) -> None:
-        if stage.layer in prompt.keeps:
-            return
-        if self.by_attention and stage.layer > 0:
-            raise TruncationError(
-                f"{self.spec}: block {stage.layer} did not attend through transformers' attention interface, "
-                "so its image tokens were not ranked"
-            )
-        prompt.decide(stage, None)
-
-    def _drop(self, prompt: Prompt, view: View, stage: Stage, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [b, n, d] -> those of ``view``; the rest are put aside for the exit of the last block."""
-        outer = prompt.view_before(stage.layer - 1) if stage.layer else None
-        outer = None if outer is None else self._grown(outer)
-        place = view.within(outer)
-        self.saved.append((View(stage.layer, hidden.shape[1], place, view.valid), hidden))
-        return take(hidden, place, 1)
+    def _decide(self, prompt: Prompt, stage: Stage, hidden: torch.Tensor, kwargs: dict[str, Any]) -> None:
+        """Let the stage's rule choose, now that ``hidden`` [b, n', D] leaves block L."""
+        if self.phase == "step" and stage.layer in prompt.keeps and stage.layer not in self.evidence:
+            return  # a choice that looks at nothing is made once
+        needs = self.needs.get(stage.layer, frozenset())
+        evidence = self.evidence.pop(stage.layer, None)
+        if evidence is None:
+            if prompt.asks(stage) and needs & seeing.OF_ATTENTION:
+                raise self.decoder.unseen(stage.layer - 1)
+            evidence = Evidence()
+        evidence.embeddings = self.entered
+        if prompt.asks(stage):
+            if needs & {"states", "text_states"}:
+                evidence.states = hidden.detach()
+            if "next_attention" in needs:
+                view = prompt.view_before(stage.layer - 1)
+                given = kwargs if view is None else self.decoder.shorten(stage.layer, kwargs, view)
+                seen = seeing.peeked(self.decoder, stage.layer, hidden.detach(), given)
+                evidence.next_attention = seeing.mean_row(seen, prompt.query_rows(stage, self.length, view))
+        prompt.decide(stage, evidence)
 
     def _hide(self, prompt: Prompt, stage: Stage, block: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Official mode: the block's arguments with the image keys outside the latest choice masked."""
-        visible = ~prompt.image | prompt.keeps[stage.layer]
+        visible = (~prompt.image | prompt.keeps[stage.layer]).to(prompt.ids.device)
         keys = self.length + (self.decoder.held_length(prompt.cache, block) if self.phase == "step" else 0)
         visible = torch.nn.functional.pad(visible, (0, keys - visible.shape[1]), value=True)
         return self.decoder.masked(kwargs, visible, self.length)
 
     def _restore(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """Exit of the last block: full length again, dropped positions carrying the hidden state they left with."""
-        if not self.saved:
-            return None
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        for view, left in reversed(self.saved):
-            before = left.to(hidden.device)  # blocks may stand on several devices
-            if view.valid is not None:
-                hidden = torch.where(view.valid[..., None].to(hidden.device), hidden, take(before, view.index, 1))
-            where = view.index[..., None].expand(len(hidden), -1, hidden.shape[-1])
-            hidden = before.scatter(1, where.to(hidden.device), hidden)
-        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+        return restored(output, self.cuts)

@@ -1,9 +1,6 @@
-"""From one attention row to the image tokens that stay. Pure tensor functions; b = prompts, n = tokens, h = heads."""
+"""Attention of chosen query rows, without any other row of the matrix. Pure functions; b = prompts, h = heads."""
 
 from __future__ import annotations
-
-import zlib
-from collections.abc import Sequence
 
 import torch
 
@@ -68,48 +65,3 @@ def row_mean(attention: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Attention [b, r, k] of ``rows`` (long [b, r]) -> its mean over them, [b, k]; a repeated row counts once."""
     fresh = rows.diff(dim=1, prepend=rows[:, :1] - 1) > 0  # shorter prompts repeat their last row
     return (attention * fresh[..., None]).sum(1) / fresh.sum(1, keepdim=True)
-
-
-def best(scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, lowest: bool = False) -> torch.Tensor:
-    """The ``counts[i]`` candidates of each row that score highest (eq. 10), or lowest; ties go to the lower index.
-
-    Args:
-        scores: float [b, n]; candidates: bool [b, n]; counts: long [b].
-
-    Returns:
-        bool [b, n].
-    """
-    signed = -scores if lowest else scores
-    order = signed.masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    place = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return candidates & (place < counts[:, None])
-
-
-def uniform(candidates: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """``counts[i]`` evenly spaced candidates a row, bool [b, n]: number j of m is kept where floor(j k / m) steps."""
-    number = candidates.long().cumsum(1)
-    total = candidates.sum(1, keepdim=True).clamp(min=1)
-    counts = counts[:, None]
-    steps = torch.div((2 * number - 1) * counts + total, 2 * total, rounding_mode="floor")
-    before = torch.div((2 * number - 3) * counts + total, 2 * total, rounding_mode="floor")
-    return candidates & (steps > before)
-
-
-def random(candidates: torch.Tensor, counts: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """A random choice of ``counts[i]`` candidates of each row, bool [b, n]; the same for the same seed anywhere.
-
-    Scores are drawn per candidate, on the CPU, so neither padding, batch nor device changes the choice.
-    """
-    scores = torch.zeros(candidates.shape)
-    mask = candidates.cpu()
-    for row, seed in enumerate(seeds):
-        generator = torch.Generator().manual_seed(seed)
-        scores[row, mask[row]] = torch.rand(int(mask[row].sum()), generator=generator)
-    return best(scores.to(candidates.device), candidates, counts)
-
-
-def sample_seed(token_ids: Sequence[int]) -> int:
-    """A seed from a prompt's token ids (padding left out)."""
-    return zlib.crc32(",".join(map(str, token_ids)).encode())

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation.decoders import Decoder
+
+
+def check_spec(spec: object) -> None:
+    """Refuse what is neither a name nor a spec.
+
+    Raises:
+        InvalidValue: says what ``truncated`` wants.
+    """
+    if not isinstance(spec, (str, VariantSpec)):
+        raise InvalidValue(f"truncated(model, {spec!r}): give a setting such as 'l5_k128', or a VariantSpec")
 
 
 def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
@@ -26,6 +36,11 @@ def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
     if spec.official and decoder.kernel not in ("sdpa", "eager"):
         raise TruncationError(
             f"{spec}: official mode masks keys, which kernel {decoder.kernel!r} cannot; load with sdpa or eager"
+        )
+    if spec.positions == "new" and decoder.axes > 1:
+        raise TruncationError(
+            f"{spec}: pos-new counts tokens anew, but {type(decoder.root).__name__} places each by {decoder.axes} "
+            "numbers, time, row and column; leave it out"
         )
     if decoder.kernel.startswith(("flex", "paged")):
         raise TruncationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -12,7 +13,8 @@ class PromptTrace:
     Attributes:
         tokens: real tokens that entered each decoder block at prefill.
         images: image tokens among them, per block.
-        kept: stage layer -> the image tokens kept there, numbered 0.. within the prompt's image tokens, ascending.
+        kept: stage layer -> the visual tokens kept there, numbered 0.. within the prompt's visual tokens, ascending.
+        merged: stage layer -> weights, float [K, n], of a rule that merges: kept token i became ``sum_j w_ij x_j``.
         kv: keys held by each block after the latest forward call, this prompt's own (padding and fillers left out).
         mode: ``dropped``, ``official`` (masked, nothing dropped) or ``untouched``.
     """
@@ -20,6 +22,7 @@ class PromptTrace:
     tokens: list[int]
     images: list[int]
     kept: dict[int, list[int]] = field(default_factory=dict)
+    merged: dict[int, Any] = field(default_factory=dict)
     kv: list[int] = field(default_factory=list)
     mode: str = "untouched"
 

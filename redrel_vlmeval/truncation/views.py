@@ -11,24 +11,60 @@ import torch
 class View:
     """The positions of the full prompt, length ``length``, that blocks after ``layer`` hold.
 
+    ```
+    prompt of row 0   t t I I I I t t      stays  1 1 0 1 0 0 1 1     index  0 1 3 6 7     valid  all
+    prompt of row 1   . . . t t I I t      stays  0 0 0 1 1 0 0 1            2 3 4 6 7            0 1 1 0 1
+    ```
+
     ``index`` is long [b, n], ascending. Prompts of a batch can keep different numbers of tokens: shorter rows are
     filled with positions that nobody may attend to, and ``valid`` (bool [b, n]) is then False there; None when all are
-    real.
+    real. ``turned`` (long [b, n]) is the position whose rotary angle each token has, where that is another one.
     """
 
     layer: int
     length: int
     index: torch.Tensor
     valid: torch.Tensor | None
+    turned: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, layer: int, stays: torch.Tensor, counts: list[int]) -> View:
-        """View from ``stays`` (bool [b, s]: real tokens that remain) and their number per row."""
-        width = max(counts)
-        positions = torch.arange(stays.shape[1], device=stays.device)
-        first = (positions + stays.shape[1] * ~stays).argsort(dim=1)[:, :width]
-        index = first.sort(dim=1).values
-        return cls(layer, stays.shape[1], index, stays.gather(1, index) if min(counts) < width else None)
+    def of(cls, layer: int, stays: torch.Tensor, outer: View | None, renumbered: bool = False) -> View:
+        """View of the real tokens that remain, ``stays`` (bool [b, s]), of those that ``outer`` holds.
+
+        Rows that keep fewer are filled up from what ``outer`` holds and this view does not: a filler must have been
+        there until now, because at the last block it goes back to where it came from.
+
+        ``renumbered``: what stays is counted anew. Rotary attention sees differences of positions only, so tokens are
+        moved up against the last one instead of down to 0, and tokens after the prompt need no correction.
+        """
+        counts = stays.sum(1)
+        width, length = int(counts.max()), stays.shape[1]
+        held = torch.ones_like(stays)
+        if outer is not None:
+            held = torch.zeros_like(stays).scatter(1, outer.index, True)
+        positions = torch.arange(length, device=stays.device)
+        order = (positions + length * (~stays).long() + length * (~held).long()).argsort(dim=1)
+        index = order[:, :width].sort(dim=1).values
+        valid = stays.gather(1, index)
+        turned = None
+        if renumbered:
+            last = (positions * stays).amax(1, keepdim=True)
+            after = counts[:, None] - valid.long().cumsum(1)  # real tokens behind each
+            turned = torch.where(valid, last - after, index)
+        return cls(layer, length, index, None if bool(valid.all()) else valid, turned)
+
+    def to(self, device: torch.device) -> View:
+        """The same on a device; itself where it lies there already."""
+        if self.index.device == device:
+            return self
+        valid = None if self.valid is None else self.valid.to(device)
+        turned = None if self.turned is None else self.turned.to(device)
+        return View(self.layer, self.length, self.index.to(device), valid, turned)
+
+    @property
+    def rotary(self) -> torch.Tensor:
+        """The positions that rotary angles are taken from, long [b, n]."""
+        return self.index if self.turned is None else self.turned
 
     def extended(self, length: int) -> View:
         """The same choice for a sequence grown to ``length``; tokens after the prompt all stay."""
@@ -38,7 +74,8 @@ class View:
         more = torch.arange(self.length, length, device=self.index.device).expand(len(self.index), new)
         index = torch.cat([self.index, more], 1)
         valid = None if self.valid is None else torch.cat([self.valid, torch.ones_like(more, dtype=torch.bool)], 1)
-        return View(self.layer, length, index, valid)
+        turned = None if self.turned is None else torch.cat([self.turned, more], 1)
+        return View(self.layer, length, index, valid, turned)
 
     def within(self, outer: View | None) -> torch.Tensor:
         """Where this view's positions stand among the positions of an earlier ``outer`` view: long [b, n]."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redrel_vlmeval.names import RULES
+from redrel_vlmeval.rules import DEFAULT as DEFAULT, known
 
-DEFAULT = RULES[0]
 # Okabe and Ito's colours, told apart by every kind of colour vision; markers differ too, for print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # of the lines of one figure, in their order
@@ -18,13 +17,13 @@ RULE_DASHES: tuple[Any, ...] = ("-", (0, (1, 1.5)), (0, (5, 2)), (0, (3, 1, 1, 1
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Rules as figures and pages list them: those of the registry in its order, then others by name."""
-    found = set(names)
-    return [name for name in RULES if name in found] + sorted(found - set(RULES))
+    found, registered = set(names), known()
+    return [name for name in registered if name in found] + sorted(found - registered.keys())
 
 
 def numbers(names: Iterable[str]) -> dict[str, int]:
     """The number of each rule's look: its place in the registry; others, as with another row, come behind."""
-    places = {name: number for number, name in enumerate(RULES)}
+    places = {name: number for number, name in enumerate(known())}
     found = in_order(names)
     others = [name for name in found if name not in places]
     return {name: places[name] if name in places else len(places) + others.index(name) for name in found}

@@ -191,6 +191,28 @@ class Decoder(ABC):
         with self.attending([block], observing(observer)):
             yield
 
+    @property
+    def per_picture(self) -> int | None:
+        """Visual tokens of every picture, where all have equally many; None where they differ or nobody says."""
+        return None
+
+    @property
+    def axes(self) -> int:
+        """Numbers that a token's rotary position consists of: 3 (time, row, column) where pictures have places."""
+        return 1
+
+    def uncached(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A block's arguments without its cache, for a call that must leave no trace."""
+        caches = ("past_key_values", "past_key_value", "layer_past")
+        return dict(kwargs) | {name: None for name in caches if name in kwargs} | {"use_cache": False}
+
+    def unseen(self, block: int) -> TruncationError:
+        """What to raise where the attention of ``block`` (from 0) was not to be looked at."""
+        return TruncationError(
+            f"{type(self.root).__name__}: block {block + 1} did not attend through transformers' attention interface, "
+            "so its image tokens were not ranked"
+        )
+
     # -- parts of the model by themselves, for continuing a prompt from the middle ------------------------------------
 
     @abstractmethod

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
@@ -24,6 +20,11 @@ def find_decoder(model: nn.Module) -> Decoder:
     """
     if not isinstance(model, nn.Module):
         raise TruncationError(f"truncated() takes a torch model, got {type(model).__name__}")
+    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in model.modules()):
+        raise TruncationError(
+            f"{type(model).__name__}: compiled by torch.compile, whose code would go on as it was traced; give the "
+            "model that was compiled (model._orig_mod)"
+        )
     found = [(adapter, module) for module in model.modules() for adapter in ADAPTERS if adapter.owns_blocks(module)]
     if len(found) != 1:
         raise TruncationError(
@@ -31,23 +32,12 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"Known: {'; '.join(adapter.layout for adapter in ADAPTERS)}"
         )
     adapter, text = found[0]
-    return adapter.of(model, text)
+    return adapter.of(called(model, text), text)
 
 
-@contextmanager
-def replaced(module: nn.Module, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within the context method ``name`` is ``make(what it was)``; afterwards exactly what it was. Contexts nest."""
-    own = {name: module.__dict__[name]} if name in module.__dict__ else {}
-    setattr(module, name, make(getattr(module, name)))
-    try:
-        yield
-    finally:
-        delattr(module, name)
-        module.__dict__.update(own)
+def called(model: nn.Module, text: nn.Module) -> nn.Module:
+    """The model that is really called: the outermost of transformers' own around ``text``; wrappers (PEFT) call it."""
+    from transformers import PreTrainedModel
 
-
-def replaced_generate(
-    model: nn.Module, make: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> AbstractContextManager[None]:
-    """Within the context ``model.generate`` is ``make(what it was)``."""
-    return replaced(model, "generate", make)
+    around = (part for part in model.modules() if isinstance(part, PreTrainedModel) and text in part.modules())
+    return next((part for part in around if part is not text), model)

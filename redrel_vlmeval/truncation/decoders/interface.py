@@ -35,7 +35,8 @@ _watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
 def kernel_of(attention: Any) -> str:
     """Name of the kernel that an attention module runs, also while it is looked at."""
     watch = _watches.get(attention)
-    return str(attention.config._attn_implementation) if watch is None else watch.kernel
+    own = getattr(attention.config, "redrel_own", attention.config)  # of a deep copy made while it was looked at
+    return str(own._attn_implementation) if watch is None else watch.kernel
 
 
 @contextmanager
@@ -52,6 +53,7 @@ def attended(attention: Any, block: int, attend: Attend, kernel: str | None = No
     if inner is None:
         attention.config = copy.copy(config)
         attention.config._attn_implementation_internal = PROBE
+        attention.config.redrel_own = config
     try:
         yield
     finally:
@@ -69,17 +71,26 @@ def _register_probe() -> None:
         ALL_ATTENTION_FUNCTIONS[PROBE] = _probe_attention
 
 
+def _kernel(module: nn.Module, name: str) -> Any:
+    """Transformers' attention function of that name, as this module would call it."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
 def _probe_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> Any:
     """In place of the model's own kernel: what ``attended`` was given."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    last = _watches[module]
-    if last.kernel == "eager":
-        kernel = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
-    else:
-        kernel = ALL_ATTENTION_FUNCTIONS[last.kernel]
+    last = _watches.get(module)
+    if last is None:  # a deep copy, made while the original was looked at: it attends as the original does by itself
+        module.config = module.config.redrel_own  # type: ignore[union-attr]
+        return _kernel(module, module.config._attn_implementation)(  # type: ignore[union-attr]
+            module, query, key, value, attention_mask, **kwargs
+        )
+    kernel = _kernel(module, last.kernel)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 

@@ -19,14 +19,17 @@ from redrel_vlmeval.truncation.views import View, take
 PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
 TOWERS = ("vision_tower", "visual", "vision_model")
 TOWER_BLOCKS = ("layers", "blocks", "layer")
+# model_type -> the key of its config that says how many tokens every picture has
+PER_PICTURE = {"gemma3": "mm_tokens_per_image", "internvl": "image_seq_length", "paligemma": "num_image_tokens"}
+VIDEO_KEYS = ("video_token_id", "video_token_index")
 PROJECTORS = ("multi_modal_projector", "merger", "connector")
 
 
 @dataclass
 class NativeDecoder(Decoder):
-    """``embed_tokens``, ``layers`` with ``self_attn``, ``norm``; every image token has the id ``image_token``."""
+    """``embed_tokens``, ``layers`` with ``self_attn``, ``norm``; visual tokens have one of the ids ``tokens``."""
 
-    image_token: int
+    tokens: tuple[int, ...]
 
     rotary: ClassVar[str] = "position_embeddings"
     layout: ClassVar[str] = (
@@ -52,7 +55,7 @@ class NativeDecoder(Decoder):
             TruncationError: the model's config names no image token.
         """
         blocks = list(text.layers)[: getattr(text.config, "num_hidden_layers", None)]
-        return cls(model, text, blocks, image_token(model))
+        return cls(model, text, blocks, visual_tokens(model))
 
     @property
     def kernel(self) -> str:
@@ -67,7 +70,21 @@ class NativeDecoder(Decoder):
         return BlockShape(config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size)
 
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
-        return ids == self.image_token
+        return torch.isin(ids, torch.tensor(self.tokens, device=ids.device))
+
+    @property
+    def per_picture(self) -> int | None:
+        config: Any = self.root.config
+        vision = getattr(config, "vision_config", None)
+        if config.model_type == "llava" and vision is not None:
+            return int(vision.image_size // vision.patch_size) ** 2
+        return getattr(config, PER_PICTURE.get(config.model_type, ""), None)
+
+    @property
+    def axes(self) -> int:
+        config: Any = self.text.config
+        scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        return 3 if "mrope_section" in scaling else 1
 
     def pictures(self, given: Mapping[str, Any]) -> bool:
         return any(name.startswith("pixel_values") and value is not None for name, value in given.items())
@@ -121,12 +138,12 @@ class NativeDecoder(Decoder):
         if kwargs.get("position_embeddings") is not None:
             rotary = kwargs["position_embeddings"]
             short["position_embeddings"] = self._once(
-                rotary, view, lambda: tuple(take(t, view.index, -2) for t in rotary)
+                rotary, view, lambda: tuple(take(t, view.rotary, -2) for t in rotary)
             )
         short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask, self.flash))
         if kwargs.get("position_ids") is not None:
             # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
-            gathered = None if "position_embeddings" in kwargs else take(kwargs["position_ids"], view.index, -1)
+            gathered = None if "position_embeddings" in kwargs else take(kwargs["position_ids"], view.rotary, -1)
             short["position_ids"] = gathered
         if kwargs.get("cache_position") is not None:
             short["cache_position"] = kwargs["cache_position"][view.index[0]]
@@ -242,6 +259,17 @@ def image_token(model: nn.Module) -> int:
             f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?"
         )
     return int(token)
+
+
+def visual_tokens(model: nn.Module) -> tuple[int, ...]:
+    """The ids of image tokens, and of video tokens where the config names them.
+
+    Raises:
+        TruncationError: it names no image token.
+    """
+    config = getattr(model, "config", None)
+    videos = (getattr(config, key, None) for key in VIDEO_KEYS)
+    return tuple(dict.fromkeys([image_token(model), *(int(token) for token in videos if token is not None)]))
 
 
 def _tensor(cache: Any, kind: str, block: int) -> torch.Tensor | None:

@@ -123,7 +123,7 @@ class FusedDecoder(Decoder):
             whole = self._logn.setdefault(attention, attention.logn_tensor)
             attention.logn_tensor = self._once(None, view, lambda: _logn_of(whole.to(mask.device, mask.dtype), view))
         return kwargs | {
-            "rotary_pos_emb": self._once(rotary, view, lambda: [take(table, view.index, 1) for table in rotary]),
+            "rotary_pos_emb": self._once(rotary, view, lambda: [take(table, view.rotary, 1) for table in rotary]),
             "attention_mask": self._mask(kwargs, view, view.square_mask),
         }
 

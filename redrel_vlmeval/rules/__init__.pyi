@@ -1,0 +1,13 @@
+from .deciding import Choice as Choice, decide as decide
+from .ordering import highest as highest
+from .registry import (
+    DEFAULT as DEFAULT,
+    VARIABLE as VARIABLE,
+    Rule as Rule,
+    RuleError as RuleError,
+    find as find,
+    known as known,
+    reserved as reserved,
+    rule as rule,
+)
+from .seen import FIELDS as FIELDS, Merged as Merged, Picture as Picture, Seen as Seen

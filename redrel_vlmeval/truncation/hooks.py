@@ -1,0 +1,80 @@
+"""What is put on a model for a while: methods made over, hooks. They come off without a trace, and off deep copies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import update_wrapper
+from types import MethodType
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation.decoders import Decoder
+
+Method = Callable[..., Any]
+_active: WeakSet[nn.Module] = WeakSet()
+
+
+class _Replaced:
+    """A method of one module, made over. In a deep copy of the module it is the class's own method again."""
+
+    def __init__(self, module: nn.Module, name: str, made: Method) -> None:
+        update_wrapper(self, getattr(module, name))  # `generate` reads the signature of `forward`
+        self._module, self._name, self._made = module, name, made  # afterwards: what it wraps may be one of these
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._made(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        own = memo.get(id(self._module))
+        return copy.deepcopy(self._made, memo) if own is None else MethodType(getattr(type(own), self._name), own)
+
+
+class Hook:
+    """A hook of ours on a module. In a deep copy of the module it does nothing."""
+
+    def __init__(self, call: Method) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return Hook(lambda *_args, **_kwargs: None)
+
+
+@contextmanager
+def replaced(module: nn.Module, name: str, make: Callable[[Method], Method]) -> Iterator[None]:
+    """Within the context method ``name`` is ``make(what it was)``; afterwards exactly what it was. Contexts nest."""
+    own = {name: module.__dict__[name]} if name in module.__dict__ else {}
+    setattr(module, name, _Replaced(module, name, make(getattr(module, name))))
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        module.__dict__.update(own)
+
+
+def replaced_generate(model: nn.Module, make: Callable[[Method], Method]) -> AbstractContextManager[None]:
+    """Within the context ``model.generate`` is ``make(what it was)``."""
+    return replaced(model, "generate", make)
+
+
+@contextmanager
+def claimed(decoder: Decoder, what: str) -> Iterator[None]:
+    """Within the context the model is changed for ``what`` alone.
+
+    Raises:
+        TruncationError: it is changed already.
+    """
+    if decoder.text in _active:
+        raise TruncationError(f"{what}: this model is truncated already; leave the other truncated() first")
+    _active.add(decoder.text)
+    try:
+        yield
+    finally:
+        _active.discard(decoder.text)

@@ -1,0 +1,171 @@
+"""From what the model's blocks show of a whole batch to what a rule sees of one prompt.
+
+```
+block L attends            -> gathered()    attention rows, queries, keys, values       of b prompts, n' tokens held
+states leave block L       -> evidence.states, and block L+1's row on them             (padding and fillers among them)
+                              one_prompt()  Seen: n visual tokens, m text tokens       of one prompt, nothing else
+```
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from redrel_vlmeval.rules import Picture, Seen
+from redrel_vlmeval.truncation.decoders import Attention, Decoder
+from redrel_vlmeval.truncation.ranking import head_rows, row_mean
+
+OF_ATTENTION = frozenset({"attention", "text_attention", "queries", "keys", "values", "text_keys"})
+OF_STATES = frozenset({"states", "text_states", "next_attention"})
+OF_INPUT = frozenset({"embeddings", "text"})  # of block 1
+
+
+@dataclass
+class Evidence:
+    """What was seen around one cut, for the n' tokens that are held there; what nobody asked for is None.
+
+    attention, next_attention: float32 [b, n'], the ranking rows' mean. text_attention: float32 [b, h, r, n'], the r
+    rows of the longest text after the pictures. queries [b, h, n', d]; keys, values [b, g, n', d]; states [b, n', D].
+    embeddings [b, s, D]: of all s positions of the prompt.
+    """
+
+    attention: torch.Tensor | None = None
+    next_attention: torch.Tensor | None = None
+    text_attention: torch.Tensor | None = None
+    queries: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    states: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+
+
+def gathered(seen: Attention, needs: Collection[str], rows: torch.Tensor, text: torch.Tensor) -> Evidence:
+    """What the kernel of block L was given, as far as ``needs`` ask.
+
+    ``rows``: long [b, r], query rows to rank by, as places among the held tokens; ``text``: those of the text.
+    """
+    found = Evidence()
+    if "attention" in needs:
+        found.attention = mean_row(seen, rows)
+    if "text_attention" in needs:
+        places = text.to(seen.query.device)
+        found.text_attention = head_rows(seen.query, seen.key, places, seen.scaling, seen.mask, seen.softcap)
+    if "queries" in needs:
+        found.queries = seen.query.detach()
+    if {"keys", "text_keys"} & set(needs):
+        found.keys = seen.key.detach()
+    if "values" in needs:
+        found.values = seen.value.detach()
+    return found
+
+
+def mean_row(seen: Attention, rows: torch.Tensor) -> torch.Tensor:
+    """Softmax over all keys of ``rows`` (long [b, r]), averaged over heads and rows: float32 [b, k] (eq. 7)."""
+    rows = rows.to(seen.query.device)
+    with torch.no_grad():
+        return row_mean(head_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap).mean(1), rows)
+
+
+class _Enough(Exception):
+    """The kernel's arguments are known; nothing behind them is computed."""
+
+
+def peeked(decoder: Decoder, block: int, hidden: torch.Tensor, kwargs: Mapping[str, Any]) -> Attention:
+    """What the kernel of ``block`` (from 0) would be given for ``hidden`` [b, n', D]; no cache is touched.
+
+    The block's own forward runs until its kernel is asked: input norm, projections and rotary angles are the model's.
+    """
+    found: list[Attention] = []
+
+    def stop(seen: Attention) -> Any:
+        found.append(seen)
+        raise _Enough
+
+    with torch.no_grad(), decoder.attending([block], stop):
+        try:
+            decoder.blocks[block].forward(hidden, **decoder.uncached(kwargs))
+        except _Enough:
+            return found[0]
+    raise decoder.unseen(block)
+
+
+def one_prompt(
+    evidence: Evidence,
+    needs: Collection[str],
+    row: int,
+    where: Mapping[str, torch.Tensor],
+    pictures: Sequence[Picture],
+    layer: int,
+    seed: int,
+) -> Seen:
+    """What the rule sees of prompt number ``row``.
+
+    ``where``: long tensors of places, "visual" and "text" among the held tokens, "visual_full" and "text_full" among
+    all positions of the prompt.
+    """
+    visual, text = where["visual"], where["text"]
+    takes = {
+        "attention": (evidence.attention, 0, visual),
+        "next_attention": (evidence.next_attention, 0, visual),
+        "queries": (evidence.queries, 1, visual),
+        "keys": (evidence.keys, 1, visual),
+        "values": (evidence.values, 1, visual),
+        "text_keys": (evidence.keys, 1, text),
+        "states": (evidence.states, 0, visual),
+        "text_states": (evidence.states, 0, text),
+        "embeddings": (evidence.embeddings, 0, where["visual_full"]),
+        "text": (evidence.embeddings, 0, where["text_full"]),
+    }
+    given: dict[str, Any] = {}
+    for name in needs:
+        if name in takes:
+            tensor, dim, places = takes[name]
+            assert tensor is not None, name  # whoever gathered was told the same needs
+            given[name] = tensor[row].detach().index_select(dim, places.to(tensor.device))
+    if "text_attention" in needs:
+        assert evidence.text_attention is not None
+        rows = evidence.text_attention[row][:, : len(text)]
+        given["text_attention"] = rows.index_select(2, visual.to(rows.device))
+    if "generator" in needs:
+        given["generator"] = torch.Generator().manual_seed(seed)
+    return Seen(len(visual), layer, pictures, **given)
+
+
+def sample_seed(token_ids: Sequence[int], draw: int = 0) -> int:
+    """A seed from a prompt's token ids (padding left out) and the name's ``_seed<n>``."""
+    return zlib.crc32((",".join(map(str, token_ids)) + f";{draw}" * bool(draw)).encode())
+
+
+def pictures_of(image: torch.Tensor, per_picture: int | None) -> list[Picture]:
+    """Which visual tokens of a prompt (``image``: bool [s]) belong together: runs of them, cut into equal pictures.
+
+    ``per_picture``: tokens of every picture where all have equally many; pictures may then touch one another.
+    """
+    numbers = image.long().cumsum(0) - 1
+    starts = image & ~torch.nn.functional.pad(image[:-1], (1, 0), value=False)
+    firsts = numbers[starts].tolist()
+    found = []
+    for first, end in zip(firsts, [*firsts[1:], int(image.sum())], strict=True):
+        size = per_picture if per_picture and (end - first) % per_picture == 0 else end - first
+        side = round(size**0.5)
+        grid = (side, side) if side * side == size else None
+        found += [Picture(begin, size, grid) for begin in range(first, end, size)]
+    return found
+
+
+def remaining(pictures: Sequence[Picture], kept: torch.Tensor) -> list[Picture]:
+    """The same pictures after an earlier stage kept the visual tokens ``kept`` (long, ascending) of them."""
+    found, first = [], 0
+    for picture in pictures:
+        inside = int(((kept >= picture.first) & (kept < picture.first + picture.size)).sum())
+        if inside == picture.size:
+            found.append(Picture(first, inside, picture.grid))
+        elif inside:
+            found.append(Picture(first, inside, None))
+        first += inside
+    return found
