@@ -96,7 +96,7 @@ def sheet(
         found = results.read(outputs, all_runs)
         for path in output or []:
             sheets.prepare(path)
-        table = sheets.to_text(sheets.leaderboard(found), terminal.terminal_width())
+        table = sheets.to_text(sheets.measured(found), terminal.terminal_width())
         typer.echo("\n".join([table, *blind.lines(found)]))
         for path in output or []:
             typer.echo(f"written: {sheets.write(found, path)}")

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from redrel_vlmeval import sheets
 from redrel_vlmeval.results import comparisons, paired_tests
 from redrel_vlmeval.results.reading import read
-from redrel_vlmeval.sheets import writing as sheets
 
 BASE = host.BASE
 RIGHT = [1] * 30 + [0] * 10
@@ -118,7 +118,7 @@ def test_tables_that_cannot_be_paired_say_why(tmp_path: Path, hits: list, column
     host.answered(tmp_path / host.VARIANT, host.VARIANT, "X", hits, **columns)
     verdict = row(tmp_path)["verdict"]
     assert verdict == f"no test: {reason} ({host.VARIANT})"
-    assert f"{host.VARIANT}: X: {verdict}" in sheets.to_text(sheets.leaderboard(read(tmp_path)))
+    assert f"{host.VARIANT}: X: {verdict}" in sheets.to_text(sheets.measured(read(tmp_path)))
 
 
 def test_no_table_per_question_says_so(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ import pandas as pd
 import pytest
 import sheet_files
 
+from redrel_vlmeval import sheets
 from redrel_vlmeval.results.paired_tests import newcombe
 from redrel_vlmeval.results.reading import Results, read
-from redrel_vlmeval.sheets import terminal, writing
-from redrel_vlmeval.sheets.tables.columns import meanings
+from redrel_vlmeval.sheets import terminal
 
 BASE = sheet_files.BASE
 
 
 @pytest.fixture
 def board(results: Results) -> pd.DataFrame:
-    return writing.leaderboard(results)
+    return sheets.leaderboard(results)
 
 
 def test_base_comes_first_then_variants_by_number(board: pd.DataFrame) -> None:
@@ -50,7 +50,7 @@ def test_each_prompt_is_a_group_with_its_own_base(tmp_path: Path) -> None:
     tails = ["", "_trunc_l2_k16", "_beam3", "_p-cqm", "_trunc_l2_k16_p-cqm"]
     for tail in reversed(tails):
         host.scored(tmp_path / f"{BASE}{tail}", f"{BASE}{tail}", "X", 0.5)
-    board = writing.leaderboard(read(tmp_path))
+    board = sheets.leaderboard(read(tmp_path))
     assert board["model"].tolist() == [f"{BASE}{tail}" for tail in tails]
     assert board["base"].tolist() == [f"{BASE}{tail}" for tail in ("", "", "_beam3", "_p-cqm", "_p-cqm")]
     assert board["X delta"].fillna(-1).tolist() == [-1, 0, -1, -1, 0]
@@ -59,7 +59,7 @@ def test_each_prompt_is_a_group_with_its_own_base(tmp_path: Path) -> None:
 def test_units_follow_the_size(tmp_path: Path) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
     host.records(tmp_path / "m", "m", "X", prefill_flops=8.4e12, kv_bytes=330e6)
-    row = writing.leaderboard(read(tmp_path)).iloc[0]
+    row = sheets.leaderboard(read(tmp_path)).iloc[0]
     assert row["prefill TFLOPs"] == pytest.approx(8.4) and row["KV MB"] == pytest.approx(330)
 
 
@@ -67,7 +67,7 @@ def test_a_benchmark_with_two_headlines_has_two_columns(tmp_path: Path) -> None:
     host.predictions(tmp_path / "m", "m", "POPE", host.choices("A,B,A,B"))
     text = '"split","Overall","acc","precision","recall"\n"random","1","2","3","4"\n"Overall","80.5","81","90","70"\n'
     (tmp_path / "m" / "m_POPE_score.csv").write_text(text)
-    row = writing.leaderboard(read(tmp_path)).iloc[0]
+    row = sheets.leaderboard(read(tmp_path)).iloc[0]
     assert (row["POPE F1"], row["POPE acc"]) == (80.5, 81)
 
 
@@ -75,17 +75,17 @@ def test_costs_of_several_benchmarks_are_weighted_by_questions(tmp_path: Path) -
     for name, count, milliseconds in (("X", 30, 10.0), ("Y", 10, 50.0)):
         host.scored(tmp_path / "m", "m", name, 0.5)
         host.records(tmp_path / "m", "m", name, indices=range(count), prefill_ms=milliseconds)
-    assert writing.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
+    assert sheets.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
 
 
 def test_no_records_at_all_still_gives_a_table(tmp_path: Path) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
-    text = writing.to_text(writing.leaderboard(read(tmp_path)))
+    text = sheets.to_text(sheets.measured(read(tmp_path)))
     assert "50.0" in text and "nan" not in text.lower() and "prefill" not in text
 
 
-def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
-    told = meanings(board, ("Shapes", "Words"))
+def test_every_column_has_a_meaning(results: Results, board: pd.DataFrame) -> None:
+    told = sheets.measured(results).notes
     assert list(told) == list(board.columns)
     assert "1e9" in told["prefill GFLOPs"] and "1e6" in told["KV MB"] and "2 n d^2" in told["prefill GFLOPs"]
     assert all("host's own evaluation" in told[name] for name in ("Shapes", "Words"))
@@ -98,8 +98,8 @@ def test_every_column_has_a_meaning(board: pd.DataFrame) -> None:
         assert words in told[f"Words {column}"]
 
 
-def test_text_is_a_table_with_the_notes_below(board: pd.DataFrame) -> None:
-    lines = writing.to_text(board).splitlines()
+def test_text_is_a_table_with_the_notes_below(results: Results, board: pd.DataFrame) -> None:
+    lines = sheets.to_text(sheets.measured(results)).splitlines()
     rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
     table = lines[rule + 1 : rule + 6]
     assert [line.split()[0] for line in table] == list(board["model"]), "a line break in a cell would tear the table"
@@ -120,10 +120,11 @@ def test_statistics_stand_beside_every_score(board: pd.DataFrame) -> None:
     assert verdicts[0] == "base" and verdicts[2] == "no test: failed" and verdicts[4].endswith("(cuda; base cpu)")
 
 
-def test_on_a_narrow_terminal_costs_go_and_names_lose_their_base(board: pd.DataFrame) -> None:
-    whole = writing.to_text(board)
-    assert writing.to_text(board, terminal.wide(whole)) == whole
-    narrow = writing.to_text(board, 80).splitlines()
+def test_on_a_narrow_terminal_costs_go_and_names_lose_their_base(results: Results) -> None:
+    board = sheets.measured(results)
+    whole = sheets.to_text(board)
+    assert sheets.to_text(board, terminal.wide(whole)) == whole
+    narrow = sheets.to_text(board, 80).splitlines()
     rule = next(number for number, line in enumerate(narrow) if line.startswith("---"))
     table = narrow[: rule + 6]
     assert max(map(len, table)) <= 80 < terminal.wide("\n".join(whole.splitlines()[: rule + 6]))
@@ -131,7 +132,7 @@ def test_on_a_narrow_terminal_costs_go_and_names_lose_their_base(board: pd.DataF
     assert heads[0].startswith(BASE) and [head.split()[0] for head in heads[1:4]] == ["l2_k16", "l4_k16", "l10_k8"]
     assert all(head.startswith("  l") for head in heads[1:]) and "ratio" not in "".join(narrow[:rule])
     left_out = next(line for line in narrow if line.endswith(" more columns in the files: -o x.xlsx"))
-    wider = writing.to_text(board, 120).splitlines()
+    wider = sheets.to_text(board, 120).splitlines()
     assert int(left_out.split()[0]) > int(next(line for line in wider if " more columns" in line).split()[0]) > 0
 
 
@@ -152,7 +153,7 @@ def test_the_width_counts_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:
-    lines = writing.to_text(writing.leaderboard(clear)).splitlines()
+    lines = sheets.to_text(sheets.measured(clear)).splitlines()
     rows = {line.split()[0]: line.split()[5:] for line in lines if line.startswith(f"{BASE}_")}
     low, high = (100 * end for end in newcombe(5, 0, 15, 20))
     assert rows[f"{BASE}_trunc_l1_k8"] == ["-37.5", f"{low:.1f}..{high:.1f}", "<", ".001", "worse"]
@@ -161,3 +162,18 @@ def test_text_shows_delta_interval_p_and_two_words(clear: Results) -> None:
     assert rows[f"{BASE}_trunc_l4_k8"][0] == "+0.0" and rows[f"{BASE}_trunc_l4_k8"][2:] == ["1.00", "not", "separable"]
     assert f"base: {BASE}" in lines and "status: ok" in lines, "what all rows share is told once"
     assert lines[-1].startswith("verdict: paired test")
+
+
+def test_a_benchmark_may_be_called_like_a_column(tmp_path: Path) -> None:
+    """Nothing is read from names that end like a statistic's or begin like a cost's."""
+    for benchmark in ("KV verdict", "prefill p", "FLOPs ratio of L"):
+        for name, value in {BASE: 0.5, f"{BASE}_trunc_l2_k8": 0.75}.items():
+            host.scored(tmp_path / name, name, benchmark, value)
+    board = sheets.measured(read(tmp_path))
+    columns = {column.name: column for column in board.layout}
+    for benchmark in ("KV verdict", "prefill p", "FLOPs ratio of L"):
+        assert columns[benchmark].score and columns[benchmark].form == ".1f" and not columns[benchmark].cost
+        assert (columns[f"{benchmark} p"].form, columns[f"{benchmark} up"].form) == ("p", "d")
+        assert columns[f"{benchmark} p"].of == benchmark and columns[f"{benchmark} delta"].title == "delta"
+    lines = sheets.to_text(board).splitlines()
+    assert "75.0" in " ".join(lines) and ".750" not in " ".join(lines)

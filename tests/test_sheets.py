@@ -14,6 +14,7 @@ import report_box as box
 import sheet_files
 from typer.testing import CliRunner
 
+from redrel_vlmeval import sheets
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.files import LOCK, only_one
 from redrel_vlmeval.results.reading import Results, ResultsError, read
@@ -135,7 +136,7 @@ def test_while_a_sweep_writes_its_models_have_not_failed(tmp_path: Path) -> None
     host.records(tmp_path / BASE, BASE, "Other")
     with only_one(sweep):
         found = read(tmp_path)
-        said = writing.to_text(writing.leaderboard(found))
+        said = sheets.to_text(sheets.measured(found))
         assert [model for model, benchmark, _ in found.failed] == [BASE] and found.failed[0][1] == "Other"
         states = found.scores.set_index(["model", "benchmark"])["status"]
         assert states[f"{BASE}_trunc_l3_k8", "X"] == "running" and states[f"{BASE}_trunc_l4_k8", "X"] == "ok"

@@ -78,7 +78,7 @@ def test_swapping_the_sides_turns_everything_round(pairs: list[tuple[bool, bool]
 def test_nothing_changed_is_p_1_and_no_difference(scores: list[float], shared: bool) -> None:
     found = compare(scores, scores, [0] * len(scores) if shared else None)
     assert (found.up, found.down, found.difference, found.p) == (0, 0, 0, 1)
-    assert paired_tests.verdict(found, found.p) == "not separable from"
+    assert paired_tests.outcome(found, found.p) == "not separable"
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -80,7 +80,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
         )
         follow(command, work_dir, models, data, console, lock)
     found = results.read(work_dir)
-    print(sheets.to_text(sheets.leaderboard(found), terminal.terminal_width()))
+    print(sheets.to_text(sheets.measured(found), terminal.terminal_width()))
     for path in write(found, data, work_dir):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")

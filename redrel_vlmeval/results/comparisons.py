@@ -31,7 +31,8 @@ MEANINGS = {
     "verdict": "the comparison in words; better or worse where p (Holm) is below .05. 'Not separable' does not mean "
     "equal: the interval says how large a difference there may be",
 }
-COLUMNS = list(MEANINGS)[1:]
+# ``outcome``: better, worse, not separable, base or no test, and then ``why`` there is none.
+COLUMNS = [*list(MEANINGS)[1:], "outcome", "why"]
 NO_TEST = "no test"
 
 
@@ -55,9 +56,11 @@ def compare(results: Results) -> pd.DataFrame:
             if isinstance(outcome, paired_tests.Comparison):
                 lines[i] = _line(results, row, outcome, corrected[i], len(tested))
             elif row["model"] == row["base"]:
-                lines[i] = {"verdict": "base" if row["model"] in bases and row["status"] == "ok" else None}
+                is_base = row["model"] in bases and row["status"] == "ok"
+                said = "base" if is_base else None
+                lines[i] = {"verdict": said, "outcome": said, "why": ""}
             else:
-                lines[i] = {"verdict": f"{NO_TEST}: {outcome}"}
+                lines[i] = {"verdict": f"{NO_TEST}: {outcome}", "outcome": NO_TEST, "why": outcome}
     return pd.DataFrame.from_dict(lines, orient="index", columns=COLUMNS).reindex(rows.index)
 
 
@@ -67,7 +70,8 @@ def _line(
     words = paired_tests.sentence(test, corrected, variants)
     if test.pictures is None and shares_pictures(str(row["benchmark"])):
         words = words.replace(" down:", " down, pictures shared by questions not known:")
-    line = {"up": test.up, "down": test.down, "p": test.p, "p (Holm)": corrected, "verdict": words}
+    line = {"up": test.up, "down": test.down, "p": test.p, "p (Holm)": corrected, "verdict": words, "why": ""}
+    line |= {"outcome": paired_tests.outcome(test, corrected)}
     if _is_mean(results, row):
         return line | {"CI low": test.low, "CI high": test.high}
     # The difference is of another quantity than the delta beside it, so its interval stands in the words only.

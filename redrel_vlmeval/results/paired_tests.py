@@ -172,11 +172,11 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def verdict(comparison: Comparison, corrected: float) -> str:
-    """'better than', 'worse than' or 'not separable from', by the corrected p at the level of 5 %."""
+def outcome(comparison: Comparison, corrected: float) -> str:
+    """'better', 'worse' or 'not separable', by the corrected p at the level of 5 %."""
     if corrected >= LEVEL:
-        return "not separable from"
-    return "better than" if comparison.difference > 0 else "worse than"
+        return "not separable"
+    return "better" if comparison.difference > 0 else "worse"
 
 
 def sentence(comparison: Comparison, corrected: float, variants: int = 1) -> str:
@@ -188,7 +188,8 @@ def sentence(comparison: Comparison, corrected: float, variants: int = 1) -> str
     equals = "" if comparison.p < 0.001 else "= "
     found = f"{comparison.difference:+.1f} ({span}), p {equals}{p_text(comparison.p)}{after}"
     flips = f"{comparison.up} up / {comparison.down} down{units}"
-    return f"{found}, {flips}: {verdict(comparison, corrected)} the base"
+    said = outcome(comparison, corrected)
+    return f"{found}, {flips}: {said} {'from' if said == 'not separable' else 'than'} the base"
 
 
 def p_text(value: float) -> str:

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from redrel_vlmeval.results import comparisons
-from redrel_vlmeval.sheets.tables import Table, columns, two_words
+from redrel_vlmeval.sheets.tables import Column, Table, cells as texts_of
 
 # Lines of a table on one page of LaTeX, and rows of a long table in running text; a csv has all.
 PAGE = 40
@@ -41,7 +40,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     rows = []
-    for position, cells in enumerate(columns.cells(table.frame.iloc[:MOST])):
+    for position, cells in enumerate(texts_of(table.frame.iloc[:MOST], table.layout)):
         marked = [_star(_plain(cell), (position, str(name)) in table.bold, position in table.grey)
                   for name, cell in zip(table.frame.columns, cells, strict=True)]  # fmt: skip
         rows.append(marked)
@@ -80,16 +79,16 @@ def latex(table: Table) -> str:
 
     A verdict is told in two words, as its delta, interval and p stand beside it; long texts are wrapped, not cut.
     """
-    shown = columns.cells(_without_sentences(table.frame.iloc[:MOST]), WHOLE_PAGE)
+    columns = table.layout
+    shown = texts_of(_without_sentences(table).iloc[:MOST], columns, WHOLE_PAGE)
     rows = [_tex_row(table, position, cells) for position, cells in enumerate(shown)]
     told = [*table.remarks, *_cut(table)]
     below = "".join(f"\n\\par\\smallskip {{\\footnotesize {tex(line)}.}}" for line in told)
     title = f"% {table.name}\n"
     if not rows:
         return f"{title}\\section*{{{tex(table.name)}}}\n{tex(table.caption)}.{below}\n\\clearpage\n"
-    headers = [columns.statistic(str(name)) or str(name) for name in table.frame.columns]
-    heading = " & ".join(tex(name) for name in headers) + r" \\"
-    align = "".join(_align(table, str(name), texts) for name, *texts in zip(table.frame.columns, *shown, strict=True))
+    heading = " & ".join(tex(column.title) for column in columns) + r" \\"
+    align = "".join(_align(table, column, texts) for column, *texts in zip(columns, *shown, strict=True))
     parts = []
     for start, end in _pages(shown):
         caption = tex(f"{table.name}: {table.caption}") + (", continued" if start else "")
@@ -102,18 +101,17 @@ def latex(table: Table) -> str:
     return title + "".join(parts) + "\\clearpage\n"
 
 
-def _without_sentences(frame: pd.DataFrame) -> pd.DataFrame:
-    """Verdicts in two words; why there is no test stays whole."""
-    names = [name for name in frame.columns if columns.statistic(str(name)) == "verdict"]
-    return frame.assign(**{name: frame[name].map(_short) for name in names})
+def _without_sentences(table: Table) -> pd.DataFrame:
+    """The frame with verdicts in two words; why there is no test stays whole."""
+    frame = table.frame
+    for column in (one for one in table.layout if one.statistic == "verdict"):
+        told = [(table.outcome(row, column.of), text) for row, text in enumerate(frame[column.name])]
+        frame = frame.assign(**{column.name: [said.words if said and not said.why else text for said, text in told]})
+    return frame
 
 
-def _short(text: object) -> object:
-    return text if isinstance(text, str) and text.startswith(comparisons.NO_TEST) else two_words(text)
-
-
-def _align(table: Table, name: str, texts: list[str]) -> str:
-    if _numeric(table, name):
+def _align(table: Table, column: Column, texts: list[str]) -> str:
+    if _numeric(table, column.name):
         return "r"
     return r">{\raggedright\arraybackslash}p{95mm}" if max(map(len, texts)) > LINE else "l"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,47 +13,48 @@ from tabulate import tabulate
 
 from redrel_vlmeval.names import MARK
 from redrel_vlmeval.results import comparisons
-from redrel_vlmeval.sheets.tables import NOT_RUN, STATES, columns, statistic, two_words
+from redrel_vlmeval.sheets.tables import KNOWN, STATES, Column, Table, cells
 
 NAMED = 3  # models that one remark names, each on a line
 INDENT = "\u2800"  # a blank that tabulate does not strip
-_COST = re.compile(r"image tokens|kept|average tokens|(prefill|KV|decode) .*|FLOPs ratio")
+LEFT = ("model", "base", "rule", "backend", "status")
 INTERVAL = "95 % CI"
 LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
 
 
-def to_text(frame: pd.DataFrame, width: int | None = None) -> str:
+def to_text(table: Table, width: int | None = None) -> str:
     """The leaderboard for a terminal: no empty columns, and of the statistics those that decide.
 
     Below it what all rows share, and every note. On a terminal narrower than the table (``width`` in characters) names
     lose their base, and columns go, the costs first.
     """
-    short = shortened(frame).drop(columns=["note", "mean"], errors="ignore")
-    shown, below = _without_shared(short.dropna(axis=1, how="all"))
-    if any(statistic(name) == "p (Holm)" for name in shown.columns):
+    short, columns = shortened(table)
+    shown, below = _without_shared(short.drop(columns=["note", "mean"], errors="ignore").dropna(axis=1, how="all"))
+    names = [str(name) for name in shown]
+    if any(columns[name].statistic == "p (Holm)" for name in names):
         below.append(LEGEND)
-    table = _drawn(shown)
-    if width is not None and wide(table) > width:
-        bare = shown.assign(model=short_names(frame))
-        costs = [name for name in shown.columns if _COST.fullmatch(name)]
+
+    def draw(frame: pd.DataFrame) -> str:
+        return _drawn(frame, [columns[str(name)] for name in frame])
+
+    text = draw(shown)
+    if width is not None and wide(text) > width:
+        bare = shown.assign(model=short_names(table.frame))
+        costs = [name for name in names if columns[name].cost]
         said = [name for name in ("rule", "K", "L", "status") if name in shown]
-        beside = [
-            n for kind in ("p (Holm)", INTERVAL, "verdict") for n in shown.columns[::-1] if n.endswith(f" {kind}")
-        ]
+        kinds = ("p (Holm)", INTERVAL, "verdict")
+        beside = [name for kind in kinds for name in names[::-1] if columns[name].statistic == kind]
         spare = [*costs[::-1], *said, *beside]
-        table, gone = fitted(lambda names: _drawn(bare[names]), list(shown.columns), spare, width)
+        text, gone = fitted(lambda kept: draw(bare[kept]), names, spare, width)
         below += [f"{gone} more columns in the files: -o x.xlsx"] * bool(gone)
-    below += _told_once(frame)
-    return "\n".join([table, *([""] if below else []), *below])
+    below += _told_once(table)
+    return "\n".join([text, *([""] if below else []), *below])
 
 
-def _drawn(shown: pd.DataFrame) -> str:
-    left = ("model", "base", "rule", "backend", "status")
-    align = ["left" if name in left or statistic(name) == "verdict" else "right" for name in shown.columns]
-    # A statistic stands right of its benchmark, whose name would only widen the table.
-    headers = [INTERVAL if name.endswith(INTERVAL) else statistic(name) or name for name in shown.columns]
-    headers = [name if name == INTERVAL else name.replace(" ", "\n") for name in headers]
-    table = tabulate(columns.cells(shown, 60), headers=headers, disable_numparse=True, colalign=align)
+def _drawn(shown: pd.DataFrame, columns: Sequence[Column]) -> str:
+    align = ["left" if one.name in LEFT or one.statistic == "verdict" else "right" for one in columns]
+    headers = [one.title if one.title == INTERVAL else one.title.replace(" ", "\n") for one in columns]
+    table = tabulate(cells(shown, columns, 60), headers=headers, disable_numparse=True, colalign=align)
     return table.replace(INDENT, " ")
 
 
@@ -91,30 +92,37 @@ def short_names(frame: pd.DataFrame) -> list[str]:
     return names
 
 
-def shortened(frame: pd.DataFrame) -> pd.DataFrame:
+def shortened(table: Table) -> tuple[pd.DataFrame, dict[str, Column]]:
     """Delta, p (Holm) and a verdict of two words at most; the interval too of a single score; files have all of it."""
-    scores = [str(name).removesuffix(" verdict") for name in frame.columns if statistic(str(name)) == "verdict"]
-    short = frame.assign(**{f"{name} verdict": frame[f"{name} verdict"].map(two_words) for name in scores})
-    if len(scores) == 1:
-        low, high = (frame[f"{scores[0]} {end}"] for end in ("CI low", "CI high"))
-        spans = [None if x != x else f"{x:+.1f}..{y:+.1f}" for x, y in zip(low, high, strict=True)]
-        short.insert(list(frame.columns).index(f"{scores[0]} CI low"), f"{scores[0]} {INTERVAL}", spans)
-    long = [name for name in frame.columns if statistic(str(name)) in ("CI low", "CI high", "up", "down", "p")]
-    return short.drop(columns=long)
+    columns = {column.name: column for column in table.layout}
+    scores = [column for column in table.layout if column.score]
+    frame = table.frame
+    for verdict in (one for one in table.layout if one.statistic == "verdict"):
+        told = [table.outcome(position, verdict.of) for position in range(len(frame))]
+        frame = frame.assign(**{verdict.name: pd.Series([said and said.words for said in told], frame.index, object)})
+    at = {column.statistic: column for column in table.layout if column.of}
+    if len(scores) == 1 and at:
+        ends = (frame[at[name].name] for name in ("CI low", "CI high"))
+        spans = [None if x != x else f"{x:+.1f}..{y:+.1f}" for x, y in zip(*ends, strict=True)]
+        both = replace(at["CI low"], name=f"{scores[0].name} {INTERVAL}", statistic=INTERVAL)
+        frame.insert(list(frame.columns).index(at["CI low"].name), both.name, spans)
+        columns[both.name] = both
+    long = [column.name for column in table.layout if column.statistic in ("CI low", "CI high", "up", "down", "p")]
+    return frame.drop(columns=long), columns
 
 
 def _without_shared(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Columns that say the same in each of several rows become lines below the table."""
     same = [name for name in ("backend", "base", "image tokens", "status") if name in frame and len(frame) > 1]
     same = [name for name in same if frame[name].nunique(dropna=name == "backend") == 1]
-    return frame.drop(columns=same), [f"{name}: {columns.text(name, frame[name].dropna().iloc[0])}" for name in same]
+    return frame.drop(columns=same), [f"{name}: {KNOWN[name].text(frame[name].dropna().iloc[0])}" for name in same]
 
 
-def _told_once(frame: pd.DataFrame) -> list[str]:
+def _told_once(table: Table) -> list[str]:
     """Each remark with the models that it is about; of many only the first is named."""
     about: dict[str, list[str]] = {}
-    for row in frame.to_dict("records"):
-        for text in _remarks(row):
+    for row in table.frame.to_dict("records"):
+        for text in _remarks(row, table):
             about.setdefault(text, []).append(row["model"])
     found = []
     for text, models in about.items():
@@ -123,14 +131,12 @@ def _told_once(frame: pd.DataFrame) -> list[str]:
     return found
 
 
-def _remarks(row: dict[Any, Any]) -> list[str]:
+def _remarks(row: dict[Any, Any], table: Table) -> list[str]:
     """The row's note, and why a score is not tested where the note does not say so."""
-    verdicts = [(name, text) for name, text in row.items() if statistic(str(name)) == "verdict"]
+    outcomes = {column.name: table.outcomes.get((row["model"], column.name)) for column in table.layout if column.score}
     untold = [
-        f"{str(name).removesuffix(' verdict')}: {text}"
-        for name, text in verdicts
-        if str(text).startswith(f"{comparisons.NO_TEST}: ") and text != NOT_RUN
-        and (why := text.removeprefix(f"{comparisons.NO_TEST}: ")) not in (*STATES, row["note"])
-        and why not in row["note"]
-    ]  # fmt: skip
+        f"{score}: {comparisons.NO_TEST}: {said.why}"
+        for score, said in outcomes.items()
+        if said and said.why and said.why not in STATES and said.why not in row["note"]
+    ]
     return [*([row["note"]] if row["note"] else []), *untold]

@@ -20,7 +20,7 @@ from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
 from redrel_vlmeval.sheets.figures import DIVERGING
-from redrel_vlmeval.sheets.tables import Table, number_format, statistic, two_words, yes_no
+from redrel_vlmeval.sheets.tables import Column, Table, yes_no
 
 HEAD = PatternFill("solid", fgColor="1F3864")
 BAND = PatternFill("solid", fgColor="EDEDED")
@@ -64,15 +64,16 @@ def build(tables: Sequence[Table]) -> Workbook:
 
 def _fill(sheet: Worksheet, table: Table) -> None:
     """Remarks of an empty table, or header, rows and marks; the header row stays in view, also in print."""
-    names = [str(column) for column in table.frame.columns]
+    columns = table.layout
+    names = [column.name for column in columns]
     if table.frame.empty:
         _say(sheet, table)
     else:
         _head(sheet, names)
-        lengths = _rows(sheet, table, names)
-        widths = _widths(sheet, names, lengths)
-        _outline(sheet, names)
-        _heights(sheet, table, names, widths)
+        lengths = _rows(sheet, table, columns)
+        widths = _widths(sheet, columns, lengths)
+        _outline(sheet, columns)
+        _heights(sheet, table, columns, widths)
         sheet.freeze_panes = "B2" if names[0] == "model" else "A2"
         sheet.auto_filter.ref = f"A1:{get_column_letter(len(names))}{len(table.frame) + 1}"
         _heat(sheet, table, names)
@@ -104,12 +105,11 @@ def _head(sheet: Worksheet, names: list[str]) -> None:
         cell.font, cell.fill = _font(bold=True, color="FFFFFF"), HEAD
 
 
-def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
+def _rows(sheet: Worksheet, table: Table, columns: Sequence[Column]) -> list[int]:
     """Writes the rows; returns the longest text of each column."""
-    formats = [_excel_format(number_format(name)) for name in names]
-    kinds = [_kind(name) for name in names]
+    names = [column.name for column in columns]
+    formats = [_excel_format(column.form) for column in columns]
     longest, numeric = [0] * len(names), [False] * len(names)
-    deltas = _verdicts(table, names)
     painter = _Painter()
     for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
         grey = position in table.grey
@@ -120,13 +120,16 @@ def _rows(sheet: Worksheet, table: Table, names: list[str]) -> list[int]:
             strong = (position, names[number]) in table.bold or (number == 0 and _is_base(names, row))
             if isinstance(cell.value, (int, float)):
                 length, numeric[number] = 7, True
-                colour = deltas.get((position, number)) if isinstance(cell.value, float) else None
+                colour = _colour(table, position, columns[number], "delta")
                 look = _Look("number", formats[number], colour, None, strong, grey)
             else:
                 length = max(map(len, str(cell.value or "").split("\n")))
                 # Text is set off from the number that ends at its left.
-                where = "top" if number == 0 else "wrap" if kinds[number] in WRAPPED and length > 12 else "left"
-                look = _Look(where, None, *_marks(cell.value, kinds[number]), strong, grey)
+                wrapped = columns[number].title in WRAPPED and length > 12
+                where = "top" if number == 0 else "wrap" if wrapped else "left"
+                fill = str(cell.value) if cell.value in STATE_FILLS else None
+                colour = RED if fill == "failed" else _colour(table, position, columns[number], "verdict")
+                look = _Look(where, None, colour, fill, strong, grey)
             longest[number] = max(longest[number], length)
             painter.paint(cell, look)
     for number, right in enumerate(numeric, start=1):
@@ -175,53 +178,36 @@ def _font(**look: Any) -> Font:
     return Font(name="Calibri", size=11, **look)
 
 
-def _verdicts(table: Table, names: list[str]) -> dict[tuple[int, int], str]:
-    """Colours of the deltas (row position, column position) whose test says better or worse."""
-    found: dict[tuple[int, int], str] = {}
-    for name in names:
-        other = f"{name.removesuffix(' delta')} verdict"
-        if statistic(name) == "delta" and other in names:
-            for position, verdict in enumerate(table.frame[other]):
-                colour = VERDICTS.get(two_words(str(verdict)))
-                found |= {(position, names.index(name)): colour} if colour else {}
-    return found
+def _colour(table: Table, position: int, column: Column, statistic: str) -> str | None:
+    """The colour of a delta or verdict whose test says better or worse."""
+    outcome = table.outcome(position, column.of) if column.statistic == statistic else None
+    return VERDICTS.get(outcome.words) if outcome else None
 
 
 def _is_base(names: list[str], row: tuple) -> bool:
     return names[0] == "model" and "base" in names and row[0] == row[names.index("base")]
 
 
-def _marks(value: Any, kind: str) -> tuple[str | None, str | None]:
-    """(colour of the text, state that fills the field) of a text."""
-    if value in STATE_FILLS:
-        return RED if value == "failed" else None, value
-    return VERDICTS.get(two_words(str(value))) if kind == "verdict" else None, None
-
-
-def _kind(name: str) -> str:
-    return statistic(name) or name
-
-
-def _widths(sheet: Worksheet, names: list[str], lengths: list[int]) -> list[int]:
+def _widths(sheet: Worksheet, columns: Sequence[Column], lengths: list[int]) -> list[int]:
     """As wide as the longest text, up to a limit; a header takes as many lines as it needs."""
     lines, widths = 1, []
-    for number, (name, length) in enumerate(zip(names, lengths, strict=True), start=1):
-        word = max(map(len, name.split(" ")))
-        most = WRAPPED.get(_kind(name), WIDEST)
+    for number, (column, length) in enumerate(zip(columns, lengths, strict=True), start=1):
+        word = max(map(len, column.name.split(" ")))
+        most = WRAPPED.get(column.title, WIDEST)
         width = min(max(length + 2, min(word, 18) + 3), most)
         sheet.column_dimensions[get_column_letter(number)].width = width
         widths.append(width)
-        lines = max(lines, _lines(name, width - 3))
+        lines = max(lines, _lines(column.name, width - 3))
     sheet.row_dimensions[1].height = LINE * min(lines, 6) + 3
     return widths
 
 
-def _heights(sheet: Worksheet, table: Table, names: list[str], widths: list[int]) -> None:
+def _heights(sheet: Worksheet, table: Table, columns: Sequence[Column], widths: list[int]) -> None:
     """Rows whose text is wrapped are as high as its lines: not every program works that out when it opens a file."""
-    for number, (name, width) in enumerate(zip(names, widths, strict=True), start=1):
-        if _kind(name) not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
+    for number, (column, width) in enumerate(zip(columns, widths, strict=True), start=1):
+        if column.title not in WRAPPED or sheet.column_dimensions[get_column_letter(number)].hidden:
             continue
-        for position, value in enumerate(table.frame[name]):
+        for position, value in enumerate(table.frame[column.name]):
             # A column is as wide as that many digits; of text, with its spaces, a tenth more fits.
             if isinstance(value, str) and (lines := min(_lines(value, int(1.1 * (width - 1))), MOST_LINES)) > 1:
                 row = sheet.row_dimensions[position + 2]
@@ -254,18 +240,21 @@ def _heat(sheet: Worksheet, table: Table, names: list[str]) -> None:
                 sheet.cell(begin + 2, number).border = Border(top=Side(style="medium", color="1F3864"))
 
 
-def _outline(sheet: Worksheet, names: list[str]) -> None:
+def _outline(sheet: Worksheet, columns: Sequence[Column]) -> None:
     """Details of each test are folded away, with many scores the sentence too; a plus sign unfolds them."""
-    many = sum(statistic(name) == "CI low" for name in names) > SENTENCES
-    for number, name in enumerate(names, start=1):
-        if statistic(name) in DETAILS or (many and statistic(name) == "verdict"):
+    many = sum(column.statistic == "CI low" for column in columns) > SENTENCES
+    for number, column in enumerate(columns, start=1):
+        if column.statistic in DETAILS or (many and column.statistic == "verdict"):
             dimension = sheet.column_dimensions[get_column_letter(number)]
             dimension.outlineLevel, dimension.hidden = 1, True
 
 
 def _excel_format(form: str) -> str:
+    """A spreadsheet's format of Python's; texts have ''."""
     if form in ("d", "p", "g"):
         return {"d": "0", "p": '[<0.001]"< .001";0.000', "g": "General"}[form]
+    if not form:
+        return "General"
     plain = "0." + "0" * int(form[-2])
     return f"+{plain};-{plain};{plain}" if form.startswith("+") else plain
 

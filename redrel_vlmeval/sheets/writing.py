@@ -10,9 +10,6 @@ from redrel_vlmeval.results import Results
 from redrel_vlmeval.sheets import markup, openvlm
 from redrel_vlmeval.sheets.plain_csv import write_csv
 from redrel_vlmeval.sheets.tables import SUMMARY, Table, every, leaderboard, printed
-from redrel_vlmeval.sheets.terminal import to_text
-
-__all__ = ["SheetError", "check", "leaderboard", "prepare", "to_text", "write"]
 
 ENDINGS = (".xlsx", ".csv", ".md", ".tex", ".json")
 

@@ -14,7 +14,7 @@ from redrel_vlmeval.sheets.figures import curves_of, looks
 from redrel_vlmeval.sheets.offline import encoded, render
 from redrel_vlmeval.sheets.page import board, changes, curves, pictures
 from redrel_vlmeval.sheets.page.explained import coverage, links
-from redrel_vlmeval.sheets.tables import NOTES, runs
+from redrel_vlmeval.sheets.tables import KNOWN, runs
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
@@ -123,7 +123,7 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _notes() -> dict[str, str]:
     """What each quantity of the page means: the sheets' own words."""
-    return {name: NOTES[name] for name in NOTED} | comparisons.MEANINGS | OWN_NOTES
+    return {name: KNOWN[name].meaning for name in NOTED} | comparisons.MEANINGS | OWN_NOTES
 
 
 def _provenance(results: Results) -> dict[str, Any]:

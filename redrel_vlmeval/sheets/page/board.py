@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.results import NO_RULE, Results
-from redrel_vlmeval.sheets.tables import COSTS, place, two_words
+from redrel_vlmeval.sheets.tables import COSTS, place
 
-# A verdict in two words -> its kind, by which rows are coloured and filtered.
+# What a test says -> its kind, by which rows are coloured and filtered.
 KINDS = {"better": "better", "worse": "worse", "not separable": "same", "base": "base"}
 SHOWN = ("model", "setting", "value", "delta", "low", "high", "flops_ratio")
 SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
@@ -37,7 +37,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
             | {"title": " ".join(filter(None, [row["benchmark"], row["metric"] if many else ""])) or "(no benchmark)"}
             | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
             | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}
-            | {"verdict": verdict, "kind": KINDS.get(two_words(verdict), "none")}
+            | {"verdict": verdict, "kind": KINDS.get(row["outcome"], "none")}
             | {"raw": raw.get((row["model"], row["benchmark"]), [])}
             | {"note": "; ".join(filter(None, [row["reason"], row["note"]]))}
             | {"backend": cost.get("backend"), **{name: cost.get(name) for name in COSTS}}

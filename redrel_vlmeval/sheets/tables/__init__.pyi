@@ -1,13 +1,12 @@
-from . import columns as columns
-from .columns import NOTES as NOTES, number_format as number_format, statistic as statistic, yes_no as yes_no
+from .columns import KNOWN as KNOWN, Column as Column, cells as cells, yes_no as yes_no
 from .details import runs as runs
 from .leaders import (
     COSTS as COSTS,
     NOT_RUN as NOT_RUN,
     STATES as STATES,
     leaderboard as leaderboard,
+    measured as measured,
     place as place,
-    two_words as two_words,
 )
-from .table import Table as Table
+from .table import Outcome as Outcome, Table as Table
 from .whole import SUMMARY as SUMMARY, every as every, printed as printed

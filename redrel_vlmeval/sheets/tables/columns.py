@@ -1,7 +1,12 @@
-"""What each column of a table means, with its unit or formula, and how its numbers are shown; one name, one meaning."""
+"""What a column is: its meaning with unit or formula, the format of its numbers, and what it says of which score.
+
+A table carries it from where a column is computed to every writer; nobody reads it back from a name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,7 @@ FLOPS = (
     " 2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m"
 )
 SCORE = "score in points, by the host's own evaluation, or the state of a cell that has none; grey: printed by others"
-NOTES = {
+_NOTES = {
     "model": "name given to the runner; grey: a model as its source calls it",
     "base": "the untruncated model that a variant is compared with: same prompt, same decoding",
     "setting": "what is truncated (l<L>_k<K>: all tokens up to block L, K image tokens after it), prompt and decoding",
@@ -83,37 +88,71 @@ NOTES = {
 }  # fmt: skip
 
 
-def statistic(column: str) -> str:
-    """What a column beside a score holds (``delta``, ``p``, ...); empty for any other column."""
-    return next((name for name in comparisons.MEANINGS if column.endswith(f" {name}")), "")
+_FORMS = {
+    **dict.fromkeys(("L", "K", "n", "rest n", "resolution"), "d"),
+    **dict.fromkeys(("FLOPs ratio", "KV ratio"), ".3f"),
+    **dict.fromkeys(("prefill GFLOPs", "prefill TFLOPs", "prefill ms", "decode ms/token", "questions/s"), ".2f"),
+    **dict.fromkeys(("KV MB", "KV MB measured"), ".2f"),
+    **dict.fromkeys(("hit", "base_hit"), "g"), "delta": "+.1f",
+}  # fmt: skip
+_COSTS = (
+    "image tokens", "kept", "average tokens", "prefill GFLOPs", "prefill TFLOPs", "FLOPs ratio", "KV MB", "KV ratio",
+    "prefill ms", "decode ms/token",
+)  # fmt: skip
+_STATISTICS = {"delta": "+.1f", "CI low": "+.1f", "CI high": "+.1f", "up": "d", "down": "d", "p": "p", "p (Holm)": "p"}
 
 
-def meanings(frame: pd.DataFrame, scores: tuple[str, ...] = ()) -> dict[str, str]:
-    """What each column means, with its unit; a column that has no note of its own and is no score is left out."""
-    found = {}
-    for column in map(str, frame.columns):
-        if column in NOTES and column not in scores:
-            found[column] = NOTES[column]
-        elif column in scores:
-            found[column] = SCORE
-        elif (beside := statistic(column)) and column.removesuffix(f" {beside}") in scores:
-            found[column] = comparisons.MEANINGS[beside]
-    return found
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: in the frame, and the header of files. meaning: with unit or formula; '' where it says it itself.
+        form: Python's format of its numbers, 'd' of whole ones, 'p' of a p-value.
+        of, statistic: it stands beside the score of that name and holds this of it (``comparisons.MEANINGS``).
+        score: it is compared, and its best is marked. cost: it says what a run costs.
+    """
+
+    name: str
+    meaning: str = ""
+    form: str = ".1f"
+    of: str = ""
+    statistic: str = ""
+    score: bool = False
+    cost: bool = False
+
+    @property
+    def title(self) -> str:
+        """The header where there is little room: a statistic stands right of its score, whose name it leaves out."""
+        return self.statistic or self.name
+
+    def text(self, value: Any, width: int | None = None) -> str:
+        """A cell as one line, numbers in the column's format, nothing for an empty one; cut to ``width`` characters."""
+        if value is None or value != value:
+            return ""
+        value = yes_no(value)
+        if isinstance(value, (int, float)):
+            if self.form == "p":
+                return p_text(value)
+            return format(int(value) if self.form == "d" else value, self.form)
+        words = " ".join(str(value).split())
+        return words if width is None or len(words) <= width else words[: width - 3] + "..."
 
 
-def number_format(column: str) -> str:
-    """Python format of a column's numbers; 'p' for a p-value."""
-    beside = statistic(column)
-    whole = ("L", "K", "n", "rest n", "resolution", "up", "down")
-    if column in whole or beside in ("up", "down"):
-        return "d"
-    if column in ("FLOPs ratio", "KV ratio"):
-        return ".3f"
-    if beside or column == "delta":
-        return "p" if beside.startswith("p") else "+.1f"
-    if column in ("hit", "base_hit"):
-        return "g"
-    return ".2f" if column.startswith(("prefill ", "decode ms", "KV ", "questions/s")) else ".1f"
+KNOWN = {name: Column(name, meaning, _FORMS.get(name, ".1f"), cost=name in _COSTS) for name, meaning in _NOTES.items()}
+
+
+def score(title: str) -> Column:
+    """The column of a benchmark's scores."""
+    return Column(title, SCORE, score=True)
+
+
+def beside(title: str) -> list[Column]:
+    """The columns of a score's statistics, in the order in which they stand right of it."""
+    return [
+        Column(f"{title} {name}", meaning, _STATISTICS.get(name, ""), title, name)
+        for name, meaning in comparisons.MEANINGS.items()
+    ]
 
 
 def yes_no(value: Any) -> Any:
@@ -121,19 +160,7 @@ def yes_no(value: Any) -> Any:
     return {True: "yes", False: "no"}[bool(value)] if isinstance(value, (bool, np.bool_)) else value
 
 
-def text(column: str, value: Any, width: int | None = None) -> str:
-    """A cell as one line, numbers in the column's format, nothing for an empty one; cut to ``width`` characters."""
-    if value is None or value != value:
-        return ""
-    value = yes_no(value)
-    if isinstance(value, (int, float)):
-        form = number_format(column)
-        return p_text(value) if form == "p" else format(int(value) if form == "d" else value, form)
-    words = " ".join(str(value).split())
-    return words if width is None or len(words) <= width else words[: width - 3] + "..."
-
-
-def cells(frame: pd.DataFrame, width: int | None = None) -> list[list[str]]:
+def cells(frame: pd.DataFrame, columns: Sequence[Column], width: int | None = None) -> list[list[str]]:
     """All of a frame as text."""
     rows = frame.itertuples(index=False, name=None)
-    return [[text(str(name), value, width) for name, value in zip(frame.columns, row, strict=True)] for row in rows]
+    return [[column.text(value, width) for column, value in zip(columns, row, strict=True)] for row in rows]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from redrel_vlmeval.results import Results, blind, grids
 from redrel_vlmeval.sheets.tables import per_question
+from redrel_vlmeval.sheets.tables.columns import Column
 from redrel_vlmeval.sheets.tables.leaders import in_order, units
 from redrel_vlmeval.sheets.tables.table import Table, capped, left_out
 
@@ -34,11 +35,11 @@ def grid(results: Results) -> Table:
         heat.append((first, len(rows) - 1, turn))
     frame = pd.DataFrame(rows, columns=["base", "benchmark", "metric", "rule", "base score", "L", *columns])
     remarks = () if rows else ("no rows: no single-stage variant with a whole K (l<L>_k<K>) has a score here",)
-    meaning = dict.fromkeys(columns, "score in points with so many image tokens kept after block L; empty: not run")
-    meaning["base score"] = "score of the base; the colours of the heat map turn there"
+    what = "score in points with so many image tokens kept after block L; empty: not run"
+    own = {name: Column(name, what) for name in columns}
+    own["base score"] = Column("base score", "score of the base; the colours of the heat map turn there")
     return Table("Grid", frame, "score by layer L and image tokens kept K, a heat map for each model and benchmark",
-                 remarks, heat=tuple(heat), heat_columns=tuple(columns),
-                 meanings=meaning)  # fmt: skip
+                 remarks, own, heat=tuple(heat), heat_columns=tuple(columns))  # fmt: skip
 
 
 def categories(results: Results) -> Table:

@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.results import NO_RULE, Results, comparisons
+from redrel_vlmeval.sheets.tables.columns import Column, beside, score
+from redrel_vlmeval.sheets.tables.table import Outcome, Table
 
-NOT_RUN = f"{comparisons.NO_TEST}: not run"
+NOT_RUN = Outcome("not run")
 # What of a cell's efficiency stands beside its scores.
 COSTS = (
     "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes", "kv_ratio",
@@ -30,8 +32,13 @@ class ScoreColumn:
     first: bool
 
 
-@lru_cache(maxsize=1)
 def leaderboard(results: Results) -> pd.DataFrame:
+    """The frame of :func:`measured`."""
+    return measured(results).frame
+
+
+@lru_cache(maxsize=1)
+def measured(results: Results) -> Table:
     """One row per model, bases first; a benchmark that failed shows its state in place of a score.
 
     Score columns are in points; beside them the delta to the base and what a paired test says of it, see
@@ -44,15 +51,24 @@ def leaderboard(results: Results) -> pd.DataFrame:
     compared = comparisons.compare(results)
     parts: list[pd.DataFrame | pd.Series] = [frame]
     headlines = dict(list(results.scores[results.scores["headline"]].groupby("benchmark")))
+    columns: list[Column] = []
+    outcomes: dict[tuple[str, str], Outcome] = {}
     for column in score_columns(results):
         rows = headlines[column.benchmark]
         rows = rows[rows["metric"].isin([column.metric, ""])].join(compared).set_index("model")
         shown = rows["value"].astype(object).where(rows["status"] == "ok", rows["status"])
         parts.append(shown.reindex(frame.index).rename(column.title))
+        columns.append(score(column.title))
         if variants:
-            beside = rows[list(comparisons.MEANINGS)].reindex(frame.index)
-            beside.loc[~frame.index.isin(rows.index) & (frame["base"] != frame["model"]), "verdict"] = NOT_RUN
-            parts.append(beside.add_prefix(f"{column.title} "))
+            told = rows[list(comparisons.MEANINGS)].reindex(frame.index)
+            missing = ~frame.index.isin(rows.index) & (frame["base"] != frame["model"])
+            told.loc[missing, "verdict"] = f"{comparisons.NO_TEST}: {NOT_RUN.words}"
+            statistics = beside(column.title)
+            parts.append(told.set_axis([one.name for one in statistics], axis=1))
+            columns += statistics
+            outcomes |= {(model, column.title): NOT_RUN for model in frame.index[missing]}
+            known = rows.loc[rows["outcome"].notna(), ["outcome", "why"]]
+            outcomes |= {(str(model), column.title): Outcome(*said) for model, *said in known.itertuples(name=None)}
     frame = pd.concat(parts, axis=1)
     if averaged := averaged_columns(results):
         scores = frame[[column.title for column in averaged]].apply(pd.to_numeric, errors="coerce")
@@ -64,7 +80,9 @@ def leaderboard(results: Results) -> pd.DataFrame:
     frame["status"] = [min(cells[model]["status"], key=STATES.index) for model in frame.index]
     frame["note"] = [_notes(cells[model]) for model in frame.index]
     order = [row["model"] for row in sorted(frame.to_dict("records"), key=place)]
-    return frame.loc[order].reset_index(drop=True)
+    caption = "every model of the folder, each variant tested against its base"
+    own = {column.name: column for column in columns}
+    return Table("Leaderboard", frame.loc[order].reset_index(drop=True), caption, columns=own, outcomes=outcomes)
 
 
 def score_columns(results: Results) -> list[ScoreColumn]:
@@ -137,12 +155,3 @@ def in_order(frame: pd.DataFrame, results: Results, before: Sequence[str] = ()) 
         return column.map(order) if column.name == "model" else column
 
     return frame.sort_values([*before, "model"], key=key, kind="stable").reset_index(drop=True)
-
-
-def two_words(verdict: Any) -> Any:
-    """The end of a verdict: better, worse, not separable, no test, not run."""
-    if not isinstance(verdict, str):
-        return verdict
-    if verdict.startswith(comparisons.NO_TEST):
-        return "not run" if verdict == NOT_RUN else comparisons.NO_TEST
-    return verdict.rpartition(": ")[2].removesuffix(" the base").removesuffix(" than").removesuffix(" from")

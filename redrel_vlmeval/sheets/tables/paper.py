@@ -6,13 +6,14 @@ Printed rows are grey: they stand beside the measured ones and in no mean, no te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import Results, published
-from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, leaderboard, score_columns, two_words
+from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, measured, score_columns
 from redrel_vlmeval.sheets.tables.table import Table, best
 
 BESIDE = ("delta", "p (Holm)", "verdict")
@@ -21,30 +22,29 @@ BESIDE = ("delta", "p (Holm)", "verdict")
 def board(results: Results) -> Table:
     """Every model with all its statistics, and printed numbers of the same benchmarks."""
     found = score_columns(results)
-    frame = leaderboard(results)
+    table = measured(results)
     remarks = []
     if averaged := averaged_columns(results):
         others = [column.title for column in found if column not in averaged]
         left = f"; not in it: {', '.join(others)}" if others else ""
         remarks.append(f"mean: over {', '.join(column.title for column in averaged)}, measured rows only{left}")
     printed = _printed(published.on({column.benchmark for column in found}), found)
-    frame, grey = _beside(frame, printed)
-    scores = tuple(column.title for column in found)
-    if any(name.endswith(" verdict") for name in frame.columns):
+    frame, grey = _beside(table.frame, printed)
+    if table.outcomes:
         remarks.append(
             "delta in green: better, in red: worse than the base at p (Holm) < .05; the columns folded "
             "beside it hold interval, counts, p and, with more than two scores, the verdict in words"
         )
     remarks += _disclaimer(grey)
-    means = ("mean",) if "mean" in frame else ()
-    return Table("Leaderboard", frame, "every model of the folder, each variant tested against its base",
-                 tuple(remarks), scores, grey, best(frame, (*scores, *means), grey))  # fmt: skip
+    scores = [column.title for column in found] + ["mean"] * ("mean" in frame)
+    return replace(table, frame=frame, remarks=tuple(remarks), grey=grey, bold=best(frame, scores, grey))
 
 
 def table_1(results: Results) -> Table:
     """Each base and its best attention-ranked variant on each benchmark, as the paper's Table 1; printed rows grey."""
     found = score_columns(results)
-    rows = _stock(leaderboard(results))
+    table = measured(results)
+    rows = _stock(table.frame)
     lines: list[dict[str, Any]] = []
     for base, group in rows.groupby("base", sort=False):
         winners, variants = _winners(group, found)
@@ -54,7 +54,7 @@ def table_1(results: Results) -> Table:
             facts = published.facts(str(base))
             line = {"model": row["model"], "base": base, "setting": _spec(row["model"]).setting or None,
                     "language model": facts.backbone or None, "resolution": facts.resolution}  # fmt: skip
-            line |= {"average tokens": row.get("average tokens")} | _scores(row, found)
+            line |= {"average tokens": row.get("average tokens")} | _scores(row, table)
             on = ", ".join(winners.get(row["model"], ()))
             lines.append(line | {"best of": f"{variants} on {on}" if on else None, "note": row["note"] or None})
     text = published.on({column.benchmark for column in found})
@@ -67,13 +67,15 @@ def table_1(results: Results) -> Table:
     frame = frame.drop(columns=empty)
     scores = tuple(column.title for column in found)
     caption = "the paper's Table 1: models with and without truncation; every other variant is in the Leaderboard"
-    return Table("Table 1", frame, caption, (*remarks, *_disclaimer(grey)), scores, grey, best(frame, scores, grey))
+    return replace(table, name="Table 1", frame=frame, caption=caption, remarks=(*remarks, *_disclaimer(grey)),
+                   grey=grey, bold=best(frame, scores, grey))  # fmt: skip
 
 
 def table_2(results: Results) -> Table:
     """Prompts and decoding, as the paper's Table 2; the stock prompt with greedy search stands first."""
     found = score_columns(results)
-    rows = leaderboard(results)
+    table = measured(results)
+    rows = table.frame
     specs = {model: _spec(model) for model in rows["model"]}
     asked = {spec.base for spec in specs.values() if not _is_stock(spec)}
     lines = []
@@ -83,7 +85,7 @@ def table_2(results: Results) -> Table:
             continue
         cut = VariantSpec(stages=spec.stages, rule=spec.rule, row=spec.row, official=spec.official)
         line = {"model": row["model"], "base": row["base"], "prompt": _order_of(spec.prompt)}
-        line |= {"decoding": spec.decoding, "truncation": str(cut) or None} | _scores(row, found)
+        line |= {"decoding": spec.decoding, "truncation": str(cut) or None} | _scores(row, table)
         lines.append(line | {"note": row["note"] or None})
     text = published.on({column.benchmark for column in found})
     printed = _printed(text[text["method"] == "prompt"], found)
@@ -99,7 +101,8 @@ def table_2(results: Results) -> Table:
     frame = frame.drop(columns=[name for name in ("setting", "note") if name in frame and frame[name].isna().all()])
     scores = tuple(column.title for column in found)
     caption = "the paper's Table 2: order of the prompt and decoding; delta and verdict compare truncated with not"
-    return Table("Table 2", frame, caption, (*remarks, *_disclaimer(grey)), scores, grey, best(frame, scores, grey))
+    return replace(table, name="Table 2", frame=frame, caption=caption, remarks=(*remarks, *_disclaimer(grey)),
+                   grey=grey, bold=best(frame, scores, grey))  # fmt: skip
 
 
 def _spec(model: str) -> VariantSpec:
@@ -140,9 +143,14 @@ def _winners(group: pd.DataFrame, found: Sequence[ScoreColumn]) -> tuple[dict[st
     return winners, len(ranked)
 
 
-def _scores(row: dict[Any, Any], found: Sequence[ScoreColumn]) -> dict[str, Any]:
-    names = [name for column in found for name in (column.title, *(f"{column.title} {beside}" for beside in BESIDE))]
-    return {name: two_words(row[name]) if name.endswith(" verdict") else row[name] for name in names if name in row}
+def _scores(row: dict[Any, Any], table: Table) -> dict[str, Any]:
+    """A row's scores with ``BESIDE``, the verdict in two words."""
+    found: dict[str, Any] = {}
+    for column in table.columns.values():
+        if (column.score or column.statistic in BESIDE) and column.name in row:
+            outcome = table.outcomes.get((row["model"], column.of)) if column.statistic == "verdict" else None
+            found[column.name] = row[column.name] if column.statistic != "verdict" else outcome and outcome.words
+    return found
 
 
 def _order_of(prompt: str) -> str:

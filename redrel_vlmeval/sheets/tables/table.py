@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pandas as pd
 
-from redrel_vlmeval.sheets.tables import columns
+from redrel_vlmeval.sheets.tables.columns import KNOWN, Column
+
+
+class Outcome(NamedTuple):
+    """What a test says of a score, in two words at most, and why there is none."""
+
+    words: str
+    why: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """A frame with its title, lines to be read with it (``remarks``), rows that others printed (``grey``, positions).
 
-    ``scores`` are the columns that are compared, of which the best is ``bold`` (row position, column). ``heat`` are
-    spans of rows (first, last position), each a heat map of the ``heat_columns``, and the value where it turns.
-    ``full`` makes the frame with the rows that are left out here.
+    ``columns`` are those that this table alone has, by name; :data:`KNOWN` has the others. ``outcomes`` of its scores
+    are by model and score. The best of a score is ``bold`` (row position, column). ``heat`` are spans of rows (first,
+    last position), each a heat map of the ``heat_columns``, and the value where it turns. ``full`` makes the frame with
+    the rows that are left out here.
     """
 
     name: str
     frame: pd.DataFrame
     caption: str
     remarks: tuple[str, ...] = ()
-    scores: tuple[str, ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    outcomes: Mapping[tuple[str, str], Outcome] = field(default_factory=dict)
     grey: frozenset[int] = frozenset()
     bold: frozenset[tuple[int, str]] = frozenset()
     heat: tuple[tuple[int, int, float | None], ...] = ()
     heat_columns: tuple[str, ...] = ()
     full: Callable[[], pd.DataFrame] | None = None
-    meanings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> list[Column]:
+        """The frame's columns, in its order."""
+        names = map(str, self.frame.columns)
+        return [self.columns.get(name) or KNOWN.get(name) or Column(name) for name in names]
 
     @property
     def notes(self) -> dict[str, str]:
         """What each column means."""
-        known = columns.meanings(self.frame, self.scores) | dict(self.meanings)
-        return {name: known[name] for name in map(str, self.frame.columns) if name in known}
+        return {column.name: column.meaning for column in self.layout if column.meaning}
+
+    def outcome(self, position: int, score: str) -> Outcome | None:
+        """What the test of a row's score says; None where it has none, as printed rows."""
+        if position in self.grey or "model" not in self.frame:
+            return None
+        return self.outcomes.get((str(self.frame["model"].iloc[position]), score))
 
     @property
     def file(self) -> str:
@@ -72,7 +92,7 @@ def file_name(name: str) -> str:
     return name.lower().replace(" ", "_")
 
 
-def best(frame: pd.DataFrame, scores: tuple[str, ...], grey: frozenset[int]) -> frozenset[tuple[int, str]]:
+def best(frame: pd.DataFrame, scores: Iterable[str], grey: frozenset[int]) -> frozenset[tuple[int, str]]:
     """The highest measured score of each column (all of them on a tie), where several rows have one."""
     marks = []
     for name in scores:
