@@ -95,11 +95,14 @@ class Oracle:
     def _row(self, attention: torch.Tensor, row: int, candidates: list[int], image: torch.Tensor) -> torch.Tensor:
         if not self.prefill:
             return attention[-1]
-        last = self.mask[row].nonzero()[-1, 0].item()
+        gone = [] if self.official else [p for p in image.nonzero()[:, 0].tolist() if p not in candidates]
+        last = max(p for p in self.mask[row].nonzero()[:, 0].tolist() if p not in gone)
         first = candidates[-1] if candidates else last
         if self.row == "last":
             return attention[last]
         if self.row == "rowimg":
             return attention[first]
-        gone = [] if self.official else [p for p in image.nonzero()[:, 0].tolist() if p not in candidates]
+        if self.row == "rowtext":
+            end = max(image.nonzero()[:, 0].tolist(), default=last)
+            return attention[list(range(end + 1, last + 1)) or [last]].mean(0)
         return attention[[p for p in range(first, last + 1) if p not in gone]].mean(0)

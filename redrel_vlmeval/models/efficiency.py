@@ -165,6 +165,7 @@ def computed(
         "prefill_flops_untouched": prefill_flops(whole.tokens, decoder.shape),
         "kv_bytes": kv_bytes(own.kv or end, decoder.shape, size),
         "kv_bytes_untouched": kv_bytes(end_whole, decoder.shape, size),
+        "rules": {rule.name: rule.digest for rule in spec.chosen_by if not rule.built_in},
         "kernel": decoder.kernel,
         "dtype": str(next(decoder.text.parameters()).dtype).removeprefix("torch."),
         "device": str(next(decoder.text.parameters()).device),

@@ -70,6 +70,11 @@ class Rule:
         return "generator" in self.needs
 
     @property
+    def built_in(self) -> bool:
+        """Whether it came with this package; of others, records keep the digest of their file."""
+        return self.where.startswith(f"{__package__}.")
+
+    @property
     def by_row(self) -> bool:
         """Whether it ranks by one query row's attention, so that the name may choose which row."""
         return bool(self.needs & {"attention", "next_attention"})
