@@ -94,6 +94,7 @@ setup(
         "redrel_vlmeval": [
             "py.typed",
             "**/*.pyi",
+            "*.csv",
             "results/*.csv",
             "models/tiny/checkpoint/*",
             *(f"{folder}/*.{kind}" for folder in WEB for kind in ("j2", "css", "js")),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from redrel_vlmeval import names
-from redrel_vlmeval.bases import BASES, row
+from redrel_vlmeval.bases import BASES, ENGINES, host_class, row
 from redrel_vlmeval.errors import UnknownName
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.names import Stage, VariantSpec
@@ -22,10 +23,59 @@ def check(name: str) -> str:
     """
     spec = names.parse(name)
     _check_size(name, spec)
+    note = ""
     if spec.base and spec.base not in BASES:
         _check_base(name, spec)
+        found = verdict(spec.base)
+        if spec.is_variant and found.verdict == "refused":
+            raise UnknownName(f"{name!r}: base {spec.base!r} cannot be truncated: {found.why}")
+        note = f" ({found.why})" if spec.is_variant and found.why else ""
     setting = f"setting {spec.setting}" if spec.is_variant else "no setting"
-    return f"{name}: base {spec.base or '(any)'}, {setting}: {meaning(spec)}"
+    return f"{name}: base {spec.base or '(any)'}, {setting}: {meaning(spec)}{note}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a name of the host here can be truncated: ``works``, ``note``, ``refused`` or ``unknown``, and why."""
+
+    name: str
+    kind: str
+    verdict: str
+    why: str
+    evidence: str
+
+
+def verdict(name: str) -> Verdict:
+    """What is known of truncating a base before it is loaded, from the class that its entry names.
+
+    Raises:
+        HostMissing: there is no host. KeyError: it has no such name.
+    """
+    base, entry = row(name), runner.entries().get(name)
+    if base is not None and base.ours:
+        return Verdict(name, base.ours, "works", "on a class of ours", "measured")
+    if entry is None:
+        raise UnknownName(f"{name!r}: no such name in the host here")
+    if entry.module == "api":
+        return Verdict(name, entry.kind, "refused", "an API holds no model whose tokens could be dropped", "read")
+    found = host_class(entry.kind, name)
+    why = [found.why] if found.why else []
+    if found.verdict != "refused":
+        asked = [engine for flag, engine in ENGINES.items() if entry.keywords.get(flag)]
+        why += [f"on transformers, not {engine}, base and variants" for engine in asked]
+    kind = "note" if found.verdict == "works" and why else found.verdict
+    return Verdict(name, entry.kind, kind, "; ".join(why), found.evidence)
+
+
+def verdicts(family: str = "") -> list[Verdict]:
+    """Every name of the host here and of ours whose name or class holds ``family``, in the host's order.
+
+    Raises:
+        HostMissing: there is no host.
+    """
+    names_here = dict.fromkeys([*(name for name, base in BASES.items() if not base.alias), *runner.entries()])
+    found = (verdict(name) for name in names_here)
+    return [one for one in found if family.lower() in f"{one.name} {one.kind}".lower()]
 
 
 def _check_size(name: str, spec: VariantSpec) -> None:

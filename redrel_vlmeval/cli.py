@@ -74,6 +74,24 @@ def check(
     raise typer.Exit(int(wrong))
 
 
+@app.command(name="bases")
+def list_bases(
+    family: Annotated[str, typer.Option(help="Only names or classes that hold this text, such as qwen.")] = "",
+) -> None:
+    """Every model name of the host here: works, works with a note, or refused and why; imports no host."""
+    from collections import Counter
+
+    from redrel_vlmeval import checking
+
+    found = checking.verdicts(family)
+    wide = [max((len(getattr(one, part)) for one in found), default=0) for part in ("name", "kind")]
+    for one in found:
+        why = f"  {one.why}" if one.why else ""
+        typer.echo(f"{one.name:{wide[0]}}  {one.kind:{wide[1]}}  {one.verdict:7}  {one.evidence:8}{why}".rstrip())
+    counts = Counter(one.verdict for one in found)
+    typer.echo(f"{len(found)} names: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
+
+
 @app.command()
 def sheet(
     outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],

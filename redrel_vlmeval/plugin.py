@@ -6,17 +6,17 @@ Neither torch nor a model class is imported before a builder is called.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from redrel_vlmeval.bases import BASES, TINY
+from redrel_vlmeval.bases import BASES, ENGINES, TINY, host_class
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.host import VariantTable
 
-MODEL_CLASSES = ("TruncatedVLM", "LLaVA15", "RedrelQwenVL", "RedrelQwenVLChat")  # for --config
+MODEL_CLASSES = ("TruncatedVLM", "LLaVA15", "LLaVANext", "RedrelQwenVL", "RedrelQwenVLChat")  # for --config
 
 logger = logging.getLogger(__name__)
 
@@ -43,29 +43,47 @@ def register(table: Mapping[str, Any]) -> VariantTable:
 
 
 def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
-    """Our entries: the model in the box, LLaVA-1.5 where the host's own cannot load, and Qwen-VL."""
+    """Our entries: bases that run on a class of ours, and those of the host that ask for an engine without blocks."""
+    for name, entry in table.items():
+        asked = engines(getattr(entry, "keywords", {}))
+        if asked and not getattr(entry.func, "is_api", False) and not _without_blocks(name, entry):
+            yield name, partial(build_plain, name, entry.func, **(entry.keywords | dict.fromkeys(asked, False)))
     for name, base in BASES.items():
         there = name in table
-        if not base.ours or (there and (name == TINY or (base.unless and _installed(base.unless)))):
+        if not base.ours or (there and name == TINY) or (base.alias and not there):
             continue
-        if base.alias and not there:
-            continue
-        # a user may have pointed the host's entry at a folder; a stand-in's weights are of another format
-        given = {} if base.unless else getattr(table.get(name), "keywords", {})
+        # a user may have pointed the host's entry at a folder; weights of another format are not ours to load
+        given = {} if base.reformatted else getattr(table.get(name), "keywords", {})
         yield name, partial(build_ours, name, **({"model_path": base.weights} | given))
 
 
-def _installed(package: str) -> bool:
-    """True for a real package on the path; a bare folder of that name (no ``__init__.py``) is none."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except ValueError:  # in sys.modules without a spec: someone put it there by hand
-        return True
-    return spec is not None and spec.origin is not None
+def _without_blocks(name: str, entry: Any) -> bool:
+    """Whether the entry's class cannot be truncated anyway: then its engine is left as it is."""
+    return host_class(getattr(entry.func, "__name__", ""), name).verdict == "refused"
+
+
+def engines(keywords: Mapping[str, Any]) -> list[str]:
+    """Keywords of an entry that hand its model to vLLM or LMDeploy, whose blocks nothing can be dropped from."""
+    return [flag for flag in ENGINES if keywords.get(flag)]
+
+
+def build_plain(name: str, kind: Any, **kwargs: Any) -> Any:
+    """The host's own class on transformers: base and variants share a backend, which the log names."""
+    if asked := engines(kwargs):  # the runner's own --use-vllm, or a config's: the user's word for a base
+        logger.warning("%s: %s as asked for; its variants run on transformers", name, ", ".join(asked))
+    else:
+        logger.warning("%s: on transformers, as its variants, in place of the host's engine", name)
+    return kind(**kwargs)
 
 
 def build_variant(table: VariantTable, *, base: str, spec: str, **kwargs: Any) -> Any:
-    """A ``TruncatedVLM`` over the table's own ``base``; ``kwargs`` (``use_vllm``, a config's) go through."""
+    """A ``TruncatedVLM`` over the table's own ``base``; ``kwargs`` (a config's) go through.
+
+    Raises:
+        TruncationError: vLLM or LMDeploy is asked for.
+    """
+    if asked := engines(kwargs):
+        raise TruncationError(f"{base}_trunc_{spec}: {asked[0]}: tokens are dropped in transformers; run it without")
     from redrel_vlmeval.models import TruncatedVLM
 
     return TruncatedVLM(base, spec, table=table, **kwargs)
@@ -75,9 +93,7 @@ def build_ours(name: str, **kwargs: Any) -> Any:
     """Our class under the host's name ``name``; logged, because class and weights are not the host's entry's."""
     base, weights = BASES[name], kwargs["model_path"]
     kind = getattr(importlib.import_module("redrel_vlmeval.models"), base.ours)
-    if base.unless:
-        logger.warning("%s: package %r not found, using transformers' own class with %s", name, base.unless, weights)
-    elif name != TINY:
+    if name != TINY:
         logger.warning("%s: %s in place of the host's class, with %s", name, base.ours, weights)
     return kind(**kwargs)
 

@@ -6,23 +6,28 @@ import pytest
 from checkpoints import needs_host
 from typer.testing import CliRunner
 
-from redrel_vlmeval import checking
+from redrel_vlmeval import bases, checking
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.host import runner
 
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """A host of three models, to be read, never imported."""
+    """A host of a few models, to be read, never imported."""
     (tmp_path / "config.py").write_text(
         "import nothing_of_this_name\n"
         "a = {'own_7b': partial(vlm.Own, path='x'), 'llava_v1.5_7b': partial(vlm.LLaVA)}\n"
         "a |= {'own_13b': partial(vlm.Own, sizes={'no_model': 3})}\n"
+        "b = {'GPT4o': partial(api.GPT4V, model='g', use_lmdeploy=True)}\n"
+        "b |= {'Qwen3-VL-8B': partial(vlm.Qwen3VLChat, model_path='q', use_vllm=True), 'c': partial(vlm.Cosmos)}\n"
+        "b |= {'instructblip_7b': partial(vlm.InstructBLIP, name='i'), 'Smol': partial(vlm.SmolVLM, model_path='s')}\n"
+        "b |= {'MiMo': partial(vlm.Qwen2VLChat, model_path='m', use_lmdeploy=True, min_pixels=28 * 28)}\n"
+        "b |= {'Q-Omni': partial(vlm.Qwen2VLChat, model_path='o')}\n"
     )
     monkeypatch.setattr(runner, "host_folder", lambda: tmp_path)
-    runner.model_names.cache_clear()
+    runner.entries.cache_clear()
     yield tmp_path
-    runner.model_names.cache_clear()
+    runner.entries.cache_clear()
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def no_host(monkeypatch):
         raise runner.HostMissing("none")
 
     monkeypatch.setattr(runner, "host_folder", missing)
-    runner.model_names.cache_clear()
+    runner.entries.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_a_name_in_words(host, name, said):
         ("nonsense_trunc_l2_k8", "no such name in the host here"),
         (
             "nonsense_trunc_l2_k8",
-            "and 3 of the host. Where a host has it: decoder blocks 1-2 see all image tokens",
+            "and 10 of the host. Where a host has it: decoder blocks 1-2 see all image tokens",
         ),
         ("no_model", "no such name in the host here"),
         ("llava_v1.5_7b_trunc_l5_k999", "K = 999, but a picture has 576 image tokens in llava_v1.5_7b: K is 0 to 576"),
@@ -93,5 +98,72 @@ def test_without_a_host_only_the_known_bases_are_sure(no_host):
 
 @needs_host
 def test_the_real_hosts_names_are_read_from_its_text():
-    runner.model_names.cache_clear()
+    runner.entries.cache_clear()
     assert {"llava_v1.5_7b", "Qwen2-VL-2B-Instruct", "qwen_chat"} <= runner.model_names()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("GPT4o_trunc_l5_k128", "base 'GPT4o' cannot be truncated: an API holds no model"),
+        (
+            "instructblip_7b_trunc_l5_k16",
+            "base 'instructblip_7b' cannot be truncated: its decoder is called with",
+        ),
+        ("c_trunc_l5_k16", "base 'c' cannot be truncated: its class runs on vLLM alone"),
+        ("Q-Omni_trunc_l5_k16_ppl", "two decoders"),
+    ],
+)
+def test_a_base_that_cannot_be_truncated_is_refused_before_it_is_loaded(host, name, said):
+    done = CliRunner().invoke(app, ["check", name])
+    assert done.exit_code == 1 and said in done.output, done.output
+    assert CliRunner().invoke(app, ["check", name.partition("_trunc")[0]]).exit_code == 0  # alone it is a model
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "why"),
+    [
+        ("own_7b", "unknown", "not judged: a class that is not known here"),
+        ("llava_v1.5_7b", "works", "on a class of ours"),
+        ("Smol", "works", ""),
+        ("MiMo", "note", "on transformers, not LMDeploy, base and variants"),
+        ("GPT4o", "refused", "an API holds no model whose tokens could be dropped"),
+    ],
+)
+def test_bases_and_check_give_the_same_verdict(host, name, verdict, why):
+    lines = CliRunner().invoke(app, ["bases"]).output.splitlines()
+    (line,) = (line.split() for line in lines if line.split()[0] == name)
+    assert line[2] == verdict and " ".join(line[4:]) == why
+    done = CliRunner().invoke(app, ["check", f"{name}_trunc_l5_k16"])
+    assert done.exit_code == (verdict == "refused")
+    assert why in done.output or name in bases.BASES
+
+
+def test_bases_lists_a_family(host):
+    done = CliRunner().invoke(app, ["bases", "--family", "QWEN"])
+    names = [line.split()[0] for line in done.output.splitlines()]
+    assert names[:2] == ["qwen_base", "qwen_chat"] and {"Qwen3-VL-8B", "MiMo", "Q-Omni"} < set(names)
+    assert "llava_v1.5_7b" not in names and done.output.splitlines()[-1].startswith("5 names: ")
+
+
+def test_every_row_of_the_table_of_classes_can_be_meant():
+    rows = bases._classes()
+    assert {row.verdict for row in rows} == {"works", "note", "refused", "unknown"}
+    assert {row.evidence for row in rows} == {"measured", "read", "family", "none"}
+    assert all(bool(row.why) == (row.verdict != "works") for row in rows)
+    seen = set()
+    for row in rows:  # the first row that fits counts: behind one that fits all, none is reached
+        assert (row.name, "") not in seen, row
+        seen.add((row.name, row.names))
+
+
+@needs_host
+def test_every_class_of_the_real_host_is_judged_and_ours_are_its_own_bases():
+    runner.entries.cache_clear()
+    found = checking.verdicts()
+    assert [one for one in found if one.why == bases.UNJUDGED.why] == []
+    ours = {name for name, base in bases.BASES.items() if base.ours and name != bases.TINY and not base.alias}
+    assert ours <= set(runner.entries())
+    for name in ours:
+        weights = runner.entries()[name].keywords.get("model_path")
+        assert bases.BASES[name].reformatted or weights in (None, bases.BASES[name].weights), name

@@ -18,6 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from redrel_vlmeval.models import checkpoint
 from redrel_vlmeval.models.checkpoint import SMALL, choose_placement
+from redrel_vlmeval.models.llava.checkpoint import read_config
 from redrel_vlmeval.models.llava.core import LlavaCore
 
 HUB = "llava-hf/llava-1.5-7b-hf"
@@ -60,7 +61,7 @@ def test_weights_are_those_of_the_files_in_the_asked_precision(whole):
 
 
 def test_revision_of_a_folder_follows_the_weights(folder):
-    config = checkpoint.read_config(str(folder), None)
+    config = read_config(str(folder), None)
     assert config["model_type"] == "llava"
     size, first = checkpoint.weight_files(str(folder), None)
     assert size == (folder / "model.safetensors").stat().st_size and first.startswith("sha256:")

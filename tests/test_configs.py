@@ -142,7 +142,6 @@ def test_the_host_builds_every_model_of_a_file(path, built, monkeypatch):
 
     from redrel_vlmeval.plugin import expose_models
 
-    monkeypatch.setattr(plugin, "_installed", lambda _package: False)
     monkeypatch.setattr(run, "supported_VLM", plugin.register(dict(run.supported_VLM)))
     monkeypatch.delitem(vars(vlmeval.vlm), "__getattr__", raising=False)
     expose_models(vlmeval.vlm)

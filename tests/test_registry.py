@@ -14,6 +14,7 @@ import pytest
 import redrel_vlmeval
 from redrel_vlmeval import plugin
 from redrel_vlmeval.bases import BASES, TINY
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.host import VariantTable
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.plugin import register
@@ -52,11 +53,6 @@ def models(monkeypatch):
     monkeypatch.setattr(redrel_vlmeval, "models", stub, raising=False)
 
 
-@pytest.fixture
-def llava_missing(monkeypatch):
-    monkeypatch.setattr(plugin, "_installed", lambda package: False)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -75,7 +71,7 @@ def test_variant_is_absent_present_absent(host, name):
     assert name not in host and name not in dict(table) and name not in list(table)
 
 
-def test_host_entries_and_the_hosts_dict_are_untouched(host, llava_missing):
+def test_host_entries_and_the_hosts_dict_are_untouched(host):
     before = dict(host)
     table = register(host)
     assert host == before and not isinstance(host, VariantTable)
@@ -107,7 +103,13 @@ def test_box_model_is_built_by_its_own_name(host, models):
     assert built.kwargs == {"model_path": "redrel_tiny", "use_vllm": False}
 
 
-def test_stand_in_is_used_and_logged_only_without_llava(host, models, llava_missing, caplog):
+@pytest.mark.parametrize("package", [False, True])
+def test_llava_is_always_ours_and_says_so(host, models, caplog, monkeypatch, tmp_path, package):
+    """Base and variant share a path whether or not the ``llava`` package is there."""
+    if package:
+        (tmp_path / "llava").mkdir()
+        (tmp_path / "llava" / "__init__.py").write_text("raise RuntimeError('never imported')")
+        monkeypatch.syspath_prepend(tmp_path)
     with caplog.at_level(logging.INFO):
         table = register(host)
         assert "llava_v1.5_7b_trunc_l5_k128" in table
@@ -116,22 +118,47 @@ def test_stand_in_is_used_and_logged_only_without_llava(host, models, llava_miss
         register(host)["Qwen2-VL-2B-Instruct"]()
     assert built.kwargs == {"model_path": "llava-hf/llava-1.5-7b-hf"}
     assert [record.getMessage() for record in caplog.records] == [
-        "llava_v1.5_7b: package 'llava' not found, using transformers' own class with llava-hf/llava-1.5-7b-hf"
+        "llava_v1.5_7b: LLaVA15 in place of the host's class, with llava-hf/llava-1.5-7b-hf"
     ]
+    assert table["llava_v1.5_13b"].keywords == {"model_path": "llava-hf/llava-1.5-13b-hf"}, (
+        "absent from this host: ours"
+    )
 
 
-def test_hosts_own_llava_stays_where_the_package_is_found(host, models, monkeypatch, caplog, tmp_path):
-    (tmp_path / "llava").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    assert register(host)["llava_v1.5_7b"] is not host["llava_v1.5_7b"], "a bare folder named llava is no package"
-    (tmp_path / "llava" / "__init__.py").write_text("raise RuntimeError('only looked for, never imported')")
-    monkeypatch.syspath_prepend(tmp_path)  # drops the finder's memory of the folder
+def test_llava_next_keeps_the_folder_a_user_gave_the_hosts_entry(host, models):
+    host["llava_next_mistral_7b"] = partial(FakeVLM, model_path="/data/next")
     table = register(host)
-    assert table["llava_v1.5_7b"] is host["llava_v1.5_7b"]
-    table["llava_v1.5_7b"]()
-    assert not caplog.records
-    absent = table["llava_v1.5_13b"].keywords
-    assert absent == {"model_path": "llava-hf/llava-1.5-13b-hf"}, "absent from this host: ours"
+    assert type(table["llava_next_mistral_7b"]()).__name__ == "LLaVANext"
+    assert table["llava_next_mistral_7b"]().kwargs == {"model_path": "/data/next"}
+    assert table["llava_next_yi_34b"].keywords["model_path"] == "llava-hf/llava-v1.6-34b-hf"
+
+
+class Cosmos(FakeVLM):
+    """Named as a class of the host that runs on vLLM alone."""
+
+
+class Api(FakeVLM):
+    is_api = True
+
+
+@pytest.mark.parametrize("flag", ["use_vllm", "use_lmdeploy"])
+def test_base_and_variant_are_built_without_the_hosts_engine(host, models, caplog, flag):
+    host["big"] = partial(FakeVLM, model_path="b", retry=3, **{flag: True})
+    host["plain"] = partial(FakeVLM, model_path="b", **{flag: False})
+    host["only"] = partial(Cosmos, **{flag: True})
+    host["api"] = partial(Api, **{flag: True})
+    table = register(host)
+    assert all(table[name] is host[name] for name in ("plain", "only", "api"))
+    assert table["big"].keywords["retry"] == 3  # what the host changes in its entries goes on having an effect
+    with caplog.at_level(logging.INFO):
+        built = table["big"]()
+    assert type(built) is FakeVLM and built.kwargs == {"model_path": "b", "retry": 3, flag: False}
+    assert [record.getMessage() for record in caplog.records] == [
+        "big: on transformers, as its variants, in place of the host's engine"
+    ]
+    with pytest.raises(TruncationError, match=f"big_trunc_l1_k2: {flag}: tokens are dropped in transformers"):
+        table["big_trunc_l1_k2"](**{flag: True})
+    assert table["big_trunc_l1_k2"](use_vllm=False).kwargs["table"] is table
 
 
 @pytest.mark.parametrize(

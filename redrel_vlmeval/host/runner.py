@@ -6,8 +6,9 @@ import ast
 import importlib.util
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -58,9 +59,18 @@ def host_folder() -> Path:
     return Path(places[0])
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A model in the host's table as its text has it: ``vlm`` or ``api``, the class, keywords that are constants."""
+
+    module: str
+    kind: str
+    keywords: Mapping[str, object]
+
+
 @cache
-def model_names() -> frozenset[str]:
-    """Names in the model tables of the host's ``config.py``, read from its text in a fraction of a second.
+def entries() -> Mapping[str, Entry]:
+    """The model tables of the host's ``config.py``, read from its text in a fraction of a second.
 
     Raises:
         HostMissing: there is no host.
@@ -68,13 +78,31 @@ def model_names() -> frozenset[str]:
     try:
         tree = ast.parse((host_folder() / "config.py").read_text(encoding="utf-8"))
     except (OSError, SyntaxError):  # of another layout, or for another Python
-        return frozenset()
-    found: set[object] = set()
+        return {}
+    found: dict[str, Entry] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            pairs = zip(node.keys, node.values, strict=True)
-            found |= {getattr(key, "value", None) for key, value in pairs if isinstance(value, ast.Call)}
-    return frozenset(name for name in found if isinstance(name, str))
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(value, ast.Call) and isinstance(name := getattr(key, "value", None), str):
+                    found[name] = _entry(value)
+    return found
+
+
+def _entry(call: ast.Call) -> Entry:
+    """``partial(vlm.Class, key=constant, ...)``."""
+    kind = call.args[0] if call.args else call.func
+    module = getattr(getattr(kind, "value", None), "id", "")
+    constants = {one.arg: one.value.value for one in call.keywords if one.arg and isinstance(one.value, ast.Constant)}
+    return Entry(module, getattr(kind, "attr", ""), constants)
+
+
+def model_names() -> frozenset[str]:
+    """Names in the model tables of the host.
+
+    Raises:
+        HostMissing: there is no host.
+    """
+    return frozenset(entries())
 
 
 def _installed_script() -> Path | None:

@@ -8,7 +8,13 @@ from .efficiency import (
     now as now,
     prefill_flops as prefill_flops,
 )
-from .llava import TINY_FOLDER as TINY_FOLDER, LLaVA15 as LLaVA15, LlavaCore as LlavaCore, square_box as square_box
+from .llava import (
+    TINY_FOLDER as TINY_FOLDER,
+    LLaVA15 as LLaVA15,
+    LlavaCore as LlavaCore,
+    LLaVANext as LLaVANext,
+    square_box as square_box,
+)
 from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened
 from .qwen import (
     QwenCore as QwenCore,

@@ -1,4 +1,4 @@
-"""A checkpoint found by hub name or local folder, or one clear error; and LLaVA-1.5 in transformers' format loaded."""
+"""A checkpoint found by hub name or local folder and loaded, or one clear error."""
 
 from __future__ import annotations
 
@@ -13,21 +13,11 @@ import torch
 
 from redrel_vlmeval.errors import InvalidValue, RedrelError
 
-HUB_NAMES = "llava-hf/llava-1.5-7b-hf, llava-hf/llava-1.5-13b-hf"
 SMALL = 2 * 2**30  # bytes of weights up to which a CPU runs in float32
 
 
 class CheckpointError(RedrelError, RuntimeError):
     """A checkpoint that cannot be used: names it, what is wrong, and the fix."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Side of the square in pixels, and CLIP's mean and deviation (0..1)."""
-
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -65,22 +55,6 @@ def choose_placement(
     if device.startswith("cuda"):
         return Placement(device, gpu_dtype)
     return Placement(device, torch.float32 if weight_bytes <= SMALL else torch.bfloat16)
-
-
-def read_config(path: str, revision: str | None) -> dict[str, Any]:
-    """config.json of a checkpoint, checked to be a transformers-format LLaVA.
-
-    Raises:
-        CheckpointError: not there, no network, not JSON, or another architecture.
-    """
-    config = open_config(path, revision, HUB_NAMES)
-    kind = config.get("model_type")
-    if kind != "llava" or "text_config" not in config or "vision_config" not in config:
-        original = " (this is the original repository's format)" if "mm_vision_tower" in config else ""
-        raise CheckpointError(
-            f"{path}: architecture {kind!r}{original}, expected LLaVA-1.5 in transformers' format, such as {HUB_NAMES}"
-        )
-    return config
 
 
 def open_config(path: str, revision: str | None, known: str) -> dict[str, Any]:
@@ -138,30 +112,11 @@ def from_hub(path: str, name: str | list[str], revision: str | None, known: str)
         ) from error
 
 
-def read_preprocessing(path: str, revision: str | None, config: dict[str, Any]) -> Preprocessing:
-    """Size, mean and deviation from the checkpoint's preprocessor file."""
-    from transformers import CLIPImageProcessor
-
-    try:
-        found, _ = CLIPImageProcessor.get_image_processor_dict(path, revision=revision)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: no preprocessor_config.json ({error}); the checkpoint is incomplete, fetch it again"
-        ) from error
-    found = found.get("image_processor", found)
-    if "image_mean" not in found or "image_std" not in found:
-        raise CheckpointError(
-            f"{path}: preprocessor_config.json lacks image_mean or image_std; the checkpoint is broken, fetch it again"
-        )
-    size = config["vision_config"].get("image_size", 336)
-    return Preprocessing(int(size), tuple(found["image_mean"]), tuple(found["image_std"]))
-
-
-def weight_files(path: str, revision: str | None) -> tuple[int, str]:
+def weight_files(path: str, revision: str | None, known: str = "") -> tuple[int, str]:
     """(bytes of weights, revision): the hub's commit, or a digest of a folder's weight files (content or sizes)."""
     local = Path(path)
     if not local.is_dir():
-        index = Path(from_hub(path, "config.json", revision, HUB_NAMES))
+        index = Path(from_hub(path, "config.json", revision, known))
         return sum(f.stat().st_size for f in index.parent.glob("*.safetensors")) or SMALL + 1, index.parent.name
     return folder_weights(path)
 
@@ -185,27 +140,34 @@ def folder_weights(path: str) -> tuple[int, str]:
     return total, f"{'sha256' if total < 2**28 else 'sizes'}:{digest.hexdigest()[:12]}"
 
 
-def load(path: str, revision: str | None, placement: Placement, kernel: str) -> tuple[Any, Any]:
-    """-> (model in eval mode, tokenizer).
+def load_model(path: str, revision: str | None, placement: Placement, kernel: str, architecture: str) -> Any:
+    """A model of transformers' class ``architecture`` in eval mode.
 
     Raises:
         CheckpointError: weights are missing from the checkpoint, or do not fit its config, or cannot be read.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer, LlavaForConditionalGeneration
-
-    try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            path, revision=revision, torch_dtype=placement.dtype, attn_implementation=kernel, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be loaded: {reason}. Fetch it again or check model_path") from error
+    settings = {"torch_dtype": placement.dtype, "attn_implementation": kernel, "output_loading_info": True}
+    model, report = load_part(architecture, path, revision, **settings)
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{path}: the checkpoint lacks {len(missing)} weights, first {missing[0]!r}; "
             "it is incomplete or of another model"
         )
-    return model.to(placement.device).eval(), tokenizer
+    return model.to(placement.device).eval()
+
+
+def load_part(kind: str, path: str, revision: str | None, **settings: Any) -> Any:
+    """What ``from_pretrained`` of transformers' class ``kind`` gives: a tokenizer, a processor, a model.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    try:
+        return getattr(transformers, kind).from_pretrained(path, revision=revision, **settings)
+    except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be loaded: {reason}. Fetch it again or check model_path") from error

@@ -89,7 +89,7 @@ def read_plan(model: str, data: str, layers: str, keep: str, rules: str = DEFAUL
     base = bases.row(model)
     if base is not None:
         found.check_depth(base.blocks)
-        if (most := found.keeps[-1]) > base.tokens:
+        if base.tokens is not None and (most := found.keeps[-1]) > base.tokens:
             tokens = base.tokens
             raise PlanError(f"--keep {most}: a picture has {tokens} image tokens in {model}, so K is 0 to {tokens}")
     return found

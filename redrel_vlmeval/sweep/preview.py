@@ -37,7 +37,7 @@ def show(plan: Plan, console: Console) -> None:
         PlanError: a base or a benchmark that cannot be had.
     """
     base = bases.row(plan.base)
-    prompt, blocks, shape, source = _known(base) if base is not None else _asked(plan)
+    prompt, blocks, shape, source = _known(base) if base is not None and base.tokens else _asked(plan)
     plan.check_depth(blocks)
     found = cost(plan.specs, prompt, blocks, shape)
     count = f"{plan.limit} questions" if plan.limit else "all questions"
@@ -74,7 +74,7 @@ def _shortened(names: Sequence[str], most: int = 12) -> list[str]:
 
 
 def _known(base: Base) -> tuple[Prompt, int, BlockShape, str]:
-    return Prompt(TEXT["before"], base.tokens, TEXT["after"]), base.blocks, base.shape, "text tokens assumed"
+    return Prompt(TEXT["before"], base.tokens or 0, TEXT["after"]), base.blocks, base.shape, "text tokens assumed"
 
 
 def _asked(plan: Plan) -> tuple[Prompt, int, BlockShape, str]:

@@ -12,8 +12,8 @@ import torch
 
 from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.errors import InvalidValue
-from redrel_vlmeval.models import checkpoint
-from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.models.checkpoint import choose_placement, load_model, load_part, weight_files
+from redrel_vlmeval.models.llava import checkpoint, input
 from redrel_vlmeval.models.pictures import opened
 from redrel_vlmeval.truncation import image_token
 
@@ -27,7 +27,7 @@ class LlavaCore:
     Args:
         model_path: hub name, local folder, or ``redrel_tiny`` for the model in the box.
         revision: commit or tag on the hub.
-        device, dtype: see :func:`checkpoint.choose_placement`.
+        device, dtype: see :func:`choose_placement`.
         attn: attention kernel, as transformers names it.
         generation: keywords of ``generate``; the host's defaults are greedy and 2048 new tokens.
 
@@ -42,10 +42,11 @@ class LlavaCore:
         self.weights = model_path
         path = str(TINY_FOLDER) if model_path == TINY else model_path
         config = checkpoint.read_config(path, revision)
-        size, self.revision = checkpoint.weight_files(path, revision)
+        size, self.revision = weight_files(path, revision, checkpoint.HUB_NAMES)
         self.preprocessing = checkpoint.read_preprocessing(path, revision, config)
-        placement = checkpoint.choose_placement(device, dtype, size)
-        self.model, self.tokenizer = checkpoint.load(path, revision, placement, attn)
+        placement = choose_placement(device, dtype, size)
+        self.model = load_model(path, revision, placement, attn, "LlavaForConditionalGeneration")
+        self.tokenizer = load_part("AutoTokenizer", path, revision)
         self.sentencepiece = "\u2581" in self.tokenizer.get_vocab()
         own = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.unk_token}
         # of tags that the conversion added (<image>, <pad>) the original's tokenizer knows nothing: there they are text

@@ -69,7 +69,7 @@ def _grid(record: Mapping[str, Any], tokens: int, pictures: int | None) -> tuple
         return 0, "Qwen-VL's image tokens are the 256 queries of its resampler: each sees the whole picture."
     base = bases.row(str(record.get("base")))
     # the host's own class lays its tokens out the same way, where its package is installed
-    host = base is not None and bool(base.unless) and backend != SQUARE
+    host = base is not None and base.reformatted and backend != SQUARE
     known = base if host else bases.by_weights(weights)
     if backend != SQUARE and not host:
         return 0, f"How {backend} lays its image tokens over a picture is not known here."

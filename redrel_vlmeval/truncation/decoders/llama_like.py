@@ -245,18 +245,22 @@ class NativeDecoder(Decoder):
         raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
 
 
+# where configs name the id of image tokens: transformers' new and old key, Kimi-VL's
+IMAGE_KEYS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
+
+
 def image_token(model: nn.Module) -> int:
-    """The id of image tokens that a model's config names, under its new or its old key.
+    """The id of image tokens that a model's config names.
 
     Raises:
         TruncationError: it names none.
     """
     config = getattr(model, "config", None)
-    token = getattr(config, "image_token_id", None)
-    token = getattr(config, "image_token_index", None) if token is None else token
+    token = next((one for key in IMAGE_KEYS if (one := getattr(config, key, None)) is not None), None)
     if token is None:
         raise TruncationError(
-            f"{type(model).__name__}: its config has neither image_token_id nor image_token_index; is it a text model?"
+            f"{type(model).__name__}: its config names no image token ({', '.join(IMAGE_KEYS)}): "
+            "it is a text model, or its pictures enter elsewhere"
         )
     return int(token)
 
