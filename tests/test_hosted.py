@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,25 @@ def test_a_row_without_options_fails_alone_under_a_prompt_by_name_and_ranking(
     assert found[7] == MARK and MARK not in found[1] + found[2]
     (failed,) = (record["error"] for record in records(tmp_path) if "error" in record)
     assert failed.startswith("question 7 of RedRelShapes: multiple choice without options")
+
+
+def test_redrel_run_ends_with_1_where_a_question_failed_alone(base, tmp_path, monkeypatch, capfd, bad):
+    """The runner's loop stands in a script of its own here; what it does to the exit code is ``redrel run``'s."""
+    from redrel_vlmeval.host import failures, runner
+
+    base.set_dump_image(lambda line: line.get("paths", []))
+    (tmp_path / "vlmeval_run.py").write_text("import sys; sys.modules['the_loop'].go()")
+    (tmp_path / "out").mkdir()
+    lines = [LINE | {"index": 1}]
+    go = lambda: loop("infer_data", base, lines, tmp_path / "out", "redrel_tiny")  # noqa: E731
+    monkeypatch.setitem(sys.modules, "the_loop", SimpleNamespace(go=go))
+    failures.clear()
+    runner.run([], str(tmp_path / "vlmeval_run.py"))
+    lines.append(bad["missing"])
+    with pytest.raises(SystemExit) as ended:
+        runner.run([], str(tmp_path / "vlmeval_run.py"))
+    assert ended.value.code == 1 and "1 questions could not be asked" in capfd.readouterr().err
+    failures.clear()
 
 
 # conversations

@@ -31,9 +31,9 @@ TEMPLATES = {
         "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
     ),
     "mistral": (
-        "{% for message in messages %}[INST] {% for item in message['content'] %}{% if item['type'] == 'image' %}<image>"
-        "\n{% endif %}{% endfor %}{% for item in message['content'] %}{% if item['type'] == 'text' %}{{ item['text'] }}"
-        "{% endif %}{% endfor %} [/INST]{% endfor %}"
+        "{% for message in messages %}[INST] {% for item in message['content'] %}{% if item['type'] == 'image' %}"
+        "<image>\n{% endif %}{% endfor %}{% for item in message['content'] %}{% if item['type'] == 'text' %}"
+        "{{ item['text'] }}{% endif %}{% endfor %} [/INST]{% endfor %}"
     ),
 }
 

@@ -2,7 +2,12 @@ from . import benchmark as benchmark, child as child, facts as facts, runner as 
 from .benchmark import Benchmark as Benchmark, models as models
 from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
 from .folders import RECORDS as RECORDS, STATUS as STATUS, SWEEPING as SWEEPING, Cell as Cell, find_cells as find_cells
-from .question import HostQuestion as HostQuestion, asked_by_host as asked_by_host, failed_answer as failed_answer
+from .question import (
+    HostQuestion as HostQuestion,
+    asked_by_host as asked_by_host,
+    failed_answer as failed_answer,
+    failures as failures,
+)
 from .runner import HostMissing as HostMissing, host_folder as host_folder
 from .scores import (
     Metric as Metric,

@@ -13,6 +13,7 @@ from typing import Any
 from redrel_vlmeval.host import pictures
 
 HOST_MODULES = ("vlmeval.inference", "vlmeval.inference_mt", "vlmeval.inference_video")
+failures: set[tuple[str, str, str]] = set()  # model, benchmark and index of the questions that failed alone
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from redrel_vlmeval.errors import RedrelError
-from redrel_vlmeval.host import child
+from redrel_vlmeval.host import child, question
 
 HOW_TO_GET = (
     'get a host with `pip install "redrel-vlmeval[ms]"` (ms-vlmeval, run as `python -m vlmeval`), or '
@@ -29,7 +29,7 @@ def run(args: list[str], runner: str | None = None) -> None:
     """Run ``python -m vlmeval ARGS``, or ``python RUNNER ARGS`` for a checkout's ``run.py`` (or its folder).
 
     The runner's own ``SystemExit`` and errors pass through; what it has started ends with this process. Spawned workers
-    of the host start new interpreters, which only the hook reaches.
+    of the host start new interpreters, which only the hook reaches. Exit code 1 where a question failed alone.
 
     Raises:
         HostMissing: no vlmeval, or nothing at ``runner``.
@@ -44,6 +44,9 @@ def run(args: list[str], runner: str | None = None) -> None:
             runpy.run_path(str(script), run_name="__main__")
         else:
             runpy.run_module("vlmeval", run_name="__main__", alter_sys=True)
+    if question.failures:
+        print(f"redrel run: {len(question.failures)} questions could not be asked; records say error", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def host_folder() -> Path:

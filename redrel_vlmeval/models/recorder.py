@@ -15,7 +15,7 @@ from torch import nn
 
 import redrel_vlmeval
 from redrel_vlmeval.errors import InvalidValue
-from redrel_vlmeval.host import HostQuestion, asked_by_host, facts as hostfacts
+from redrel_vlmeval.host import HostQuestion, asked_by_host, facts as hostfacts, failures
 from redrel_vlmeval.models.efficiency import Meter, RecordFile, costs, now
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
@@ -100,6 +100,7 @@ class Recorder:
         asked = asked_by_host()
         if asked is not None:
             self._open(asked.record_path).append(self._head(asked) | {"error": error} | self.facts | {"time": now()})
+            failures.add((asked.model, asked.dataset, str(asked.index)))
             logger.error("%s on %s: %s", asked.model, asked.dataset, error)
 
     def _head(self, asked: HostQuestion) -> dict[str, Any]:
