@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -124,14 +125,17 @@ def lock(file: IO[bytes], what: str) -> None:
     Raises:
         Busy: another process holds it; ``file`` is closed.
     """
-    if not lock_descriptor(file.fileno(), blocking=False):
-        file.close()
-        raise Busy(f"{what}: another run is writing here; wait for it or choose another folder")
+    for _ in range(4):  # because whoever asks whether it is locked has it for that moment
+        if lock_descriptor(file.fileno(), blocking=False):
+            return
+        time.sleep(0.03)
+    file.close()
+    raise Busy(f"{what}: another run is writing here; wait for it or choose another folder")
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[IO[bytes]]:
-    """Within the context no other process can enter the same folder.
+def only_one(folder: Path, part: int = 0) -> Iterator[IO[bytes]]:
+    """Within the context no other process can enter the same folder, or the same ``part`` of its work.
 
     Yields:
         The locked file: a child process that is given it holds the lock as well, and goes on doing so without us.
@@ -139,7 +143,7 @@ def only_one(folder: Path) -> Iterator[IO[bytes]]:
     Raises:
         Busy: another process is in it.
     """
-    path = folder / LOCK
+    path = _lock_of(folder, part)
     while True:
         with open(path, "ab") as file:
             lock(file, str(folder))
@@ -150,10 +154,23 @@ def only_one(folder: Path) -> Iterator[IO[bytes]]:
             return
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process is in :func:`only_one` of this folder; a lock file that a killed one left does not count."""
+def _lock_of(folder: Path, part: int) -> Path:
+    return folder / (LOCK if part == 0 else f".redrel{part}.lock")
+
+
+def is_held(folder: Path, beside: int | None = None) -> bool:
+    """Whether a process is in :func:`only_one` of this folder, of any part but ``beside``.
+
+    A lock file that a killed process left does not count.
+    """
+    own = None if beside is None else _lock_of(folder, beside)
+    return any(is_locked(path) for path in folder.glob(".redrel*.lock") if path != own)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds this file's lock; False where there is no such file."""
     try:
-        with open(folder / LOCK, "rb") as file:
+        with open(path, "rb") as file:
             return not lock_descriptor(file.fileno(), blocking=False)
     except OSError:
         return False

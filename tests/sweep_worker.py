@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from redrel_vlmeval.sweep.distributed import Group, joined
+from redrel_vlmeval.sweep.distributed import Group, group
 from redrel_vlmeval.sweep.plan import read_plan
 from redrel_vlmeval.sweep.store import Store
 from redrel_vlmeval.sweep.work import Sweep
@@ -39,6 +39,9 @@ class Made:
         return f"question {position}"
 
     def load(self, plan: Any) -> dict[str, Any]:
+        kill = "REDREL_TEST_KILL" in os.environ and not (self.folder / "killed").exists()
+        while kill and len(list((self.folder / "sweep").glob(".redrel*.lock"))) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.01)  # answers are so quick that the first to start would give them all
         return {"backend": "made", "weights": self.weights, "revision": None, "dtype": "float32", "device": "cpu",
                 "kernel": "sdpa", "versions": {"torch": "1", "transformers": "2"}}  # fmt: skip
 
@@ -84,5 +87,4 @@ def sweep(folder: Path, limit: int, keeps: str, group: Group | None = None, **so
 
 if __name__ == "__main__":
     place, count, kept = sys.argv[1:]
-    with joined() as joint:
-        sweep(Path(place), int(count), kept, joint)
+    sweep(Path(place), int(count), kept, group())

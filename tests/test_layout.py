@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "redrel_vlmeval"
 ROWS = """
 errors
-files
+files console
 rules
 names bases prompts
 truncation host

@@ -34,8 +34,8 @@ def test_ranges_become_the_grid_in_order():
     [
         ({"layers": "1-8"}, "--layers 8: redrel_tiny has 8 blocks, so L is 1 to 7"),
         ({"layers": "0-3"}, "--layers 0: the blind control redrel_tiny_trunc_l0_k0"),
-        ({"layers": "3-1"}, "--layers 3-1: a range runs from small to large"),
-        ({"layers": "1,2,x"}, "--layers 'x': not a number or a range"),
+        ({"layers": "3-1"}, "--layers '3-1' is neither a number to 999999 nor a range from small to large"),
+        ({"layers": "1,2,x"}, "--layers 'x' is neither a number to 999999 nor a range"),
         ({"layers": "-1"}, "--layers '-1'"),
         ({"layers": "1-3,2"}, "--layers: 2 given more than once"),
         ({"layers": ""}, "at least"),

@@ -12,8 +12,10 @@ import pytest
 import sweep_worker
 from sweep_worker import BAD, TEXT, sweep
 
+from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import Busy, only_one
 from redrel_vlmeval.sweep import asking
+from redrel_vlmeval.sweep.distributed import Group, group
 from redrel_vlmeval.sweep.store import ANSWERS, Store, StoreError, Writer
 
 HERE = Path(__file__).parent
@@ -155,3 +157,33 @@ def test_two_processes_killed_for_good_and_gone_on_by_one(tmp_path, whole):
     known = {int(index) - 100 for index, entry in left.items() if entry.answers}
     assert {position for position, _ in alone.source.asked} == set(range(LIMIT)) - known - {BAD}
     assert answers(tmp_path) == answers(whole)
+
+
+def test_a_lone_sweep_beside_one_of_several_is_refused(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with only_one(tmp_path / "sweep", 3), pytest.raises(Busy, match="several processes are writing here"):
+        sweep(tmp_path, 3, "0")
+
+
+def test_whoever_ends_last_merges_what_all_have_answered(tmp_path, whole):
+    (tmp_path / "sweep").mkdir()
+    with only_one(tmp_path / "sweep", 1):  # it still works
+        first = sweep(tmp_path, LIMIT, "0,8", Group(0, 2))
+        assert not first.entries and {position for position, _ in first.source.asked} == set(range(0, LIMIT, 2))
+    last = sweep(tmp_path, LIMIT, "0,8", Group(1, 2))
+    assert {position for position, _ in last.source.asked} == set(range(1, LIMIT, 2)) - {BAD}
+    assert answers(tmp_path) == answers(whole)
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [ANSWERS, "sweep.json"]
+
+
+def test_the_last_answers_for_those_that_are_gone(tmp_path, whole):
+    sweep(tmp_path, LIMIT, "0,8", Group(2, 3))
+    assert answers(tmp_path) == answers(whole)
+
+
+@pytest.mark.parametrize("rank, size", [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "²"), ("0", "0")])
+def test_a_place_that_is_none_is_refused(monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(InvalidValue, match=f"RANK={rank}, WORLD_SIZE={size}"):
+        group()

@@ -11,10 +11,10 @@ from typing import IO
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tabulate import tabulate
 
 from redrel_vlmeval import files, results, sheets
+from redrel_vlmeval.console import bar
 from redrel_vlmeval.demo import kept
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.files import usable
@@ -169,15 +169,13 @@ def follow(command: list[str], work_dir: Path, models: list[str], data: str, con
     total = len(models) * len(benchmark.make(data))
     # more threads than one only wait for each other on a model this small
     environment = {"OMP_NUM_THREADS": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with open(log, "wb") as output, Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting the host", total=total)
+    with open(log, "wb") as output, bar(console, "starting the host", total) as progress:
         with child.started(command, output, environment, [lock]) as process:
             while process.poll() is None:
                 done = answered(work_dir, models, data)
-                progress.update(task, completed=done, description="questions" if done else "starting the host")
+                progress.to(done, "questions" if done else None)
                 time.sleep(0.5)
-        progress.update(task, completed=answered(work_dir, models, data))
+        progress.to(answered(work_dir, models, data))
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise DemoError(f"the runner stopped with exit code {process.returncode}: {last[0]} (its output: {log})")

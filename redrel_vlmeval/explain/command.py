@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from redrel_vlmeval import files
+from redrel_vlmeval.console import bar
 from redrel_vlmeval.errors import ExplainError, TruncationError
 from redrel_vlmeval.explain import tables
 from redrel_vlmeval.explain.ask import Asked, Item, ask_host, questions as items
@@ -86,9 +86,7 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
         ExplainError, TruncationError: a single question's.
     """
     results = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=run.console, transient=True, disable=total < 2) as progress:
-        task = progress.add_task("questions", total=total)
+    with bar(run.console, "questions", total, shown=total > 1, transient=True) as progress:
         for item in questions:
             try:
                 if item.refusal:
@@ -98,7 +96,7 @@ def each(run: Run, questions: Iterator[Item] | list[Item], total: int, make: Cal
                 if item.dataset is None:
                     raise
                 run.failed.append((item.name, str(error)))
-            progress.advance(task)
+            progress.on()
     return results
 
 

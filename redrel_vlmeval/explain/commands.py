@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from redrel_vlmeval.console import numbers, words
 from redrel_vlmeval.errors import InvalidValue
 
 app = typer.Typer(
@@ -72,7 +73,7 @@ def explain_cam(
     from redrel_vlmeval.explain.maps import Request
 
     request = Request(
-        _words(methods), _words(where), _numbers(layers), objective, None, per_token, checkpointing,
+        words(methods), words(where), _layers(layers), objective, None, per_token, checkpointing,
         smooth, noise, seed, batch, tower,
     )  # fmt: skip
     job = command.Job(
@@ -99,32 +100,20 @@ def explain_draw(
     from redrel_vlmeval.explain.draw import drawing
 
     written = drawing.draw(
-        files, output, where=where and _words(where), methods=methods and _words(methods), layers=_numbers(layers),
+        files, output, where=where and words(where), methods=methods and words(methods), layers=_layers(layers),
         token=None if token is None else token - 1, picture=picture - 1, scale=scale, width=width,
     )  # fmt: skip
     for path in written:
         typer.echo(f"written: {path}")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _numbers(text: str | None) -> tuple[int, ...] | None:
-    """``1-3,8`` -> 1, 2, 3, 8.
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    """``1-3,8`` -> 1, 2, 3, 8; None stays None.
 
     Raises:
-        ValueError: anything else.
+        InvalidValue: anything else, or nothing.
     """
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in _words(text):
-        first, dash, last = part.partition("-")
-        ends = [first, last] if dash else [first]
-        if not all(end.isascii() and end.isdigit() and len(end) <= 4 for end in ends) or int(ends[-1]) < int(first):
-            raise InvalidValue(f"--layers {text[:60]!r}: {part[:30]!r} is neither a number to 9999 nor a range as 1-8")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
+    found = None if text is None else tuple(dict.fromkeys(numbers("--layers", text, 9999)))
+    if found == ():
         raise InvalidValue(f"--layers {text!r}: name at least one")
-    return tuple(dict.fromkeys(found))
+    return found

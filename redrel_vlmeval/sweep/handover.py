@@ -72,7 +72,7 @@ def write(
     target: Target,
     runs: Iterable[tuple[str, Mapping[Any, str], Sequence[Mapping[str, Any]]]],
     limit: int | None,
-    seen: Callable[[int, int], None],
+    seen: Callable[[int], None],
 ) -> int:
     """Hand each model's answers (by index) and efficiency records to the host; the number of models it evaluated.
 
@@ -140,10 +140,8 @@ def _is_scored(target: Target, model: str, run: str) -> bool:
     return entry.get("status") == "done" and "error_message" not in entry and any(path.is_file() for path in tables)
 
 
-def _evaluate(
-    target: Target, models: list[str], eval_id: str, limit: int | None, seen: Callable[[int, int], None]
-) -> None:
-    """The host's runner in a process of its own, output in ``runner.log``; ``seen(done, all)`` is called as it goes."""
+def _evaluate(target: Target, models: list[str], eval_id: str, limit: int | None, seen: Callable[[int], None]) -> None:
+    """The host's runner in a process of its own, output in ``runner.log``; ``seen(done)`` is called as it goes."""
     arguments = ["--model", *models, "--data", target.data, "--judge", target.judge, "--keep-failed"]
     arguments += ["--work-dir", str(target.work_dir)]
     request = {"eval_id": eval_id, "limit": limit, "args": arguments}
@@ -154,9 +152,9 @@ def _evaluate(
         settings = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
         with child.started(command, output, settings, target.locks) as process:
             while process.poll() is None:
-                seen(sum(_is_scored(target, model, run) for model in models), len(models))
+                seen(sum(_is_scored(target, model, run) for model in models))
                 time.sleep(0.3 + 0.01 * len(models))
-    seen(sum(_is_scored(target, model, run) for model in models), len(models))
+    seen(sum(_is_scored(target, model, run) for model in models))
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise EvaluationError(f"the host's runner stopped with {process.returncode}: {last[0]} (its output: {log})")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from redrel_vlmeval import bases
 from redrel_vlmeval.bases import TINY, BlockShape
-from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.console import numbers, words
+from redrel_vlmeval.errors import InvalidValue, RedrelError
 from redrel_vlmeval.models import prefill_flops
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.rules import DEFAULT, find
@@ -74,7 +75,7 @@ def read_plan(model: str, data: str, layers: str, keep: str, rules: str = DEFAUL
         raise PlanError("--data: give the name of one benchmark")
     if limit is not None and limit < 1:
         raise PlanError(f"--limit {limit}: at least 1 question")
-    chosen = tuple(word.strip() for word in rules.split(",") if word.strip())
+    chosen = words(rules)
     for rule in chosen:
         try:
             find(rule)
@@ -97,15 +98,10 @@ def read_plan(model: str, data: str, layers: str, keep: str, rules: str = DEFAUL
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
     """``1,2,5-8`` -> (1, 2, 5, 6, 7, 8), ascending."""
-    found: list[int] = []
-    for part in (word.strip() for word in text.split(",") if word.strip()):
-        first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (not dash or last.isdecimal()) and len(part) <= 13):
-            raise PlanError(f"{option} {part!r}: not a number or a range; write such as 1,2,5-8")
-        begin, end = int(first), int(last if dash else first)
-        if begin > end or end > 999999:
-            raise PlanError(f"{option} {part}: a range runs from small to large, up to 999999")
-        found += range(begin, end + 1)
+    try:
+        found = numbers(option, text)
+    except InvalidValue as error:
+        raise PlanError(str(error)) from error
     _check_once(option, found)
     return tuple(sorted(found))
 

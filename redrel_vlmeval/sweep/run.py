@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from typing import Any
 from rich.console import Console
 
 from redrel_vlmeval import results
-from redrel_vlmeval.files import usable
+from redrel_vlmeval.console import bar
+from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.files import is_held, usable
 from redrel_vlmeval.host import benchmark
 from redrel_vlmeval.results import Budget
 from redrel_vlmeval.rules import DEFAULT
 from redrel_vlmeval.sweep import handover, preview
 from redrel_vlmeval.sweep.asking import HostSource
-from redrel_vlmeval.sweep.distributed import alone, joined
+from redrel_vlmeval.sweep.distributed import Group, alone, group
 from redrel_vlmeval.sweep.plan import Plan, PlanError, read_plan
 from redrel_vlmeval.sweep.store import Store, StoreError
-from redrel_vlmeval.sweep.work import Sweep, bar
+from redrel_vlmeval.sweep.work import Sweep
 
 INTERRUPTED = 130  # the exit code that shells give for Ctrl-C
 
@@ -69,23 +72,36 @@ def run(request: Request, show: Show) -> int:
     work_dir = request.work_dir.absolute()
     store = Store(work_dir / "sweep" / f"{plan.base}_{plan.data}")
     target = handover.Target(work_dir, plan.data, request.judge, store.folder)
-    with joined() as group:
-        console.quiet = group.rank > 0
-        sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, group, console)
-        try:
-            group.on_first(lambda: check_free(plan, target))
-            group.on_first(lambda: benchmark.check(plan.data))
-            group.on_first(lambda: usable(work_dir, "--work-dir"))
-            with sweep.held() as locks:
-                target.locks[:] = locks
-                code = carry_out(sweep, target, memory)
-                if not sweep.scored:
-                    return code
-                found = results.read(work_dir)
-                return max(code, show(found, plan.base, plan.data, target.folder, console, request.margin, budget))
-        except KeyboardInterrupt:
-            console.print(stopped(sweep), soft_wrap=True, highlight=False)
-            return INTERRUPTED
+    place = group()
+    console.quiet = place.rank > 0
+    sweep = Sweep(plan, HostSource(plan.data, plan.limit), store, place, console)
+    try:
+        with said_once(place):
+            if not is_held(store.folder):  # another process of this sweep that ended first hands over by now
+                check_free(plan, target)
+            benchmark.check(plan.data)
+            usable(work_dir, "--work-dir")
+        with sweep.held() as locks:
+            target.locks[:] = locks
+            code = carry_out(sweep, target, memory)
+            if not sweep.scored:
+                return code
+            found = results.read(work_dir)
+            return max(code, show(found, plan.base, plan.data, target.folder, console, request.margin, budget))
+    except KeyboardInterrupt:
+        console.print(stopped(sweep), soft_wrap=True, highlight=False)
+        return INTERRUPTED
+
+
+@contextmanager
+def said_once(place: Group) -> Iterator[None]:
+    """What every process finds wrong is said by the first; the others end with 2, as it does."""
+    try:
+        yield
+    except (RedrelError, OSError):
+        if place.rank:
+            raise SystemExit(2) from None
+        raise
 
 
 def carry_out(sweep: Sweep, target: handover.Target, memory: int | None) -> int:
@@ -145,16 +161,9 @@ def hand_over(sweep: Sweep, target: handover.Target) -> None:
     facts = {name: head.get(name) for name in ("backend", "weights", "revision", "versions")}
     settings = sweep.plan.settings
     runs = ((model, *run_of(sweep, setting, facts)) for setting, model in settings.items())  # one at a time in memory
-    with bar(sweep.console, "scored by the host", len(settings)) as advance:
-        last = 0
-
-        def seen(done: int, _all: int) -> None:
-            nonlocal last
-            advance(done - last)
-            last = done
-
-        handover.write(target, runs, sweep.plan.limit, seen)
-        seen(len(settings), len(settings))
+    with bar(sweep.console, "scored by the host", len(settings)) as progress:
+        handover.write(target, runs, sweep.plan.limit, progress.to)
+        progress.to(len(settings))
 
 
 def run_of(sweep: Sweep, setting: str, facts: Mapping[str, Any]) -> tuple[dict[Any, str], list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from redrel_vlmeval.files import WriteError, lock, write_whole
+from redrel_vlmeval.files import WriteError, is_locked, lock, write_whole
 
 ANSWERS = "answers.jsonl"
 HEAD = "sweep.json"
@@ -98,8 +98,10 @@ class Store:
         return found
 
     def repair(self) -> None:
-        """Cut what a killed process left of a line, so that the next line begins on its own."""
+        """Cut what a killed process left of a line, so that the next begins on its own; not a living one's."""
         for path in self.files():
+            if is_locked(path):
+                continue
             data = path.read_bytes()
             if data and not data.endswith(b"\n"):
                 os.truncate(path, data.rfind(b"\n") + 1)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from typing import IO, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from redrel_vlmeval import files
-from redrel_vlmeval.files import make_and_try
+from redrel_vlmeval.console import bar
+from redrel_vlmeval.files import Busy, make_and_try
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.asking import Answers, Task, answer_all, missing
 from redrel_vlmeval.sweep.distributed import Group
@@ -42,7 +41,7 @@ class Source(Protocol):
 
 
 class Sweep:
-    """One process's part in a sweep of ``plan`` in ``folder``; rank 0 ends with all entries.
+    """One process's part in a sweep of ``plan`` in ``folder``; the last to finish ends with all entries.
 
     ``entries`` and ``failed`` (reason by index) hold what is known of the plan's questions after :meth:`go`.
     """
@@ -52,6 +51,7 @@ class Sweep:
         self.entries: dict[str, Entry] = {}
         self.failed: dict[str, str] = {}
         self.scored = False
+        self._inside = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[list[IO[bytes]]]:
@@ -60,38 +60,59 @@ class Sweep:
         Raises:
             Busy: another one is in it. PermissionError: it cannot be written to.
         """
-        with contextlib.ExitStack() as stack:
+        self._make_folder()
+        with self._inside:
+            with self._turn():
+                lock = self._inside.enter_context(files.only_one(self.store.folder, self.group.rank))
+                if self.group.size == 1 and self._others():
+                    raise Busy(f"{self.store.folder}: several processes are writing here; wait for them")
+            yield [lock]
 
-            def enter() -> None:
-                self._make_folder()
-                locks.append(stack.enter_context(files.only_one(self.store.folder)))
+    def _turn(self) -> contextlib.AbstractContextManager[None]:
+        """Within it no other process of the sweep enters or leaves, and the store stays as it is but for new lines."""
+        return files.in_turn(self.store.folder / ".turn")
 
-            locks: list[IO[bytes]] = []
-            self.group.on_first(enter)
-            yield locks
+    def _others(self) -> bool:
+        return files.is_held(self.store.folder, self.group.rank)
 
     def go(self, memory: int | None = None) -> bool:
-        """Answer what is missing; True on rank 0, where all entries are then merged and known.
+        """Answer what is missing of this process's share; True in the last one, where all entries are merged and known.
 
         Raises:
             StoreError: a full disk, or a folder with answers of another model.
         """
-        first = self.group.rank == 0
-        # As the host does: rank 0 writes the benchmark's files, then the others find them.
-        self.group.on_first(self.source.read)
-        if not first:
+        with self._turn():  # as with the host: one process writes the benchmark's files, then the others find them
             self.source.read()
-        tasks = self.group.on_first(self._tasks)
-        if tasks:
-            facts = self.source.load(self.plan)
-            self.group.on_first(lambda: self._check_same(facts))
-            self._answer(tasks[self.group.rank :: self.group.size], memory)
-        self.group.collect(None)
-        if first:
-            self.store.merge([str(index) for index in self.source.indices])
-            self.store.write_head((self.store.head() or {}) | {"questions": len(self.source.indices)})
-            self._report()
-        return first
+            tasks = self._tasks()
+        share = set(self.group.share(len(self.source.indices)))
+        mine = [task for task in tasks if task.position in share]
+        facts: dict[str, Any] | None = None
+        while True:
+            if mine:
+                if facts is None:
+                    facts = self.source.load(self.plan)
+                    with self._turn():
+                        self._check_same(facts)
+                self._answer(mine, memory)
+            with self._turn():
+                if self._others():
+                    self._inside.close()  # in this turn, so that the last one sees that it is the last
+                    return False
+                mine = self._left()
+                if not mine:
+                    self._merge()
+                    break
+        self._report()
+        return True
+
+    def _left(self) -> list[Task]:
+        """What no process has tried: those who had it in their share are gone."""
+        known = self.store.read()
+        return [task for task in self._missing(known) if not ((entry := known.get(task.index)) and entry.error)]
+
+    def _merge(self) -> None:
+        self.store.merge([str(index) for index in self.source.indices])
+        self.store.write_head((self.store.head() or {}) | {"questions": len(self.source.indices)})
 
     def progress(self) -> tuple[int, int]:
         """Questions with every answer, or why there is none, and all questions; 0, 0 before they are read."""
@@ -114,14 +135,22 @@ class Sweep:
                 f"{self.store.folder}: its runs are over {before} questions; runs over {count} could not be compared "
                 "with them. Give the same --limit or a higher one, or another --work-dir"
             )
-        known, wanted = self.store.read(), list(self.plan.settings)
-        digests = [self.source.digest(position) for position in range(len(self.source.indices))]
-        tasks = []
-        for position, (index, digest) in enumerate(zip(map(str, self.source.indices), digests, strict=True)):
+        known = self.store.read()
+        tasks = self._missing(known)
+        if known:
+            self._say_reusable(known, self._digests, tasks)
+        return tasks
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """Index -> hash of the question."""
+        return {str(index): self.source.digest(position) for position, index in enumerate(self.source.indices)}
+
+    def _missing(self, known: Mapping[str, Entry]) -> list[Task]:
+        wanted, tasks = list(self.plan.settings), []
+        for position, (index, digest) in enumerate(self._digests.items()):
             if left := missing(known.get(index), digest, wanted):
                 tasks.append(Task(position, index, digest, left))
-        if known:
-            self._say_reusable(known, dict(zip(map(str, self.source.indices), digests, strict=True)), tasks)
         return tasks
 
     def _say_reusable(self, known: Mapping[str, Entry], digests: Mapping[str, str], tasks: Sequence[Task]) -> None:
@@ -159,16 +188,17 @@ class Sweep:
             return self.source.sweeper([spec for spec in self.plan.specs if spec.setting in settings], memory)
 
         writer = Writer(self.store.folder, self.group.rank)
-        with contextlib.closing(writer), bar(self.console, "questions", len(tasks)) as advance:
+        with contextlib.closing(writer), bar(self.console, "questions", len(tasks)) as progress:
 
             def keep(entry: Entry) -> None:
                 writer.append(entry)
-                advance()
+                progress.on()
 
             answer_all(tasks, lambda task: self.source.message(task.position), sweeper, self.plan.data, keep)
 
     def _report(self) -> None:
         """Which questions failed, and how many have no picture."""
+        self.console.quiet = False  # whoever is the last
         wanted = list(self.plan.settings)
         entries = self.store.read()
         self.entries = asked = {str(index): entries[str(index)] for index in self.source.indices}
@@ -190,28 +220,3 @@ class Sweep:
 def listed(settings: Collection[str], most: int = 6) -> str:
     """The settings by name, or how many there are."""
     return ", ".join(sorted(settings)) if len(settings) <= most else f"{len(settings)} settings"
-
-
-class Speed(ProgressColumn):
-    """Questions per second."""
-
-    def render(self, task: Any) -> Text:
-        return Text(f"{task.speed:.2f}/s" if task.speed else "")
-
-
-@contextlib.contextmanager
-def bar(console: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar with speed and time left, a line each tenth where output is a file; yields what moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=console.quiet) as progress:
-        task = progress.add_task(what, total=total)
-
-        def advance(by: int = 1) -> None:
-            state = progress.tasks[task]
-            before = int(10 * state.completed / max(total, 1))
-            progress.advance(task, by)
-            if not console.is_terminal and before < int(10 * state.completed / max(total, 1)) < 10:
-                speed = f", {state.speed:.2f}/s, {state.time_remaining:.0f} s left" if state.speed else ""
-                console.print(f"{what} {state.completed:.0f}/{total}{speed}", highlight=False)
-
-        yield advance

@@ -1,0 +1,2 @@
+from .progress import Bar as Bar, bar as bar
+from .ranges import numbers as numbers, words as words
