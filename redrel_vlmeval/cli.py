@@ -225,7 +225,7 @@ def sweep(
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
     memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print variants, FLOPs, saving; run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, hours and memory; run nothing.")] = False,
     budget: Annotated[
         str | None, typer.Option(help="Name the best setting within 128 average image tokens, or 60% of the FLOPs.")
     ] = None,

@@ -16,9 +16,7 @@ def test_lists_are_read_as_they_were_typed() -> None:
     assert numbers("--layers", "") == [] and words("a, b,,") == ("a", "b")
 
 
-@pytest.mark.parametrize(
-    "text", ["x", "1-", "3-1", "1-2-3", "²", "１", "1.5", "1000000", "0-9999999", "9" * 5000]
-)
+@pytest.mark.parametrize("text", ["x", "1-", "3-1", "1-2-3", "²", "１", "1.5", "1000000", "0-9999999", "9" * 5000])
 def test_what_is_no_list_of_numbers_is_named(text: str) -> None:
     with pytest.raises(InvalidValue, match="--keep '.{1,30}' is neither a number to 999999 nor a range") as raised:
         numbers("--keep", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 import pytest
 from checkpoints import import_host, needs_host
 
-from redrel_vlmeval import cli, plugin
+from redrel_vlmeval import cli
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import benchmark as hosts
 from redrel_vlmeval.models.tiny import benchmark
@@ -268,17 +267,3 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(monkeypatch, capsys):
         cli.main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "redrel: --layers 9: redrel_tiny has 8 blocks, so L is 1 to 7\n"
-
-
-def test_a_dry_run_of_any_base_measures_its_first_picture(lmu, tmp_path, monkeypatch, capsys):
-    """The model in the box under another name, which no table knows."""
-    import_host()
-    import vlmeval.config
-
-    own = plugin.register({"boxed": plugin.register({})["redrel_tiny"]})
-    monkeypatch.setattr(vlmeval.config, "supported_VLM", own)
-    with contextlib.chdir(tmp_path):
-        assert run(Request("boxed", DATA, "1-7", "0,8", dry_run=True)) == 0
-        assert not list(tmp_path.iterdir())
-    said = capsys.readouterr().out
-    assert "+ 64 image +" in said and "(the first question with a picture), 8 blocks" in said

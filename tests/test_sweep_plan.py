@@ -103,13 +103,28 @@ def test_each_rule_shares_the_prefill_but_only_rankings_cost_a_row():
 def test_dry_run_of_a_known_base_prints_the_plan_and_needs_neither_host_nor_weights(capsys):
     preview.show(read_plan("llava_v1.5_7b", "ScienceQA_TEST", "1-31", "0,72,128,244,432"), Console(width=200))
     said = capsys.readouterr().out
-    assert "155 variants of llava_v1.5_7b" in said and "llava_v1.5_7b_trunc_l31_k432" in said
-    assert "576 image" in said and "(text tokens assumed), 32 blocks" in said
+    assert "155 variants of llava_v1.5_7b" in said and said.count("llava_v1.5_7b_trunc_") == 2
+    assert "31 layers x 5 K, from llava_v1.5_7b_trunc_l1_k0 to llava_v1.5_7b_trunc_l31_k432" in said
+    assert "576 image" in said and "(text assumed), 32 blocks" in said
+    assert "12.1 GiB for the decoder's weights in float16, 0.3 GiB for the keys and values" in said  # 6.5e9 weights
+    assert len(said) < 1200
     (one,), (shared,) = ([line for line in said.splitlines() if line.startswith(word)] for word in ("one by", "in one"))
     ratio = float(shared.split()[-1])
-    assert ratio == pytest.approx(float(shared.split()[-3]) / float(one.split()[-3]), abs=1e-3) and 0.2 < ratio < 0.3
+    assert ratio == pytest.approx(float(shared.split()[-4]) / float(one.split()[-4]), abs=1e-3) and 0.2 < ratio < 0.3
     assert f"{100 * (1 - ratio):.0f} % of the decoder's prefill FLOPs" in said
     assert "TFLOPs, decoder" in said and "e+0" not in said
+    flops, hours = float(shared.split()[-4]) * 1e12, float(shared.split()[-3])
+    assert hours == pytest.approx(2 * flops * 1000 / 1e14 / 3600, rel=0.05)
+
+
+@pytest.mark.parametrize("base, why", [
+    ("nobody_7b", "its sizes are not known here"), ("llava_next_vicuna_7b", "a picture's tokens depend on the picture's size"),
+])  # fmt: skip
+def test_a_base_of_unknown_sizes_has_no_price(capsys, base, why):
+    preview.show(read_plan(base, "X", "1-3", "0,8", "attention,random", 50), Console(width=200))
+    said = capsys.readouterr().out
+    assert "9 variants of " + base in said and "3 layers x 2 K x 2 rules" in said
+    assert f"no price: {why}" in " ".join(said.split()) and "FLOPs" not in said
 
 
 @pytest.mark.parametrize("flops, unit", [(5.8e9, "GFLOPs"), (9.99e11, "GFLOPs"), (1e12, "TFLOPs"), (3e19, "PFLOPs")])
