@@ -118,7 +118,8 @@ def test_dry_run_of_a_known_base_prints_the_plan_and_needs_neither_host_nor_weig
 
 
 @pytest.mark.parametrize("base, why", [
-    ("nobody_7b", "its sizes are not known here"), ("llava_next_vicuna_7b", "a picture's tokens depend on the picture's size"),
+    ("nobody_7b", "its sizes are not known here"),
+    ("llava_next_vicuna_7b", "a picture's tokens depend on the picture's size"),
 ])  # fmt: skip
 def test_a_base_of_unknown_sizes_has_no_price(capsys, base, why):
     preview.show(read_plan(base, "X", "1-3", "0,8", "attention,random", 50), Console(width=200))

@@ -42,9 +42,8 @@ def show(plan: Plan, console: Console) -> None:
         say(f"no price: {unknown}. The sweep itself runs all the same")
         return
     prompt = Prompt(TEXT["before"], base.tokens, TEXT["after"])
-    say(
-        f"a prompt of {prompt.before} + {prompt.images} image + {prompt.after} tokens (text assumed), {base.blocks} blocks"
-    )
+    tokens = f"{prompt.before} + {prompt.images} image + {prompt.after} tokens (text assumed)"
+    say(f"a prompt of {tokens}, {base.blocks} blocks")
     found = cost(plan.specs, prompt, base.blocks, base.shape)
     share = found.flops_shared / found.flops_one_by_one
     size, unit = unit_of(found.flops_one_by_one)
