@@ -24,6 +24,20 @@ class Busy(RedrelError, RuntimeError):
     """Another process is writing where this one wants to; names the place and what to do."""
 
 
+# -- names: UTF-8 on the disk, as the hosts write them, whatever the locale says ------------------------------------
+
+
+def told(name: str | Path) -> str:
+    """The characters of a name that came from the disk; a locale without them gives stand-ins instead."""
+    text = str(name)
+    return text if text.isascii() else os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
+def on_disk(name: str) -> str:
+    """The other way: a name as paths spell it in this locale."""
+    return name if name.isascii() else os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
+
 # -- whole files ------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from redrel_vlmeval.results.records import setting_of
+
 
 def predictions(folder: Path, model: str, benchmark: str, frame: pd.DataFrame) -> Path:
     """The table that the runner writes after inference."""
@@ -22,8 +24,9 @@ def records(folder: Path, model: str, benchmark: str, indices=range(4), **change
     """Efficiency records with one torn line at the end, as a killed run leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, object] = {
-        "version": 1, "model": model, "base": model, "setting": "", "dataset": benchmark, "image_tokens": 64,
-        "prompt_tokens": 100, "tokens": [100] * 4, "images_per_block": [64] * 4, "kept": {}, "kv_tokens": [100] * 4,
+        "version": 1, "model": model, "base": model, "setting": setting_of(model), "dataset": benchmark,
+        "image_tokens": 64, "prompt_tokens": 100, "tokens": [100] * 4, "images_per_block": [64] * 4, "kept": {},
+        "kv_tokens": [100] * 4,
         "average_image_tokens": 64.0, "prefill_flops": 2.0e9, "prefill_flops_untouched": 2.0e9, "kv_bytes": 400_000,
         "kv_bytes_untouched": 400_000, "prefill_ms": 10.0, "decode_ms_per_token": 2.0, "new_tokens": 2,
         "mode": "untouched", "backend": "transformers", "weights": "w", "revision": "sha256:1", "device": "cpu",

@@ -37,8 +37,8 @@ def test_up_and_down_are_those_of_the_paired_test(tmp_path: Path) -> None:
     split = ["dev", "validation", "validation", "validation", "validation"]
     write(tmp_path, BASE, [1, 1, 0, 1, 0], "A,A,B,A,B", split=split)
     write(tmp_path, VARIANT, [1, 0, 1, 0, 0], "A,B,A,B,B", index=[4, 3, 2, 1, 0], split=split[::-1], question=asked)
-    for model in (BASE, VARIANT):
-        (tmp_path / model / f"{model}_X_acc.csv").write_text('"split","Overall"\n"dev","1"\n"validation","0.5"\n')
+    for model, dev in ((BASE, 1), (VARIANT, 0)):
+        (tmp_path / model / f"{model}_X_acc.csv").write_text(f'"split","Overall"\n"dev","{dev}"\n"validation","0.5"\n')
     results = read(tmp_path)
     test = comparisons.compare(results)
     test = test.loc[results.scores["model"] == VARIANT].dropna(subset=["p"]).iloc[0]

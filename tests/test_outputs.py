@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.host import tables
-from redrel_vlmeval.host.tables import empty_predictions, read_columns
+from redrel_vlmeval.host.tables import read_columns
 from redrel_vlmeval.results.reading import ResultsError, read
 from redrel_vlmeval.sheets import writing
 
@@ -146,8 +146,11 @@ def test_metrics_that_only_status_json_tells_of_are_shown_as_they_stand(tmp_path
 def test_answers_that_are_empty_in_the_predictions_only_are_told(tmp_path: Path, kind: str) -> None:
     host.scored(tmp_path / "m", "m", "X", 0.5)
     path = tmp_path / "m" / "m_X.xlsx"
-    assert empty_predictions(path) == 0
     table = pd.DataFrame(read_columns(path)).assign(prediction=["A", None, "NA", None])
+    judged = pd.DataFrame(read_columns(tmp_path / "m" / "m_X_exact_matching_result.xlsx"))
+    host.predictions(
+        tmp_path / "m", "m", "X_exact_matching_result", judged.assign(prediction=["A", "nan", "NA", "nan"])
+    )
     if kind == "xlsx":
         host.predictions(tmp_path / "m", "m", "X", table)
     else:
@@ -171,7 +174,7 @@ def test_the_same_index_with_another_question_is_not_paired(tmp_path: Path, colu
 
 
 def test_a_large_folder_is_read_one_table_per_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell costs one parsed table, whatever else lies there: what makes 200 models x 20 benchmarks readable."""
+    """A cell costs two parsed tables, whatever else lies there: what makes 200 models x 20 benchmarks readable."""
     names = [host.BASE, *(f"{host.BASE}_trunc_l{layer}_k8" for layer in range(1, 8))]
     for name in names:
         for benchmark in "XYZ":
@@ -181,8 +184,8 @@ def test_a_large_folder_is_read_one_table_per_cell(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tables, "_xlsx", lambda path: parsed.append(path.name) or real(path))
     results = read(tmp_path)
     board = writing.leaderboard(results)
-    assert board.shape[0] == 8 and len(parsed) == 24 and all("exact_matching_result" in name for name in parsed)
+    assert board.shape[0] == 8 and len(parsed) == 48 and sum("exact_matching_result" in name for name in parsed) == 24
     held = sum(len(frame) for frame in results.judged.values())
     assert held == 24 * 4 and set(results.judged[host.BASE, "X"]) == {"index", "hit", "picture", "asked"}
     results.answers(host.BASE, "X")
-    assert len(parsed) == 26, "the answers are read when asked for"
+    assert len(parsed) == 50, "the answers are read when asked for"

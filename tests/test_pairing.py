@@ -23,7 +23,8 @@ def test_delta_is_points_to_the_base_and_the_name_is_taken_apart(tmp_path: Path)
     assert _delta(tmp_path) == (-25.0, "")
     row = read(tmp_path).scores.set_index("model").loc[host.VARIANT].iloc[0]
     assert (row["base"], row["setting"], row["L"], row["K"], row["rule"]) == (host.BASE, "l2_k16", 2, 16, "attention")
-    assert type(row["L"]) is int
+    found = read(tmp_path)
+    assert {str(frame[name].dtype) for frame in (found.scores, found.efficiency) for name in "LK"} == {"Int64"}
 
 
 @pytest.mark.parametrize(

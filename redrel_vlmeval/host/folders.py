@@ -25,8 +25,14 @@ SWEEPING = "a sweep is writing here"
 # Each process of a run with several ranks keeps a file of its own.
 RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
 TABLES = ("xlsx", "tsv", "csv", "json")
-# What follows ``<model>_<benchmark>_`` in the name of a table that a named judge made.
+# What follows ``<model>_<benchmark>_`` in the name of a table with verdicts: of a named judge, or of the host's rules.
 _JUDGED = re.compile(r"([^_]\S*)_result\.(?:xlsx|tsv)")
+_ENDING = re.compile(r"\.(?:xlsx|tsv|csv|json|jsonl|pkl)$")
+# What file managers add to the name of a copy.
+_COPY = re.compile(r" (?:\(\d+\)|- Copy(?: \(\d+\))?|\((?:another |\d+\w\w )?copy(?: \d+)?\)|copy(?: \d+)?)$")
+_BY_RULE = ("auxmatch", "results")
+# The host calls these judges otherwise in the names of their tables; all else differs in hyphens and dots at most.
+_ALIASES = {"chatgpt0125": "openai", "gpt40125": "gpt4"}
 # Side files of an evaluation: their names begin like a prediction file's and are none.
 _SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
 
@@ -54,7 +60,7 @@ class Cell:
     @property
     def label(self) -> str:
         """What the model is called in frames: a replaced run has its folder's name behind the model's."""
-        return f"{self.model} [{self.run.name}]" if self.replaced else self.model
+        return f"{self.model} [{files.told(self.run.name)}]" if self.replaced else self.model
 
     def file(self, *endings: str) -> Path | None:
         """First existing ``<model>_<benchmark><ending>``, in the order given."""
@@ -66,7 +72,7 @@ class Cell:
         """Where a sweep of this base on this benchmark keeps its answers; None for a name that is no model's."""
         work_dir = self.run.parent.parent if RUN_FOLDER.fullmatch(self.run.name) else self.run.parent
         try:
-            return work_dir / "sweep" / f"{parse(self.model).base}_{self.benchmark}"
+            return work_dir / "sweep" / files.on_disk(f"{parse(self.model).base}_{self.benchmark}")
         except KeyError:
             return None
 
@@ -77,30 +83,65 @@ class Cell:
 
     @property
     def metric(self) -> Path | None:
-        """The host's score file; its format follows EVAL_FORMAT."""
-        return self.file("_acc.csv", "_acc.json", "_score.csv", "_score.json", "_acc.xlsx", "_acc.tsv")
+        """The host's score file; of several the one in the format that ``status.json`` names, else the newest."""
+        endings = (f"{kind}.{form}" for kind in ("_acc", "_score") for form in ("csv", "json", "xlsx", "tsv"))
+        found = [path for ending in endings if (path := self.file(ending))]
+        return _newest(found, str(self.status.get("eval_format") or ""))
 
     @property
     def per_sample(self) -> Path | None:
-        """The table with one verdict per question: MCQ ``hit``, Y/N ``score``, VQA ``eval_score``."""
+        """The table with one verdict per question: MCQ ``hit``, Y/N ``score``, VQA ``eval_score``.
+
+        It is the one of the judge that ``status.json`` names; another judge's verdicts are none of this score. Only
+        where no judge is named, as by older hosts, it is the newest.
+        """
+        form = str(self.status.get("pred_format") or "")
+        if verified := self._verified:
+            return verified
         judge = self.entry.get("judge_model")
-        fixed = ["exact_matching_result", "auxmatch", "results"]
-        names = ([f"{judge}_result"] if judge else []) + fixed
-        found = self.file(*(f"_{name}.{kind}" for name in names for kind in ("xlsx", "tsv")))
-        if found is not None:
-            return found
-        # Judges are renamed by the host (chatgpt-0125 -> openai), so any other judge's table is better than none.
+        own = [path for name, path in self.judged.items() if not judge or _same_judge(name, str(judge))]
+        return _newest(own, form) or _newest(self._tables(*_BY_RULE), form)
+
+    @property
+    def _verified(self) -> Path | None:
+        """The verifier's table, if it judged: that shows in the arguments only, ``judge_model`` stays as it was."""
+        argv = self.status.get("argv")
+        asked = isinstance(argv, list) and "--use-verifier" in argv
+        return _newest(self._tables("detailed_results"), "") if asked else None
+
+    def _tables(self, *names: str) -> list[Path]:
+        return [path for name in names for kind in ("xlsx", "tsv") if (path := self.file(f"_{name}.{kind}"))]
+
+    @property
+    def judged(self) -> dict[str, Path]:
+        """Tables that name their judge, by that name; a later evaluation of a flat folder leaves the older ones."""
         start = f"{self.model}_{self.benchmark}_"
-        own = sorted(name for name in self.files if name.startswith(start) and _JUDGED.fullmatch(name, len(start)))
-        return self.files[own[0]] if own else None
+        named = ((_JUDGED.fullmatch(name, len(start)), path) for name, path in self.files.items()
+                 if name.startswith(start))  # fmt: skip
+        return {match[1]: path for match, path in named if match}
 
     @property
     def judge(self) -> str | None:
-        """Who judged: as the table per question is named, else (Y/N and VQA tables name none) by ``status.json``."""
-        path, known = self.per_sample, self.entry.get("judge_model")
-        rest = path.name.removeprefix(f"{self.model}_{self.benchmark}_") if path else ""
-        match = re.fullmatch(r"(.+)_result\.\w+", rest)
-        return match[1] if match else str(known) if known else None
+        """Who judged: as ``status.json`` names it, else as the table per question is named."""
+        if self._verified:
+            return "verifier"
+        if known := self.entry.get("judge_model"):
+            return str(known)
+        path = self.per_sample
+        return next((name for name, table in self.judged.items() if table == path), None)
+
+
+def _same_judge(table: str, judge: str) -> bool:
+    """Whether a table's name is the judge's: ``openai`` is chatgpt-0125, ``gpt4omini`` is gpt-4o-mini."""
+    here, there = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (table, judge))
+    return here == there or here == _ALIASES.get(there)
+
+
+def _newest(paths: list[Path], form: str) -> Path | None:
+    """Of files in the format ``form``, or of all where none is, the one that was written last; ties to the first."""
+    of_form = [path for path in paths if path.suffix == f".{form}"]
+    some = of_form or paths
+    return max(some, key=lambda path: path.stat().st_mtime) if len(some) > 1 else next(iter(some), None)
 
 
 def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
@@ -146,14 +187,14 @@ def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
 def _runs(folder: Path) -> Iterable[tuple[Path, str]]:
     """(run folder, model) pairs, flat folders included."""
     if RUN_FOLDER.fullmatch(folder.name):
-        yield folder, folder.parent.name
+        yield folder, files.told(folder.parent.name)
         return
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not RUN_FOLDER.fullmatch(path.name)]
     for model in [path for path in inner if _is_model_folder(path)] or [folder]:
-        yield model, model.name
+        yield model, files.told(model.name)
         for name in sorted(name for name in os.listdir(model) if RUN_FOLDER.fullmatch(name)):
             if (model / name).is_dir():
-                yield model / name, model.name
+                yield model / name, files.told(model.name)
 
 
 def _is_model_folder(folder: Path) -> bool:
@@ -167,13 +208,14 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
     with os.scandir(folder) as listed:
         # An entry knows its kind without being asked again: folders hold many files, and work-dirs many folders.
         own = [file.name for file in listed if file.is_file() and not (file.is_symlink() and _links_into_run(file))]
-    files = {name: folder / name for name in sorted(own)}
-    status, problem = _read_status(files.get(STATUS))
+    here = {files.told(name): folder / name for name in sorted(own)}
+    here = {name: path for name, path in here.items() if _original(name) not in here}
+    status, problem = _read_status(here.get(STATUS))
     model = str(status.get("model_name") or model)
     entries = status.get("datasets")
     entries = entries if isinstance(entries, dict) else {}
-    names = set(entries) | _names_from_files(files, model, entries)
-    if not names and STATUS in files:
+    names = set(entries) | _names_from_files(here, model, entries)
+    if not names and STATUS in here:
         problem = problem or f"{STATUS} names no benchmark: the run stopped before its first one"
         names = {""}
     cells = []
@@ -182,7 +224,9 @@ def _cells_of_run(folder: Path, model: str) -> list[Cell]:
         wrong = "" if isinstance(entry, dict) else f"{STATUS}: the entry of {name!r} is no object"
         entry = {} if wrong else entry
         order = _age(folder, status)
-        cells.append(Cell(model, name, folder, files, entry, order, problem or wrong, status=status))
+        longer = tuple(f"{model}_{other}" for other in names if other.startswith(f"{name}_"))
+        its = {file: path for file, path in here.items() if not file.startswith(longer)} if longer else here
+        cells.append(Cell(model, name, folder, its, entry, order, problem or wrong, status=status))
     return cells
 
 
@@ -210,9 +254,17 @@ def _names_from_files(files: Iterable[str], model: str, known: Iterable[str]) ->
     metrics = {m[1] for stem in stems if (m := re.fullmatch(r"(.+)_(?:acc|score)\.(?:csv|json)", stem))}
     predictions = {stem for stem in tables if not _SIDE.search(stem)}
     for name in sorted(predictions | records) + sorted(metrics):
-        if not any(name.startswith(f"{other}_") for other in found | (extra if name in metrics else set())):
+        whole = name in predictions & metrics  # has both files of its own, so it is no side file of a shorter name
+        if whole or not any(name.startswith(f"{other}_") for other in found | (extra if name in metrics else set())):
             extra.add(name)
-    return extra - found
+    return {name for name in extra - found if _original(name) not in found | extra}
+
+
+def _original(name: str) -> str | None:
+    """What a file or benchmark was called before a file manager copied it; None for a name without such a mark."""
+    stem, suffix = (name, "") if not _ENDING.search(name) else name.rsplit(".", 1)
+    mark = _COPY.search(stem)
+    return f"{stem[: mark.start()]}{'.' * bool(suffix)}{suffix}" if mark else None
 
 
 def _age(folder: Path, status: Mapping[str, object]) -> tuple[str, str, float]:

@@ -6,6 +6,8 @@ Files are told apart by their columns, so a user's own POPE-like or multiple-cho
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.errors import InvalidValue, RedrelError
+from redrel_vlmeval.host.ratings import Rating, accuracy, all_right, f1, mean, mean_of_split, mme, tenth
 
 # Where a multiple-choice file has several rows, the first of these that occurs is the benchmark's number
 # ('none' is the host's word for a set without splits; MMMU_DEV_VAL has 'dev' and 'validation').
@@ -34,13 +37,18 @@ class NoRule(RedrelError, ValueError):
 
 @dataclass(frozen=True)
 class Metric:
-    """A value in points, of the questions of ``split`` (None: all there are); ``part``: of some of them only."""
+    """A value in points, of the questions of ``split`` (None: all there are); ``part``: of some of them only.
+
+    ``most`` is the highest value that it can have, and ``rating`` how the table of verdicts gives it, where known.
+    """
 
     name: str
     value: float
     headline: bool = False
     split: str | None = None
     part: bool = False
+    most: float = math.inf
+    rating: Rating | None = None
 
 
 def metrics_of(table: pd.DataFrame | Rows | Mapping[str, Any]) -> list[Metric]:
@@ -48,24 +56,46 @@ def metrics_of(table: pd.DataFrame | Rows | Mapping[str, Any]) -> list[Metric]:
 
     Raises:
         NoRule: no rule knows these columns.
-        ValueError: the headline is missing or not a number, or nothing is.
+        ValueError: the headline is missing, not a number or an impossible one, or stands twice; or nothing is a number.
     """
     if isinstance(table, Mapping):
-        return _ocrbench(table)
-    rows = table.to_dict("records") if isinstance(table, pd.DataFrame) else table
+        return _possible(_ocrbench(table))
+    return _possible(_by_rule(table.to_dict("records") if isinstance(table, pd.DataFrame) else table))
+
+
+def _possible(metrics: list[Metric]) -> list[Metric]:
+    """The same, after a look at each value; a name that stands twice would be two numbers for one thing."""
+    known: set[str] = set()
+    for metric in metrics:
+        if not math.isfinite(metric.value):
+            raise InvalidValue(f"{metric.name} is {metric.value:g}, which is no score")
+        if metric.most < math.inf and not 0 <= metric.value <= metric.most + 1e-6:
+            raise InvalidValue(f"{metric.name} is {metric.value:g} points, expected 0 to {metric.most:g}")
+        if metric.name in known:
+            raise InvalidValue(f"{metric.name!r} stands twice")
+        known.add(metric.name)
+    return metrics
+
+
+def _by_rule(rows: Rows) -> list[Metric]:
     if not rows:
         raise InvalidValue("the score file has no rows")
+    if any(row == other for other, row in itertools.pairwise(rows)):
+        raise InvalidValue("a row of the score file stands twice")
     columns = rows[0].keys()
     if {"perception", "reasoning"} <= columns:
-        return _mme(rows[0])
+        return _mme(_only(rows))
     if {"split", "aAcc", "fAcc", "qAcc"} <= columns:
-        return _by_split(rows, {"aAcc": "aAcc", "fAcc": "fAcc", "qAcc": "qAcc"}, ())
+        return _by_split(rows, {"aAcc": ("aAcc", mean), "fAcc": ("fAcc", all_right(4)), "qAcc": ("qAcc", all_right(5))})
     if {"split", "Overall", "acc", "precision", "recall"} <= columns:
-        return _by_split(rows, {"Overall": "F1", "acc": "acc"}, ("precision", "recall"))
+        return _by_split(rows, {"Overall": ("F1", f1), "acc": ("acc", accuracy)}, ("precision", "recall"))
     if {"Category", "Accuracy"} <= columns:
         return _verifier(rows)
-    if "Overall" in columns:
-        return _multiple_choice(rows) if "split" in columns else _one_row(rows[0])
+    if "Overall" in columns and "split" in columns:
+        return _multiple_choice(rows)
+    # One row of per cents; several rows, or more than a hundred, are some benchmark's own measure.
+    if "Overall" in columns and len(rows) == 1 and not 100 < (as_number(rows[0]["Overall"]) or 0) < math.inf:
+        return _one_row(rows[0])
     raise _no_rule(f"the columns {', '.join(map(str, columns))}", _numbers_of(rows))
 
 
@@ -80,7 +110,9 @@ def flat(value: Any, name: str = "") -> dict[str, float]:
         parts = [flat(inner, f"{name}/{key}" if name else str(key)) for key, inner in value.items()]
         return {key: number for part in parts for key, number in part.items()}
     number = pd.to_numeric(value, errors="coerce") if isinstance(value, (int, float, str)) else None
-    return {} if isinstance(value, bool) or number is None or pd.isna(number) else {name: float(number)}
+    if isinstance(value, bool) or number is None or not math.isfinite(number):
+        return {}
+    return {name: float(number)}
 
 
 def _numbers_of(rows: Rows) -> dict[str, float]:
@@ -94,14 +126,16 @@ def _numbers_of(rows: Rows) -> dict[str, float]:
 
 
 def _number(value: Any, what: str) -> float:
-    number = _float(value)
+    number = as_number(value)
     if number is None:
         raise InvalidValue(f"{what} is {value!r}, not a number")
     return number
 
 
-def _float(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A number, also one that is written as text; None for anything else."""
+    if not isinstance(value, (int, float, str)):
+        return None
     number = value if type(value) is float else pd.to_numeric(value, errors="coerce")
     return float(number) if pd.notna(number) else None
 
@@ -110,45 +144,66 @@ def _ocrbench(table: Mapping[str, Any]) -> list[Metric]:
     """1000 questions, counted; the headline is ``Final Score`` / 10, in points. The parts stay counts."""
     if "Final Score" not in table:
         raise _no_rule(f"the entries {', '.join(map(str, table))}", flat(table))
-    parts = [Metric(name, _number(table[name], name), part=True) for name in table if "Final Score" not in name]
-    return [Metric("Final Score / 10", _number(table["Final Score"], "Final Score") / 10, True), *parts]
+    parts = [Metric(name, _number(table[name], name), part=True, most=1000) for name in table if "Final" not in name]
+    score = _number(table["Final Score"], "Final Score") / 10
+    return [Metric("Final Score / 10", score, True, most=100, rating=tenth), *parts]
 
 
 def _mme(row: Row) -> list[Metric]:
     """Perception (0..2000) + reasoning (0..800), both kept; not a percentage."""
-    both = [Metric(name, _number(row[name], name), part=True) for name in ("perception", "reasoning")]
-    rest = [column for column in row if column not in ("perception", "reasoning")]
-    parts = both + [Metric(str(column), _number(row[column], str(column)), part=True) for column in rest]
-    return [Metric("perception + reasoning", sum(metric.value for metric in both), True), *parts]
+    most = {"perception": 2000, "reasoning": 800}
+    both = [Metric(name, _number(row[name], name), part=True, most=most[name]) for name in most]
+    rest = [str(column) for column in row if column not in most]
+    parts = both + [Metric(column, _number(row[column], column), part=True, most=200) for column in rest]
+    return [Metric("perception + reasoning", sum(metric.value for metric in both), True, most=2800, rating=mme), *parts]
 
 
-def _by_split(table: Rows, headline: Mapping[str, str], rest: tuple[str, ...]) -> list[Metric]:
+def _only(rows: Rows) -> Row:
+    if len(rows) > 1:
+        raise InvalidValue(f"the score file has {len(rows)} rows, the host writes one")
+    return rows[0]
+
+
+def _by_name(rows: Rows, column: str) -> dict[str, Row]:
+    """Rows by what their ``column`` says, each once: of two nothing tells which counts."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if (name := str(row[column])) in found:
+            raise InvalidValue(f"the row of {column} {name!r} stands twice")
+        found[name] = row
+    return found
+
+
+def _by_split(table: Rows, headline: Mapping[str, tuple[str, Rating]], rest: tuple[str, ...] = ()) -> list[Metric]:
     """Row ``Overall`` is the headline, other rows are its categories; already in points."""
-    rows = {str(row["split"]): row for row in table}
+    rows = _by_name(table, "split")
     if "Overall" not in rows:
         raise InvalidValue(f"no row 'Overall' among the splits {', '.join(rows)}")
-    found = [Metric(name, _number(rows["Overall"][column], column), True) for column, name in headline.items()]
-    found += [Metric(column, _number(rows["Overall"][column], column)) for column in rest]
+    overall = rows.pop("Overall")
+    found = [
+        Metric(name, _number(overall[column], column), True, most=100, rating=rating)
+        for column, (name, rating) in headline.items()
+    ]
+    found += [Metric(column, _number(overall[column], column), most=100) for column in rest]
     for split, row in rows.items():
-        if split != "Overall":
-            named = ((f"{split} {name}", _number(row[c], f"{split} {c}")) for c, name in headline.items())
-            found += [Metric(name, value, part=True) for name, value in named]
+        named = ((f"{split} {name}", _number(row[c], f"{split} {c}")) for c, (name, _) in headline.items())
+        found += [Metric(name, value, part=True, most=100) for name, value in named]
     return found
 
 
 def _one_row(row: Row) -> list[Metric]:
     """VQA and plain Y/N files: one row, per cent."""
-    numbers = {column: number for column in row if column != "Overall" and (number := _float(row[column])) is not None}
-    parts = [Metric(str(column), number, part=True) for column, number in numbers.items()]
-    return [Metric("Overall", _number(row["Overall"], "Overall"), True), *parts]
+    rest = {str(column): as_number(value) for column, value in row.items() if column != "Overall"}
+    parts = [Metric(column, number, part=True) for column, number in rest.items() if number is not None]
+    return [Metric("Overall", _number(row["Overall"], "Overall"), True, most=100, rating=mean), *parts]
 
 
 def _verifier(table: Rows) -> list[Metric]:
-    rows = {str(row["Category"]): _number(row["Accuracy"], "Accuracy") for row in table}
+    rows = {name: _number(row["Accuracy"], f"Accuracy of {name}") for name, row in _by_name(table, "Category").items()}
     if "Overall" not in rows:
         raise InvalidValue(f"no row 'Overall' among the categories {', '.join(rows)}")
-    overall = Metric("Overall", rows.pop("Overall"), True)
-    return [overall, *(Metric(name, value, part=True) for name, value in rows.items())]
+    overall = Metric("Overall", rows.pop("Overall"), True, most=100, rating=mean)
+    return [overall, *(Metric(name, value, part=True, most=100) for name, value in rows.items())]
 
 
 def _multiple_choice(table: Rows) -> list[Metric]:
@@ -156,8 +211,8 @@ def _multiple_choice(table: Rows) -> list[Metric]:
 
     A file whose values exceed 1 is in points already and is taken as it is.
     """
-    splits = [str(row["split"]) for row in table]
-    overall = [_float(row["Overall"]) for row in table]
+    splits = list(_by_name(table, "split"))
+    overall = [as_number(row["Overall"]) for row in table]
     factor = 1.0 if any(value is not None and value > 1 for value in overall) else 100.0
     chosen = next((split for split in SPLITS if split in splits), splits[0] if len(splits) == 1 else None)
     found: list[Metric] = []
@@ -165,10 +220,11 @@ def _multiple_choice(table: Rows) -> list[Metric]:
         alone = None if len(splits) == 1 else split
         where = "" if split == chosen else f" [{split}]"
         value = _number(row["Overall"], f"Overall of split {split!r}")
-        found.append(Metric(f"Overall{where}", value * factor, split == chosen, alone))
+        rating = mean_of_split(split)
+        found.append(Metric(f"Overall{where}", value * factor, split == chosen, alone, most=100, rating=rating))
         for column, value in row.items():
-            if column not in ("split", "Overall") and (number := _float(value)) is not None:
-                found.append(Metric(f"{column}{where}", number * factor, split=alone, part=True))
+            if column not in ("split", "Overall") and (number := as_number(value)) is not None:
+                found.append(Metric(f"{column}{where}", number * factor, split=alone, part=True, most=100))
     return found
 
 

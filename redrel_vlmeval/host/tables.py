@@ -7,7 +7,6 @@ openpyxl and lets other threads run meanwhile, which is what makes a folder of t
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,6 +24,10 @@ Columns = Mapping[str, list[Any]]
 _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, ParseError, CalamineError
 )  # fmt: skip
+
+
+# Columns that tell a host's table: of questions, or of scores.
+_HEADS = {"index", "split", "Overall", "perception", "Category"}
 
 
 class ResultsError(RedrelError, RuntimeError):
@@ -64,10 +67,22 @@ def _frame(path: Path) -> pd.DataFrame:
 
 
 def _xlsx(path: Path) -> dict[str, list[Any]]:
-    rows = CalamineWorkbook.from_path(str(path)).get_sheet_by_index(0).to_python()
+    book = CalamineWorkbook.from_path(str(path))
+    sheets = {name: book.get_sheet_by_name(name).to_python() for name in book.sheet_names}
+    # Whoever looks at a file in Excel may leave sheets of his own in it, also in front of the host's only one.
+    own = [name for name, rows in sheets.items() if rows and not _HEADS.isdisjoint(map(str, rows[0]))]
+    if len(own) > 1:
+        raise ResultsError(
+            f"{path.name} holds several tables ({', '.join(own)}), the host writes one: remove the others"
+        )
+    rows = sheets[own[0]] if own else next(iter(sheets.values()), [])
     if not rows:
         return {}
-    return {str(name): _plain(column) for name, *column in zip(*rows, strict=True) if name != ""}
+    table: dict[str, list[Any]] = {}
+    for name, *column in zip(*rows, strict=True):
+        if name != "":
+            table.setdefault(str(name), _plain(column))  # of two columns with one name the first counts, as in pandas
+    return table
 
 
 def _plain(column: list[Any]) -> list[Any]:
@@ -83,37 +98,6 @@ def _plain(column: list[Any]) -> list[Any]:
     if str in kinds and "" in column:
         column = [None if value == "" else value for value in column]
     return column
-
-
-def empty_predictions(path: Path) -> int:
-    """How many fields of the column ``prediction`` are empty; checks the whole file for damage on the way.
-
-    An xlsx whose every row has the column's cell is not parsed: there is one such file beside every judged table.
-
-    Raises:
-        ResultsError: the file cannot be read as what its ending says.
-    """
-    if path.suffix == ".xlsx" and _every_row_has_a_prediction(path):
-        return 0
-    return sum(value is None for value in read_columns(path).get("prediction", ()))
-
-
-def _every_row_has_a_prediction(path: Path) -> bool:
-    """False also where the file is not laid out as the hosts write it, so that it is parsed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sheet = archive.read("xl/worksheets/sheet1.xml")
-            with archive.open("xl/sharedStrings.xml") as stream:
-                words = stream.read(20_000)  # the header's words stand first
-    except KeyError:
-        return False
-    except _UNREADABLE as error:
-        raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-    header = dict(re.findall(rb'<c r="([A-Z]+)1"[^>]* t="s"[^>]*><v>(\d+)</v>', sheet[: sheet.find(b"</row>")]))
-    named = re.findall(rb"<si><t[^>]*>([^<]*)</t></si>", words)
-    wanted = next((c for c, at in header.items() if named[int(at) : int(at) + 1] == [b"prediction"]), None)
-    blank = b'"/><c ' in sheet or b'"/></row>' in sheet  # a cell that is there and holds nothing
-    return wanted is not None and not blank and sheet.count(b'<c r="%b' % wanted) == sheet.count(b"<row ")
 
 
 def read_json(path: Path) -> Any:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from redrel_vlmeval.host.folders import Cell
-from redrel_vlmeval.host.tables import Columns, ResultsError, empty_predictions, read_columns, read_json
+from redrel_vlmeval.host.scores import Metric, as_number
+from redrel_vlmeval.host.tables import Columns, ResultsError, read_columns, read_json
 
 ANSWERS = [
     "index", "question", "options", "prediction", "answer", "hit", "category", "subject", "grade", "split", "picture",
@@ -26,6 +29,13 @@ NO_ANSWER = "Failed to obtain answer"
 PICTURES = ("image_path", "image_id", "img_id", "image_name")
 # ScienceQA's own words for its subjects, and the abbreviations under which its results are published.
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+# Answers that pandas, and so the host, reads as empty.
+_EMPTY = {
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
+    "NaN", "None", "n/a", "nan", "null",
+}  # fmt: skip
+# Excel's way to write a control character, which the host's reader leaves as it stands.
+_ESCAPE = re.compile("_x00[01][0-9A-Fa-f]_")
 _FORMULAS = "Handwritten Mathematical Expression Recognition"
 
 
@@ -41,12 +51,76 @@ def table_of(cell: Cell) -> dict[str, list[Any]] | None:
     if source is None:
         return None
     table = read_columns(source)
-    if _column(table) is None and cell.benchmark.startswith("OCRBench") and {"answer", "category"} <= table.keys():
-        hits = [_ocrbench(*line) for line in zip(table["prediction"], table["answer"], table["category"], strict=True)]
-        score = read_json(cell.metric) if cell.metric and cell.metric.suffix == ".json" else None
-        if isinstance(score, dict) and score.get("Final Score") == sum(hits):
-            table["hit"] = hits
+    if cell.benchmark.startswith("OCRBench") and {"prediction", "answer", "category"} <= table.keys():
+        if _column(table) is None:
+            lines = zip(table["prediction"], table["answer"], table["category"], strict=True)
+            hits = [_ocrbench(*line) for line in lines]
+            score = read_json(cell.metric) if cell.metric and cell.metric.suffix == ".json" else None
+            if isinstance(score, dict) and score.get("Final Score") == sum(hits):
+                table["hit"] = hits
+    elif {"eval_score", "eval_match"} <= table.keys():
+        table["eval_score"] = [_of_matches(cell.benchmark, *pair) for pair in
+                               zip(table["eval_score"], table["eval_match"], strict=True)]  # fmt: skip
     return table
+
+
+def _of_matches(benchmark: str, score: Any, matches: object) -> Any:
+    """What a question counts in the host's sum: ``eval_score`` is always the mean over the right answers.
+
+    DocVQA and InfoVQA match by edit distance, where 0 is best and one half and more counts as wrong.
+    """
+    if not benchmark.startswith(("DocVQA", "InfoVQA", "ChartQA", "OCRVQA")):
+        return score
+    try:
+        values = [float(value) for value in ast.literal_eval(str(matches).replace("np.float64", ""))]
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+    if not benchmark.startswith(("DocVQA", "InfoVQA")):
+        return max(values, default=None)
+    near = 1 - min(values, default=1.0)
+    return near if near >= 0.5 else 0.0
+
+
+def misfit(metrics: Iterable[Metric], table: Columns | None) -> str:
+    """Why the score is not that of the table of verdicts, empty where it is; the host rounds to two digits.
+
+    A table may be older than the score or another judge's, and either may have been edited.
+    """
+    column = _column(table) if table is not None else None
+    if table is None or column is None or "index" not in table:
+        return ""
+    hits = _hits(table[column])
+    if np.isnan(hits).any() or not len(hits) or hits.min() < 0 or hits.max() > 1:
+        return ""  # no verdicts to add up, which whoever pairs them says
+    for metric in metrics:
+        given = metric.rating(table, hits) if metric.rating else None
+        if given is not None and not abs(given - metric.value) < 0.011:
+            return f"{metric.name} is {metric.value:.1f}, its table of verdicts gives {given:.1f}"
+    return ""
+
+
+def rejudged(table: Columns | None, given: Columns) -> str:
+    """How many answers are not those that were judged: the host does not judge again what it has judged before."""
+    if table is None or not all({"index", "prediction"} <= one.keys() for one in (table, given)):
+        return ""
+    now = dict(zip(map(str, given["index"]), given["prediction"], strict=True))
+    if len(now) < len(given["index"]):
+        return ""  # a question that stands twice, which whoever pairs them says
+    judged = zip(map(str, table["index"]), table["prediction"], strict=True)
+    other = sum(index in now and not _same_answer(said, now[index]) for index, said in judged)
+    return f"{other} of {len(table['index'])} answers are not those that were judged" if other else ""
+
+
+def _same_answer(judged: object, given: object) -> bool:
+    """Benchmarks may judge a part of an answer; an empty one has become the word 'nan', and 7.0 is 7 in a sheet."""
+    if judged == given:
+        return True
+    if judged is None or judged == "nan":
+        return given is None or given in _EMPTY
+    part, whole = (" ".join(_ESCAPE.sub(" ", str(value)).split()) for value in (judged, given))
+    if re.search(rf"(?<!\w){re.escape(part)}(?!\w)", whole):
+        return True
+    return as_number(part) == as_number(whole) is not None
 
 
 def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
@@ -69,22 +143,28 @@ def verdicts(table: Columns | None, split: str | None) -> pd.DataFrame | None:
     return frame
 
 
-def remark(cell: Cell, table: Columns | None) -> str:
-    """How many answers are empty, which the host judges like any other, and how many questions could not be asked.
-
-    The judged table holds the word 'nan' for an empty answer.
+def predictions(cell: Cell) -> Columns:
+    """The table that the judged one was made from; empty where there is only one.
 
     Raises:
-        ResultsError: the predictions, which the judged table was made from, cannot be read.
+        ResultsError: it cannot be read.
+    """
+    return read_columns(cell.predictions) if cell.predictions and cell.per_sample else {}
+
+
+def remark(table: Columns | None, given: Columns) -> str:
+    """How many answers are empty, which the host judges like any other, and how many questions could not be asked.
+
+    The judged table holds the word 'nan' for an empty answer; ``given`` are the predictions beside it.
     """
     if table is None:
         return ""
-    given = table.get("prediction", [])
-    judged = sum(value is None or value == "nan" for value in given)
-    beside = empty_predictions(cell.predictions) if cell.predictions and cell.per_sample else 0
-    empty, failed = max(judged, beside), sum(NO_ANSWER in str(value) for value in given)
-    said = [f"{empty} of {len(given)} answers are empty, scored as the host judged them"] * bool(empty)
-    said += [f"{failed} of {len(given)} questions could not be asked and count as wrong"] * bool(failed)
+    shown = table.get("prediction", [])
+    judged = sum(value is None or value == "nan" for value in shown)
+    empty = max(judged, sum(value is None for value in given.get("prediction", ())))
+    failed = sum(NO_ANSWER in str(value) for value in shown)
+    said = [f"{empty} of {len(shown)} answers are empty, scored as the host judged them"] * bool(empty)
+    said += [f"{failed} of {len(shown)} questions could not be asked and count as wrong"] * bool(failed)
     return "; ".join(said)
 
 

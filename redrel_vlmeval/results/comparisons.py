@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from redrel_vlmeval.host import shares_pictures
 from redrel_vlmeval.results import paired_tests, pairing
-from redrel_vlmeval.results.reading import Results
+
+if TYPE_CHECKING:
+    from redrel_vlmeval.results.reading import Results
 
 # What stands beside a score, and what it means in the column notes.
 MEANINGS = {
@@ -38,7 +40,8 @@ NO_TEST = "no test"
 
 @lru_cache(maxsize=1)
 def compare(results: Results) -> pd.DataFrame:
-    """``COLUMNS`` for each headline row of ``results.scores``, under that row's index.
+    """``COLUMNS`` for each headline row of ``results.scores``, under that row's index; with names, the frame
+    ``results.comparisons``.
 
     p is corrected over the variants of one base on one metric of one benchmark. Kept for the last results, so it is
     not to be changed in place.
@@ -109,7 +112,7 @@ def _paired(ours: Any, theirs: Any) -> paired_tests.Comparison:
 
 def _unusable(frame: pd.DataFrame | None) -> str:
     if frame is None or frame.empty:
-        return "no table with a verdict per question"
+        return pairing.UNJUDGED
     hits = frame["hit"].to_numpy()
     if missing := int(np.isnan(hits).sum()):
         return f"{missing} of {len(frame)} questions have no verdict"

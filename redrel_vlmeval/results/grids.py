@@ -49,9 +49,9 @@ def grids(results: Results) -> list[Grid]:
     rows = rows[~rows["model"].str.endswith("]")]
     plain = rows[rows["model"] == rows["base"]]
     bases = {tuple(row[name] for name in COLUMNS[:3]): float(row["value"]) for row in plain.to_dict("records")}
-    single = [isinstance(row.L, int) and isinstance(row.K, int) for row in rows[["L", "K"]].itertuples(index=False)]
+    single = rows["L"].notna() & rows["K"].notna()
     found = []
-    for key, family in rows[pd.Series(single, index=rows.index, dtype=bool)].groupby(COLUMNS, sort=True):
+    for key, family in rows[single].groupby(COLUMNS, sort=True):
         base, benchmark, metric, rule = map(str, key)
         values = family.astype({"L": int, "K": int}).pivot(index="L", columns="K", values="value").astype(float)
         values = values.sort_index(axis=0).sort_index(axis=1)

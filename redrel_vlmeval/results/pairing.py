@@ -14,6 +14,8 @@ from redrel_vlmeval.host import Cell
 from redrel_vlmeval.results import records
 
 REFUSED = "no delta: "
+# Said where a score stands without the verdicts that it came from.
+UNJUDGED = "no table with a verdict per question"
 # What of a cell's provenance has to agree before its settings do.
 SOURCE = ("host", "host_version", "commit", "judge")
 Key = tuple[str, str]
@@ -27,6 +29,7 @@ class Side:
     settings: Mapping[Any, Any] | None
     source: Mapping[Any, Any]
     questions: pd.DataFrame | None
+    unfit: str = ""
 
 
 def with_deltas(
@@ -35,11 +38,15 @@ def with_deltas(
     provenance: pd.DataFrame,
     cells: Iterable[Cell],
     judged: Mapping[Key, pd.DataFrame],
+    unfit: Mapping[Key, str],
 ) -> pd.DataFrame:
-    """Points to the base in the same folder; where the two were not run alike there is no delta but a note."""
+    """Points to the base in the same folder; where the two were not run alike there is no delta but a note.
+
+    ``unfit`` tells of scores that are not what their verdicts give.
+    """
     rows = scores.to_dict("records")
     by_key = {(cell.label, cell.benchmark): cell for cell in cells}
-    sides = _sides(rows, efficiency, provenance, judged)
+    sides = _sides(rows, efficiency, provenance, judged, unfit)
     states = {(row["model"], row["benchmark"]): row["status"] for row in rows}
     known = {(row["model"], row["benchmark"], row["metric"]): row for row in rows}
     reasons: dict[tuple[Key, Key], str] = {}
@@ -62,12 +69,18 @@ def with_deltas(
 
 
 def _sides(
-    rows: list[dict], efficiency: pd.DataFrame, provenance: pd.DataFrame, judged: Mapping[Key, pd.DataFrame]
+    rows: list[dict],
+    efficiency: pd.DataFrame,
+    provenance: pd.DataFrame,
+    judged: Mapping[Key, pd.DataFrame],
+    unfit: Mapping[Key, str],
 ) -> dict[Key, Side]:
     frames = (efficiency, provenance)
     settings, sources = ({(row["model"], row["benchmark"]): row for row in f.to_dict("records")} for f in frames)
     sizes = {(row["model"], row["benchmark"]): row["n"] for row in rows if row["headline"]}
-    return {key: Side(sizes[key], settings.get(key), sources[key], judged.get(key)) for key in sizes}
+    return {
+        key: Side(sizes[key], settings.get(key), sources[key], judged.get(key), unfit.get(key, "")) for key in sizes
+    }
 
 
 def _older(base: Cell) -> str:
@@ -81,8 +94,12 @@ def difference(ours: Side, theirs: Side) -> str:
     """Why a variant and its base (in this order) cannot be compared, naming field and values; empty when they can."""
     if ours.n is not None and theirs.n is not None and ours.n == ours.n and theirs.n == theirs.n and ours.n != theirs.n:
         return f"{ours.n:.0f} questions, base {theirs.n:.0f}"
+    if ours.unfit or theirs.unfit:
+        return ours.unfit or f"of the base, {theirs.unfit}"
     if why := _other_questions(ours.questions, theirs.questions):
         return why
+    if (mine := ours.source["pictures"]) != (other := theirs.source["pictures"]):
+        return f"the variant was asked with {mine}" if mine else f"the base was asked with {other}"
     # Without a table per question its name does not tell the judge; there is no test then, and that is said.
     unjudged = ours.questions is None or theirs.questions is None
     both = pd.notna(ours.source["judge"]) and pd.notna(theirs.source["judge"])

@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from redrel_vlmeval import files
 from redrel_vlmeval.host import MS, UPSTREAM, Cell, Columns, arguments
 from redrel_vlmeval.names import VariantSpec, parse
 
 COLUMNS = [
     "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision", "torch", "transformers",
-    "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "date", "arguments", "run",
+    "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "pictures", "date", "arguments", "run",
 ]  # fmt: skip
 HOSTS = {MS: "ms", UPSTREAM: "upstream"}
 _FROM_RECORDS = ("backend", "weights", "revision", "device", "dtype", "kernel")
@@ -40,9 +41,10 @@ def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | Non
             "judge_ran": judge_ran(cell.judge, table),
             "prompt": spec.prompt,
             "decoding": spec.decoding if measured else None,
+            "pictures": measured.get("stale_pictures"),
             "date": measured.get("started") or cell.status.get("created_at") or cell.entry.get("updated_at"),
             "arguments": arguments(argv[1:]) if argv else measured.get("arguments"),
-            "run": cell.run.name,
+            "run": files.told(cell.run.name),
         }
     )
 

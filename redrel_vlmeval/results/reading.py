@@ -33,13 +33,14 @@ from redrel_vlmeval.host import (
     read_rows,
     verdicts as questions,
 )
-from redrel_vlmeval.names import Stage, VariantSpec, parse
-from redrel_vlmeval.results import pairing, provenance, records
+from redrel_vlmeval.names import VariantSpec, parse
+from redrel_vlmeval.results import comparisons, pairing, provenance, records
 
 __all__ = ["Results", "ResultsError", "category_curves", "read"]
 
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
+COMPARISONS = [*IDENTITY, "metric", "value", "delta", *comparisons.COLUMNS]
 EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
 PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
 # The state of a cell whose numbers are shown as they stand, because nothing says which of them counts.
@@ -56,7 +57,8 @@ class Results:
     """Tidy frames of one output folder.
 
     ``scores``: one row per model x benchmark x metric, ``value`` and ``delta`` (to the base) in points; a cell without
-    a score has one row with an empty metric. ``efficiency``: one row per model x benchmark with records: means, and
+    a score has one row with an empty metric. ``comparisons``: one row per headline, the variants tested against their
+    bases. ``efficiency``: one row per model x benchmark with records: means, and
     medians of the times. ``provenance``: one row per model x benchmark: where its numbers came from, see
     :mod:`provenance`. ``judged``: by model and benchmark, one row per question that the headline is
     over (index, hit, picture). The answers themselves are read when asked for.
@@ -68,6 +70,12 @@ class Results:
     cells: tuple[Cell, ...]
     judged: Mapping[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     provenance: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=PROVENANCE))
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """``COMPARISONS``: every headline beside its base, with interval, p and verdict, see :mod:`comparisons`."""
+        rows = self.scores[self.scores["headline"]]
+        return rows.join(comparisons.compare(self))[COMPARISONS].reset_index(drop=True)
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
@@ -119,57 +127,51 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
     efficiency_rows: list[dict[str, object]] = []
     sources: list[dict[str, object]] = []
     judged: dict[tuple[str, str], pd.DataFrame] = {}
-    for cell, (found, measured, verdicts, source) in zip(cells, _read_cells(cells), strict=True):
-        if verdicts is not None:
-            judged[cell.label, cell.benchmark] = verdicts
+    unfit: dict[tuple[str, str], str] = {}
+    for cell, found in zip(cells, _read_cells(cells), strict=True):
+        key = cell.label, cell.benchmark
+        unfit[key] = found.unfit
+        if found.verdicts is not None:
+            judged[key] = found.verdicts
         same = describe(cell.model) | {"model": cell.label, "benchmark": cell.benchmark}
         path = _relative(cell.metric or cell.predictions or cell.run, root)
-        score_rows += [same | {"path": path} | row for row in found]
-        sources.append(same | {"path": path} | source)
-        efficiency_rows += [same | {"path": _relative(cell.run, root)} | measured] if measured else []
+        score_rows += [same | {"path": path} | row for row in found.scores]
+        sources.append(same | {"path": path} | found.source)
+        if found.measured:
+            efficiency_rows.append(same | {"path": _relative(cell.run, root)} | found.measured)
     efficiency = _frame(efficiency_rows, EFFICIENCY)
     origins = pd.DataFrame(sources, columns=PROVENANCE)
-    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, origins, cells, judged)
+    scores = pairing.with_deltas(_frame(score_rows, SCORES), efficiency, origins, cells, judged, unfit)
     return Results(root, scores, efficiency, tuple(cells), judged, origins)
 
 
 def _frame(rows: list[dict[str, object]], columns: list[str]) -> pd.DataFrame:
     """L and K stay whole numbers beside the empty ones of a base, which pandas would turn into 5.0."""
-    numbers = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in ("L", "K")}
-    return pd.DataFrame(rows, columns=columns).assign(**numbers)
+    return pd.DataFrame(rows, columns=columns).astype({"L": "Int64", "K": "Int64"})
 
 
 def describe(model: str) -> dict[str, object]:
-    """Columns base, setting, L, K and rule of a name; one that is no variant name stands for itself."""
+    """Columns base, setting, L, K and rule of a name; one that is no variant name stands for itself.
+
+    L and K are numbers: of a schedule of several stages neither is told, of a share of the tokens no K.
+    """
     try:
         spec = parse(model)
     except KeyError:
         spec = VariantSpec()
-    layers = [stage.layer for stage in spec.stages]
-    keeps = [_amount(stage) for stage in spec.stages]
+    one = spec.stages[0] if len(spec.stages) == 1 else None
     words = [spec.ruling] + ([spec.row] if spec.row != "last" else []) + spec.words
     return {
         "model": model,
         "base": spec.baseline if spec.base else model,
         "setting": spec.setting,
-        "L": _one_or_list(layers),
-        "K": _one_or_list(keeps),
+        "L": one.layer if one else None,
+        "K": one.keep if one else None,
         "rule": " ".join(words) if spec.stages else None,
     }
 
 
-def _amount(stage: Stage) -> object:
-    if stage.percent is not None:
-        return f"{stage.percent}%"
-    return stage.amount if stage.keep is None else stage.keep
-
-
-def _one_or_list(values: list) -> object:
-    """A number stays a number, so that sheets can sort by it; several stages are text."""
-    return values[0] if len(values) == 1 else ", ".join(map(str, values)) or None
-
-
-def _read_cells(cells: list[Cell]) -> list[tuple]:
+def _read_cells(cells: list[Cell]) -> list[_Read]:
     """:func:`_read_cell` of each; several at once, since unpacking and parsing an xlsx needs no interpreter."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool, no_collection():
         return list(pool.map(_read_cell, cells))
@@ -187,21 +189,35 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.DataFrame | None, dict[str, object]]:
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What one cell holds; ``unfit`` says why its score is not that of its verdicts."""
+
+    scores: list[dict[str, object]]
+    measured: dict[str, object] | None
+    verdicts: pd.DataFrame | None
+    source: dict[str, object]
+    unfit: str = ""
+
+
+def _read_cell(cell: Cell) -> _Read:
     """Score rows, efficiency row, verdicts, provenance of a cell; what cannot be read fails this cell and no other."""
     status, reason = _state(cell)
     metrics: list[Metric] = []
-    table, measured, verdicts = None, None, None
+    table, measured, verdicts, unfit = None, None, None, ""
     try:
-        table = questions.table_of(cell)
-        empty = questions.remark(cell, table)
-        measured = records.summary(cell)
+        table, given = questions.table_of(cell), questions.predictions(cell)
+        measured, foreign = records.summary(cell)
         if status in ("ok", NO_RULE):
             metrics, status, reason = _metrics(cell, status, reason)
         if status == "ok":
             metrics, reason = _with_headline(metrics, table)
-            verdicts = questions.verdicts(table, next((metric.split for metric in metrics if metric.headline), None))
-        reason = "; ".join(filter(None, [reason, empty]))
+            unfit = questions.misfit(metrics, table) or questions.rejudged(table, given)
+            split = next((metric.split for metric in metrics if metric.headline), None)
+            verdicts = None if unfit else questions.verdicts(table, split)
+            if verdicts is None and not unfit:
+                reason = "; ".join(filter(None, [reason, f"{_unjudged(cell)}: no interval, no test"]))
+        reason = "; ".join(filter(None, [reason, unfit, questions.remark(table, given), foreign]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []
@@ -212,7 +228,13 @@ def _read_cell(cell: Cell) -> tuple[list[dict], dict[str, object] | None, pd.Dat
         | {"n": _size(metric, table)}
         for metric in metrics or [Metric("", float("nan"), headline=True)]
     ]
-    return rows, measured, verdicts, provenance.of_cell(cell, measured, table)
+    return _Read(rows, measured, verdicts, provenance.of_cell(cell, measured, table), unfit)
+
+
+def _unjudged(cell: Cell) -> str:
+    """Said of a score that no verdicts stand beside, so that it has neither interval nor test."""
+    others = ", ".join(cell.judged) if cell.per_sample is None else ""
+    return pairing.UNJUDGED + (f" by {cell.judge}, only by {others}" if others else "")
 
 
 def _is_swept(cell: Cell) -> bool:
@@ -279,7 +301,7 @@ def _with_headline(metrics: list[Metric], table: Columns | None) -> tuple[list[M
 
 def _relative(path: Path, root: Path) -> str:
     base = Path(root).absolute()
-    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+    return files.told(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -300,5 +322,5 @@ def category_curves(results: Results, base: str, benchmark: str) -> tuple[pd.Dat
     frame["n"] = pd.Series(frame["category"].map(sizes).where(~frame["headline"], frame["n"]), dtype=float)
     of_base = frame[frame["model"] == base]
     baseline = {str(name): float(value) for name, value in zip(of_base["category"], of_base["value"], strict=True)}
-    single = [isinstance(row.L, int) and isinstance(row.K, int) for row in frame.itertuples()]
+    single = frame["L"].notna() & frame["K"].notna()
     return frame.loc[single, ["L", "K", "rule", "category", "value", "n"]].reset_index(drop=True), baseline

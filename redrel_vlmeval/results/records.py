@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from redrel_vlmeval.host import RECORDS, STATUS, Cell, ResultsError, one_line, read_json
+from redrel_vlmeval.names import parse
 
 SETTINGS = ("backend", "weights", "revision", "device", "dtype", "kernel")
 COLUMNS = (
@@ -55,9 +56,32 @@ def read_records(path: Path) -> dict[str, dict[str, object]]:
 def records_of(cell: Cell) -> dict[str, dict[str, object]]:
     """Records of a cell and of the runs that it went on from: upstream resumes into a new folder.
 
+    Those that another model, setting or benchmark wrote, in a file that was renamed or copied, are left out.
+
     Raises:
         ResultsError: a file of records cannot be opened.
     """
+    return {index: record for index, record in _found(cell).items() if not _stranger(cell, record)}
+
+
+def _stranger(cell: Cell, record: Mapping[str, object]) -> str:
+    """Whose a record is, if it says that it is not this cell's."""
+    own = {"model": cell.model, "dataset": cell.benchmark, "setting": setting_of(cell.model)}
+    # The setting counts beside the model's name, since a name of the user's own can say any setting.
+    other = [str(record[name] or "untouched") for name, value in own.items() if record.get(name) not in (None, value)]
+    return " ".join(other)
+
+
+def setting_of(model: str) -> str:
+    """The setting that a model's name says; '' for a name that is none of ours."""
+    try:
+        return parse(model).setting
+    except KeyError:
+        return ""
+
+
+def _found(cell: Cell) -> dict[str, dict[str, object]]:
+    """The last record of each question, whoever wrote it."""
     run, entry, seen = cell.run, dict(cell.entry), {cell.run.name}
     folders = [run]
     while (source := str(entry.get("source_run") or "")) and source not in seen:
@@ -84,15 +108,28 @@ def records_of(cell: Cell) -> dict[str, dict[str, object]]:
     return found
 
 
-def summary(cell: Cell) -> dict[str, object] | None:
-    """One value for each of ``COLUMNS``, ``RUN`` and started; None without records. Several values are all listed.
+def summary(cell: Cell) -> tuple[dict[str, object] | None, str]:
+    """One value for each of ``COLUMNS`` and ``RUN``, started and stale_pictures, None without records; and a remark.
+
+    Several values of what is the same for a run are all listed. The remark tells of records that do not count, and of
+    questions that were asked with the wrong picture.
 
     Raises:
         ResultsError: a file of records cannot be opened.
     """
-    records = records_of(cell)
+    found = _found(cell)
+    others = {index: whose for index, record in found.items() if (whose := _stranger(cell, record))}
+    records = {index: record for index, record in found.items() if index not in others}
+    said = [f"{len(others)} efficiency records are of {_values(others.values())!r} and do not count"] * bool(others)
     if not records:
-        return None
+        return None, "; ".join(said)
+    row = _row(records)
+    if row["stale_pictures"]:
+        said.append(f"asked with {row['stale_pictures']}")
+    return row, "; ".join(said)
+
+
+def _row(records: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     frame = pd.DataFrame(list(records.values()))
     frame["kept"] = pd.Series([_last(record.get("images_per_block")) for record in records.values()], dtype=object)
     row: dict[str, object] = {"n": len(frame)}
@@ -111,7 +148,17 @@ def summary(cell: Cell) -> dict[str, object] | None:
     row |= {name: _values(run.get(name) for run in runs) for name in RUN}
     times = [*(run.get("started") for run in runs), *frame.get("time", ())]
     row["started"] = min((when for when in times if isinstance(when, str)), default=None)
+    row["stale_pictures"] = _stale(records)
     return row
+
+
+def _stale(records: Mapping[str, Mapping[str, object]]) -> str | None:
+    """The host keeps pictures by name, and shows an old one where the table's has changed."""
+    names = [record["stale_pictures"] for record in records.values() if record.get("stale_pictures")]
+    if not names:
+        return None
+    first = names[0][0] if isinstance(names[0], list) else names[0]
+    return f"pictures that are not those of the benchmark's table in {len(names)} of {len(records)} questions ({first})"
 
 
 def _per_block(lists: Iterable[object]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.results import Results, comparisons, published
-from redrel_vlmeval.sheets.tables import COSTS, printed
+from redrel_vlmeval.sheets.tables import COSTS, printed, stages
 
 
 def openvlm(results: Results) -> str:
@@ -26,7 +26,8 @@ def openvlm(results: Results) -> str:
     for model, rows in scores.groupby("model", sort=False):
         first = rows.iloc[0]
         meta = _meta(str(model), str(first["base"]))
-        own: dict[str, Any] = {name: _plain(first[name]) for name in ("base", "setting", "L", "K", "rule")}
+        own: dict[str, Any] = {name: _plain(first[name]) for name in ("base", "setting", "rule")}
+        own |= stages(first["setting"])
         own["cells"] = cells = {}
         entry: dict[str, Any] = {"META": meta | {"redrel": own}}
         for benchmark, cell in rows.groupby("benchmark", sort=False):

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.results import NO_RULE, Results
-from redrel_vlmeval.sheets.tables import COSTS, place
+from redrel_vlmeval.sheets.tables import COSTS, place, stages
 
 # What a test says -> its kind, by which rows are coloured and filtered.
 KINDS = {"better": "better", "worse": "worse", "not separable": "same", "base": "base"}
 SHOWN = ("model", "setting", "value", "delta", "low", "high", "flops_ratio")
-SAME = ("model", "base", "setting", "L", "K", "rule", "benchmark", "metric", "status")
+SAME = ("model", "base", "setting", "rule", "benchmark", "metric", "status")
 
 
 def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
@@ -34,6 +34,7 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
         verdict = row["verdict"] if isinstance(row["verdict"], str) else ""
         board.append(
             {name: row[name] for name in SAME}
+            | stages(row["setting"])
             | {"title": " ".join(filter(None, [row["benchmark"], row["metric"] if many else ""])) or "(no benchmark)"}
             | {"value": row["value"], "delta": row["delta"], "low": row["CI low"], "high": row["CI high"]}
             | {"up": row["up"], "down": row["down"], "p": row["p"], "holm": row["p (Holm)"], "n": row["n"]}

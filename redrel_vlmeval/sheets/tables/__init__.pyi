@@ -7,6 +7,7 @@ from .leaders import (
     leaderboard as leaderboard,
     measured as measured,
     place as place,
+    stages as stages,
 )
 from .table import Outcome as Outcome, Table as Table
 from .whole import SUMMARY as SUMMARY, every as every, printed as printed

@@ -56,6 +56,7 @@ _NOTES = {
     "why the p beside it is corrected for all variants of the base",
     "prompt": "order of question (Q), context (C), options (M) and chain-of-thought request (P1..P3) before the answer",
     "decoding": "greedy search, beam search with n beams, or the options ranked by likelihood (nothing is generated)",
+    "pictures": "whether the host showed pictures that are not those of the benchmark's table; empty: none known",
     "truncation": "the variant's stages and rule; empty: nothing is truncated",
     "benchmark": "the host's name of the data",
     "metric": "the host's name of the score",

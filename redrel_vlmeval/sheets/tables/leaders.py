@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from redrel_vlmeval.names import Stage, parse
 from redrel_vlmeval.results import NO_RULE, Results, comparisons
 from redrel_vlmeval.sheets.tables.columns import Column, beside, score
 from redrel_vlmeval.sheets.tables.table import Outcome, Table
@@ -46,7 +47,7 @@ def measured(results: Results) -> Table:
     results, so it is not to be changed in place.
     """
     models = results.scores.drop_duplicates("model")
-    frame = models[["model", "base", "L", "K", "rule"]].set_index("model", drop=False)
+    frame = with_stages(models)[["model", "base", "L", "K", "rule"]].set_index("model", drop=False)
     variants = bool((frame["base"] != frame["model"]).any())
     compared = comparisons.compare(results)
     parts: list[pd.DataFrame | pd.Series] = [frame]
@@ -83,6 +84,28 @@ def measured(results: Results) -> Table:
     caption = "every model of the folder, each variant tested against its base"
     own = {column.name: column for column in columns}
     return Table("Leaderboard", frame.loc[order].reset_index(drop=True), caption, columns=own, outcomes=outcomes)
+
+
+def stages(setting: str) -> dict[str, Any]:
+    """L and K as tables show them: of a schedule all numbers in one text, of a share of the tokens its per cent."""
+    try:
+        found = parse(setting).stages
+    except KeyError:  # a base, or only a prompt or a decoding
+        return {"L": None, "K": None}
+    pairs: dict[str, list[Any]] = {"L": [stage.layer for stage in found], "K": [_amount(stage) for stage in found]}
+    return {name: own[0] if len(own) == 1 else ", ".join(map(str, own)) or None for name, own in pairs.items()}
+
+
+def _amount(stage: Stage) -> int | str:
+    if stage.percent is not None:
+        return f"{stage.percent}%"
+    return stage.amount if stage.keep is None else stage.keep
+
+
+def with_stages(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of results with L and K of :func:`stages` in place of its numbers."""
+    shown = [stages(str(setting)) for setting in frame["setting"]]
+    return frame.assign(**{name: pd.Series([row[name] for row in shown], frame.index, object) for name in ("L", "K")})
 
 
 def score_columns(results: Results) -> list[ScoreColumn]:
@@ -148,7 +171,8 @@ def place(row: Mapping[Any, Any]) -> tuple:
 
 
 def in_order(frame: pd.DataFrame, results: Results, before: Sequence[str] = ()) -> pd.DataFrame:
-    """The frame by the columns ``before`` and then by model, in the leaderboard's order; equal rows keep theirs."""
+    """The frame by the columns ``before`` and then by model, in the leaderboard's order, L and K as there."""
+    frame = with_stages(frame) if "L" in frame else frame
     order = {model: number for number, model in enumerate(leaderboard(results)["model"])}
 
     def key(column: pd.Series) -> pd.Series:
