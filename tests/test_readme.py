@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # the README first: commands of docs go on from what its own have left
 PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {Path("README.md"): README} | PAGES
+PAGES[Path("CONTRIBUTING.md")] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def commands(text: str) -> list[str]:
@@ -33,7 +34,13 @@ def commands(text: str) -> list[str]:
 
 
 COMMANDS = [command for text in PAGES.values() for command in commands(text)]
-RUNNABLE = list(dict.fromkeys(command for command in COMMANDS if command.startswith(("redrel ", "cp "))))
+RUNNABLE = list(dict.fromkeys(command for command in COMMANDS if command.startswith(("redrel ", "cp ", "export "))))
+# Python that a page says to save: a block that begins with a file's name
+SAVED = {
+    name: block
+    for text in PAGES.values()
+    for block, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", text, re.S)
+}
 OTHERS = (". .venv/bin/activate", "make ", "pip install ", "python run.py ", "python -m vlmeval ")
 INLINE = [one for text in PAGES.values() for one in re.findall(r"`(redrel [a-z][^`]*)`", text)]
 
@@ -127,11 +134,18 @@ class Place:
         scripts = Path(sys.executable).parent
         self.environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         self.environment.pop("LMUData", None)
+        for name, text in SAVED.items():
+            (folder / name).write_text(text, encoding="utf-8")
         (folder / "LMU").mkdir()  # in place of ~/LMUData, which belongs to whoever runs the tests
 
     def run(self, wanted: list[str]) -> None:
         for command in wanted:
             words = shlex.split(command)
+            if words[0] == "export":
+                name, _, value = words[1].partition("=")
+                self.environment[name] = value
+                self.said[command] = ""
+                continue
             data = {} if " demo " in command else {"LMUData": str(self.folder / "LMU")}
             settings = {"cwd": self.folder, "env": self.environment | data, "capture_output": True, "text": True}
             done = subprocess.run(words, **settings, timeout=280)
@@ -178,7 +192,11 @@ def test_the_docs_commands_go_on_from_the_readmes(after_readme: Place) -> None:
     after_readme.run([command for command in RUNNABLE if command not in after_readme.said])
     assert set(after_readme.said) == set(RUNNABLE)
     assert (after_readme.outputs / "drawn" / "redrel_tiny_picture_decoder_elementwise.png").stat().st_size > 5000
-    assert {path.name for path in after_readme.folder.iterdir()} == {"LMU", "outputs"}  # all else git would show
+    assert {path.name for path in after_readme.folder.iterdir()} == {
+        "LMU",
+        "outputs",
+        *SAVED,
+    }  # all else git would show
 
 
 def test_the_file_tree_is_the_disk() -> None:

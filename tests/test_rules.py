@@ -259,3 +259,9 @@ def test_its_words_are_checked_and_shown(name: str) -> None:
 
 def test_decisions_have_one_form() -> None:
     assert Choice(torch.tensor([1])).weights is None
+
+
+def test_the_page_about_rules_says_what_a_rule_sees() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+    for name, meaning in rules.FIELDS.items():
+        assert f"| `{name}` | {meaning} |" in page
