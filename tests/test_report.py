@@ -48,6 +48,13 @@ def test_every_cell_has_a_row_with_its_state(folder: Path, data: dict) -> None:
     assert "boom" in row(data, f"{BASE}_trunc_l4_k8")["note"] and row(data, f"{BASE}_trunc_l4_k8")["value"] is None
 
 
+def test_the_title_names_bases_and_day_and_notes_both_ends_and_ways(folder: Path, data: dict) -> None:
+    assert data["meta"]["title"] == f"{BASE} · 2026-01-01" and data["meta"]["folder"] == folder.name
+    assert f"<title>{BASE} · 2026-01-01: redrel report</title>" in assemble.html(read(folder))
+    assert "from the lower to the upper end" in data["notes"]["interval"]
+    assert "▲ up: questions that the base gets wrong" in data["notes"]["flips"] and "▼ down: " in data["notes"]["flips"]
+
+
 def test_rows_are_those_of_the_paired_test(folder: Path, data: dict) -> None:
     results = read(folder)
     compared = results.scores.join(comparisons.compare(results)).set_index("model")

@@ -19,6 +19,7 @@ from openpyxl.worksheet.page import PageMargins
 from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
+from redrel_vlmeval.results import p_text
 from redrel_vlmeval.sheets.figures import DIVERGING
 from redrel_vlmeval.sheets.tables import Column, Table, yes_no
 
@@ -37,7 +38,8 @@ WRAPPED = {"verdict": 50, "note": 50, "question": 60, "options": 30, "prediction
 WIDEST = 44
 ALIGNMENTS = {
     "top": Alignment(vertical="top"),
-    "number": Alignment(vertical="top", horizontal="right", indent=1),
+    # no indent: LibreOffice forgets that of a right-aligned cell beside one of another format
+    "number": Alignment(vertical="top", horizontal="right"),
     "left": Alignment(vertical="top", horizontal="left", indent=1),
     "wrap": Alignment(wrap_text=True, vertical="top", horizontal="left", indent=1),
 }
@@ -108,7 +110,6 @@ def _head(sheet: Worksheet, names: list[str]) -> None:
 def _rows(sheet: Worksheet, table: Table, columns: Sequence[Column]) -> list[int]:
     """Writes the rows; returns the longest text of each column."""
     names = [column.name for column in columns]
-    formats = [_excel_format(column.form) for column in columns]
     longest, numeric = [0] * len(names), [False] * len(names)
     painter = _Painter()
     for position, row in enumerate(table.frame.itertuples(index=False, name=None)):
@@ -121,7 +122,7 @@ def _rows(sheet: Worksheet, table: Table, columns: Sequence[Column]) -> list[int
             if isinstance(cell.value, (int, float)):
                 length, numeric[number] = 7, True
                 colour = _colour(table, position, columns[number], "delta")
-                look = _Look("number", formats[number], colour, None, strong, grey)
+                look = _Look("number", _excel_format(columns[number].form, cell.value), colour, None, strong, grey)
             else:
                 length = max(map(len, str(cell.value or "").split("\n")))
                 # Text is set off from the number that ends at its left.
@@ -133,7 +134,7 @@ def _rows(sheet: Worksheet, table: Table, columns: Sequence[Column]) -> list[int
             longest[number] = max(longest[number], length)
             painter.paint(cell, look)
     for number, right in enumerate(numeric, start=1):
-        side: dict[str, Any] = {"horizontal": "right" if right else "left", "indent": int(right or number > 1)}
+        side: dict[str, Any] = {"horizontal": "right" if right else "left", "indent": int(number > 1 and not right)}
         sheet.cell(1, number).alignment = Alignment(wrap_text=True, vertical="center", **side)
     return longest
 
@@ -249,12 +250,13 @@ def _outline(sheet: Worksheet, columns: Sequence[Column]) -> None:
             dimension.outlineLevel, dimension.hidden = 1, True
 
 
-def _excel_format(form: str) -> str:
-    """A spreadsheet's format of Python's; texts have ''."""
-    if form in ("d", "p", "g"):
-        return {"d": "0", "p": '[<0.001]"< .001";0.000', "g": "General"}[form]
-    if not form:
-        return "General"
+def _excel_format(form: str, value: float) -> str:
+    """A spreadsheet's format of Python's; a p-value has the digits that it has everywhere."""
+    if form == "p":
+        whole, dot, digits = p_text(value).partition(".")
+        return f'"{whole}{dot}{digits}"' if whole.startswith("<") else f"{whole and 0}.{'0' * len(digits)}"
+    if form in ("d", "g", ""):
+        return {"d": "0", "g": "General", "": "General"}[form]
     plain = "0." + "0" * int(form[-2])
     return f"+{plain};-{plain};{plain}" if form.startswith("+") else plain
 

@@ -18,12 +18,17 @@ from redrel_vlmeval.sheets.tables import KNOWN, runs
 
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
+NAMED = 3  # bases that the title names
 MARGIN = 2.0  # points, of a test that the page does not show
 NOTED = (
     "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
     "decode ms/token",
 )  # fmt: skip
 OWN_NOTES = {
+    "interval": "the bar runs from the lower to the upper end of its 95 % confidence interval, of this variant alone: "
+    "Newcombe's square-and-add method for paired proportions; where questions share pictures or scores are graded, a "
+    "bootstrap over pictures",
+    "flips": f"▲ up: {comparisons.MEANINGS['up']}; ▼ down: {comparisons.MEANINGS['down']}",
     "model": "name given to the runner; of a variant its setting: what is truncated, prompt and decoding",
     "score": "in points, by the host's own evaluation; a dash where a cell has none",
 }
@@ -91,7 +96,7 @@ def html(
         "provenance": _provenance(results),
         "meta": facts,
     }
-    return render(HERE, "report.html.j2", f"{results.folder.absolute().name}: redrel report", data, meta=facts)
+    return render(HERE, "report.html.j2", f"{facts['title']}: redrel report", data, meta=facts)
 
 
 def _pictures(results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None) -> pictures.Shown:
@@ -110,6 +115,7 @@ def _pictures(results: Results, found: list[dict[str, Any]], most: int, data_fol
 def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
     states = results.scores.drop_duplicates(["model", "benchmark"])["status"].value_counts().sort_index()
     return {
+        "title": _title(results, [row["base"] for row in rows]),
         "folder": results.folder.absolute().name,
         "models": len({row["model"] for row in rows}),
         "benchmarks": len({row["benchmark"] for row in rows}),
@@ -119,6 +125,14 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "toy": any(row["base"].startswith(TOY) for row in rows),
         "all_toy": all(row["base"].startswith(TOY) for row in rows),
     }
+
+
+def _title(results: Results, bases: list[str]) -> str:
+    """The bases and the day of their newest run; of many bases their number."""
+    named = list(dict.fromkeys(bases))
+    who = ", ".join(named) if len(named) <= NAMED else f"{len(named)} bases"
+    days = [str(date)[:10] for date in results.provenance["date"].dropna()]
+    return " · ".join([who or results.folder.absolute().name, *([max(days)] if days else [])])
 
 
 def _notes() -> dict[str, str]:

@@ -38,10 +38,10 @@
     ["Model", (r) => r.model, name, "name", false, ["model"]],
     several && ["Benchmark", (r) => r.title, (r) => r.title, "", false, null],
     ["Score", (r) => r.value, (r) => (r.status !== "ok" ? "–" : r.value === best.get(r.title) ? h("strong", { title: "the best" }, fixed(r.value)) : fixed(r.value)), "r", true, ["score"]],
-    ["Difference, 95 % CI", (r) => r.delta, forest, "", true, ["delta", "CI low"]],
+    ["Difference, 95 % CI", (r) => r.delta, forest, "", true, ["delta", "interval"]],
     ["Verdict", (r) => Object.keys(KINDS).indexOf(r.kind) + (r.status === "ok" ? 0 : 9), (r) => redrel.badge(r), "", false, ["verdict"]],
     ["p (Holm)", (r) => r.holm, (r) => pText(r.holm), "r", false, ["p (Holm)"]],
-    ["Flips", (r) => (known(r.up) ? r.up + r.down : null), flips, "r", true, ["up", "down"]],
+    ["Flips", (r) => (known(r.up) ? r.up + r.down : null), flips, "r", true, ["flips"]],
     ["L", (r) => r.L, (r) => r.L ?? "", "r", false, ["L"]],
     ["K", (r) => r.K, (r) => r.K ?? "", "r", false, ["K"]],
     ["Avg tokens", (r) => r.average_image_tokens, (r) => fixed(r.average_image_tokens), "r", false, ["average tokens"]],
@@ -150,14 +150,14 @@
   // The words of the headers and of an opened row, with what they mean.
   const terms = columns.map(([title, , , , , note]) => [title, meaning(note)]).concat(DETAILS.map(([title, note]) => [title, meaning([note])]));
   byId("notes").append(...terms.filter(([, text]) => text).flatMap(([title, text]) => [h("dt", {}, title), h("dd", {}, text)]));
-  byId("glance-cards").append(...data.glance.map((entry) => h("article", { class: "panel card" },
+  byId("glance-cards").append(...data.glance.map((entry) => h("article", { class: "panel card" }, h("div", {},
     h("h3", {}, entry.base, h("span", { class: "soft" }, ` on ${entry.title}`)),
-    h("p", { class: "big num" }, fixed(entry.value), h("small", {}, known(entry.n) ? ` points, ${entry.n} questions` : " points")),
+    h("p", { class: "big num" }, fixed(entry.value), h("small", {}, known(entry.n) ? ` points, ${entry.n} questions` : " points"))), h("div", {},
     h("p", { class: "tally" }, ["better", "same", "worse", "none"].filter((kind) => entry[kind]).map((kind) =>
       h("span", { class: `badge ${kind}` }, `${entry[kind]} ${KINDS[kind]}`))),
     h("p", { class: "small soft" }, entry.best
       ? ["Cheapest not shown to be worse: ", h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
         `: ${signed(entry.best.delta)}${known(entry.best.low) ? ` (95\u00a0%\u00a0CI ${signed(entry.best.low)} to ${signed(entry.best.high)})` : ""}, at ${fixed(entry.best.flops_ratio, 3)} of the prefill FLOPs.`]
-      : "No tested variant is better or not separable."))));
+      : "No tested variant is better or not separable.")))));
   byId("glance").hidden = !data.glance.length;
 })();

@@ -25,7 +25,8 @@ _NOTES = {
     "setting": "what is truncated (l<L>_k<K>: all tokens up to block L, K image tokens after it), prompt and decoding",
     "L": "decoder blocks that see every token; ranking happens at the end of block L. Several stages: several numbers",
     "K": "image tokens kept after block L; with % a share of the prompt's image tokens",
-    "rule": "what the kept tokens are picked by: attention (of the last prompt token), or a control of the same budget",
+    "rule": "what picks the kept tokens: a rule that 'redrel rules' lists, and the query rows it ranks by if these "
+    "are others than the last",
     "backend": "the class that ran the model; base and variant are compared only when it is the same",
     "image tokens": "image tokens of the prompt, mean over questions",
     "kept": "image tokens left after the last stage, mean over questions",
@@ -52,7 +53,7 @@ _NOTES = {
     "disputed": "yes: another source contradicts this printed number",
     "language model": "the language model behind the pictures, where it is known",
     "resolution": "side of the picture given to the vision tower, in pixels, where it is known",
-    "best of": "the attention-ranked variant with the highest score there, of so many: chosen after the fact, which is "
+    "best of": "the variant, controls aside, with the highest score there, of so many: chosen after the fact, which is "
     "why the p beside it is corrected for all variants of the base",
     "prompt": "order of question (Q), context (C), options (M) and chain-of-thought request (P1..P3) before the answer",
     "decoding": "greedy search, beam search with n beams, or the options ranked by likelihood (nothing is generated)",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import Results, published
-from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, measured, score_columns
+from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, is_control, measured, score_columns
 from redrel_vlmeval.sheets.tables.table import Table, best
 
 BESIDE = ("delta", "p (Holm)", "verdict")
@@ -41,7 +41,7 @@ def board(results: Results) -> Table:
 
 
 def table_1(results: Results) -> Table:
-    """Each base and its best attention-ranked variant on each benchmark, as the paper's Table 1; printed rows grey."""
+    """Each base and its best variant, controls aside, on each benchmark, as the paper's Table 1; printed rows grey."""
     found = score_columns(results)
     table = measured(results)
     rows = _stock(table.frame)
@@ -62,7 +62,7 @@ def table_1(results: Results) -> Table:
     frame, grey = _beside(_frame(lines, found, ["language model", "resolution", "best of"]), printed)
     remarks = [] if lines else ["no rows of this folder: no model ran with its stock prompt and greedy search"]
     if lines and not any(line["best of"] for line in lines):
-        remarks.append("no variant that is ranked by attention has a score in this folder: bases only")
+        remarks.append("no variant but controls has a score in this folder: bases only")
     empty = [name for name in ("language model", "resolution", "note") if frame[name].isna().all()]
     frame = frame.drop(columns=empty)
     scores = tuple(column.title for column in found)
@@ -131,7 +131,7 @@ def _stock(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _winners(group: pd.DataFrame, found: Sequence[ScoreColumn]) -> tuple[dict[str, list[str]], int]:
     """Variants with the best score of a column, cheaper first on a tie, and how many there are to choose from."""
-    ranked = group[(group["model"] != group["base"]) & group["rule"].astype(str).str.startswith("attention")]
+    ranked = group[(group["model"] != group["base"]) & ~group["model"].map(is_control)]
     winners: dict[str, list[str]] = {}
     for column in found:
         values = pd.to_numeric(ranked[column.title], errors="coerce")
