@@ -182,12 +182,40 @@ def _internvl() -> TinyModel:
     return TinyModel("internvl", tf.InternVLForConditionalGeneration(config), 4, _square())
 
 
+def _qwen3_vl() -> TinyModel:
+    vision = {
+        "depth": 4, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24, "patch_size": 4,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1, 2],
+    }  # fmt: skip
+    text = TEXT | {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0} | _SECTIONS}
+    config = tf.Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_IDS)
+    return TinyModel("qwen3_vl", tf.Qwen3VLForConditionalGeneration(config), 4, lambda n: _grid(n, 3 * 2 * 16))
+
+
+def _gemma3() -> TinyModel:
+    vision = tf.SiglipVisionConfig(**VISION, vision_use_head=False)
+    kinds = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    text = tf.Gemma3TextConfig(**TEXT, head_dim=8, sliding_window=256, layer_types=kinds)
+    config = tf.Gemma3Config(
+        vision_config=vision, text_config=text, mm_tokens_per_image=4, image_token_index=IMAGE, image_token_id=IMAGE,
+        boi_token_index=97, eoi_token_index=96,
+    )  # fmt: skip
+    model = tf.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros otherwise: no picture
+    return TinyModel("gemma3", model, 4, _square())
+
+
 FAMILIES: dict[str, Callable[[], TinyModel]] = {
     "llava": _llava, "llava_mistral": _llava_mistral, "llava_next": _llava_next, "llava_onevision": _llava_onevision,
 }  # fmt: skip
 # older releases lack InternVL, and Qwen2-VL does not attend through the attention interface there
 if hasattr(modeling_qwen2_vl, "ALL_ATTENTION_FUNCTIONS"):
     FAMILIES |= {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl}
+if hasattr(tf, "Qwen3VLConfig") and NEWEST:
+    FAMILIES["qwen3_vl"] = _qwen3_vl
+if hasattr(tf, "Gemma3Config") and NEWEST:
+    FAMILIES["gemma3"] = _gemma3
 if hasattr(tf, "InternVLConfig"):
     FAMILIES["internvl"] = _internvl
 

@@ -28,6 +28,7 @@ from redrel_vlmeval.truncation import (
     replaced_generate,
 )
 
+DEEP = 3  # blocks of Qwen3-VL behind which features are added
 ROOM = 4  # tokens of an answer that memory is first set aside for, at least
 
 
@@ -71,6 +72,11 @@ class Sweeper:
         self.decoder = find_decoder(self.torch_model)
         for spec in self.specs:
             check_setting(spec, self.decoder)
+        if hasattr(self.decoder.text, "_deepstack_process") and any(s.stages[0].layer < DEEP for s in self.specs):
+            raise TruncationError(
+                f"{type(self.torch_model).__name__} adds visual features behind its first {DEEP} blocks (DeepStack): "
+                f"layers below {DEEP} cannot be swept; run those variants one by one"
+            )
         device = next(self.torch_model.parameters()).device
         self.memory = default_budget(device) if memory is None else memory
         own = getattr(host_model, "recorder", None)

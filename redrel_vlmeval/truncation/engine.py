@@ -33,6 +33,7 @@ from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting, check_spec
 from redrel_vlmeval.truncation.seeing import Evidence
 from redrel_vlmeval.truncation.trace import Trace
+from redrel_vlmeval.truncation.views import View
 
 
 @contextmanager
@@ -75,6 +76,7 @@ class _Engine:
         self.evidence: dict[int, Evidence] = {}  # layer -> what was seen in this forward call
         self.entered: torch.Tensor | None = None  # block 1's input, where a rule asks for it
         self.cuts = Cuts()
+        self.held: View | None = None  # what the block that runs holds, None for all
         self.undo_length: Callable[[], None] | None = None
 
     # -- putting hooks in ---------------------------------------------------------------------------------------------
@@ -85,6 +87,7 @@ class _Engine:
         for stage in self.spec.stages:
             if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
+        undo.enter_context(self.decoder.extras(lambda: self.held))
         undo.enter_context(replaced(root, "forward", self._forward))
         handles = [
             blocks[0].register_forward_pre_hook(Hook(self._first_block), with_kwargs=True),
@@ -156,7 +159,7 @@ class _Engine:
         self._end_call()
 
     def _end_call(self) -> None:
-        self.phase, self.entered, self.evidence, self.cuts = None, None, {}, Cuts()
+        self.phase, self.entered, self.evidence, self.cuts, self.held = None, None, {}, Cuts(), None
         self.decoder.forget_call()
 
     # -- one forward call of the whole model --------------------------------------------------------------------------
@@ -215,8 +218,9 @@ class _Engine:
         prompt.note_call(self.decoder, prefill)
         if prefill and prompt.cache is not None:
             prompt.is_prefilled = self.decoder.prefilled(prompt.cache)
-            if 0 in prompt.views and self.undo_length is None:
-                dropped = self.length - prompt.views[0].index.shape[1]
+            if prompt.views and self.undo_length is None:
+                views = ((block, prompt.view_before(block)) for block in range(self.trace.blocks))
+                dropped = {block: self.length - view.index.shape[1] for block, view in views if view is not None}
                 self.undo_length = self.decoder.report_length(prompt.cache, dropped)
 
     # -- one decoder block --------------------------------------------------------------------------------------------
@@ -287,8 +291,9 @@ class _Engine:
             view = self.cuts.grown(view, self.length)
             if block == stage.layer:
                 hidden = self.cuts.drop(prompt, stage, hidden, self.length)
+            self.held = view
             short = self.decoder.shorten(block, kwargs, view)
-            return ((hidden, *args[1:]), short) if args else ((), short | {"hidden_states": hidden})
+            return self.decoder.given(hidden, args, short, view)
 
         return before
 

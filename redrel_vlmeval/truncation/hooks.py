@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.truncation.decoders import Decoder
+
+if TYPE_CHECKING:
+    from redrel_vlmeval.truncation.decoders import Decoder
 
 Method = Callable[..., Any]
 _active: WeakSet[nn.Module] = WeakSet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -157,3 +158,10 @@ def hide(mask: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     if mask.dtype == torch.bool:
         return mask & visible
     return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+
+
+def is_per_token(value: Any, view: View) -> bool:
+    """True for a tensor [b, s, ...] of floats that has an entry for each token of the whole prompt."""
+    if not isinstance(value, torch.Tensor) or value.ndim < 3 or not value.is_floating_point():
+        return False
+    return value.shape[1] == view.length

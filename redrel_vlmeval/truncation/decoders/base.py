@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,58 +14,8 @@ from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.truncation.views import View, causal, hide
-
-Observer = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What one block's attention kernel is given in one call, and the kernel.
-
-    query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
-    model's own returns: ([b, q, h, d], weights or None).
-    """
-
-    block: int
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: Any
-    scaling: float
-    softcap: float | None
-    kernel: Callable[..., Any]
-
-    def own(self) -> Any:
-        """What the model would have computed."""
-        return self.kernel(self.query, self.key, self.value, self.mask)
-
-
-Attend = Callable[[Attention], Any]
-
-
-def observing(observer: Observer) -> Attend:
-    """Attending as the model does, after ``observer`` has seen what its kernel is given."""
-
-    def attend(seen: Attention) -> Any:
-        observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap, seen.value)
-        return seen.own()
-
-    return attend
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one forward call of the outermost model was given.
-
-    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along.
-    """
-
-    input_ids: torch.Tensor | None
-    attention_mask: torch.Tensor | None
-    cache: Any
-    past: int
-    pictures: bool
+from redrel_vlmeval.truncation.decoders.calls import Attend, Call, Observer, observing
+from redrel_vlmeval.truncation.views import View, causal, hide, is_per_token, take
 
 
 @dataclass
@@ -144,16 +94,32 @@ class Decoder(ABC):
     def check_cache(self, cache: Any, longest: int) -> None:
         """Raise TruncationError for caches whose blocks cannot differ in length, or not at ``longest`` tokens."""
 
-    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
-        """After tokens left before block 1 (``l0``): make later steps count them. Returns the function that undoes it.
+    def report_length(self, cache: Any, dropped: Mapping[int, int]) -> Callable[[], None]:
+        """After a prefill: make later steps count the tokens that left, block -> how many. Returns what undoes it.
 
-        Models take the position of generated tokens from the length of block 1's cache.
+        Models take the position of generated tokens from the length of block 1's cache, and the width of a mask from
+        that of the first block of its kind, full or sliding.
         """
         return lambda: None
+
+    def extras(self, view: Callable[[], View | None]) -> AbstractContextManager[None]:
+        """Within the context, what a model adds to hidden states *between* blocks fits the tokens that are held there.
+
+        ``view()``: which tokens the block that has just run holds, None for all.
+        """
+        return nullcontext()
 
     @abstractmethod
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         """A block's prefill arguments (rotary tables, masks, positions) cut to ``view``; made once a forward."""
+
+    def given(
+        self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], view: View
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A block's arguments at prefill with ``hidden`` in place of its own hidden states, as they were given."""
+        if not args:
+            return (), kwargs | {"hidden_states": hidden}
+        return (hidden, *(take(a, view.index, 1) if is_per_token(a, view) else a for a in args[1:])), kwargs
 
     def narrow(self, block: int, kwargs: dict[str, Any], view: View, held: int, queries: int) -> dict[str, Any]:
         """A block's arguments at a later step: the mask's columns are those of the ``held`` keys and the new ones."""

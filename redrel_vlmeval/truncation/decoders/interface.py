@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from redrel_vlmeval.truncation.decoders.base import Attend, Attention
+from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
 

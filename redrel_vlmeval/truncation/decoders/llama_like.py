@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +14,15 @@ from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.truncation.decoders.base import Attend, Decoder, Observer, observing
+from redrel_vlmeval.truncation.decoders.base import Decoder
+from redrel_vlmeval.truncation.decoders.caches import longer, tensor, wider
+from redrel_vlmeval.truncation.decoders.calls import Attend, Observer, observing
 from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
-from redrel_vlmeval.truncation.views import View, take
+from redrel_vlmeval.truncation.hooks import replaced
+from redrel_vlmeval.truncation.views import View, is_per_token, take
 
 PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
+SHORTENED = ("hidden_states", "position_embeddings", "attention_mask", "position_ids", "cache_position")
 TOWERS = ("vision_tower", "visual", "vision_model")
 TOWER_BLOCKS = ("layers", "blocks", "layer")
 # model_type -> the key of its config that says how many tokens every picture has
@@ -97,11 +103,11 @@ class NativeDecoder(Decoder):
         return kwargs.get("past_key_value") if cache is None else cache
 
     def held_bytes(self, cache: Any) -> int:
-        pairs = [(_tensor(cache, "key", block), _tensor(cache, "value", block)) for block in range(len(self.blocks))]
+        pairs = [(tensor(cache, "key", block), tensor(cache, "value", block)) for block in range(len(self.blocks))]
         return sum(tensor.nbytes for pair in pairs for tensor in pair if tensor is not None)
 
     def held_length(self, cache: Any, block: int) -> int:
-        keys = _tensor(cache, "key", block)
+        keys = tensor(cache, "key", block)
         return 0 if keys is None else int(keys.shape[-2])
 
     def check_cache(self, cache: Any, longest: int) -> None:
@@ -121,25 +127,51 @@ class NativeDecoder(Decoder):
                     f"prompt of {longest} tokens exceeds the sliding window of {window} of its KV cache"
                 )
 
-    def report_length(self, cache: Any, dropped: int) -> Callable[[], None]:
-        """The cache counts ``dropped`` more tokens in block 1."""
-        holder = cache.layers[0] if hasattr(cache, "layers") else cache
-        counted = type(holder).get_seq_length
+    def report_length(self, cache: Any, dropped: Mapping[int, int]) -> Callable[[], None]:
+        """The cache's layers count the tokens that left, too."""
+        if not hasattr(cache, "layers"):  # of an older release: one length for all, block 1's
+            holders = [(cache, dropped[0])] if 0 in dropped else []
+        else:
+            holders = [(cache.layers[block], more) for block, more in dropped.items()]
+        for holder, more in holders:
+            holder.get_seq_length = longer(type(holder).get_seq_length, holder, more)
+            if hasattr(holder, "cumulative_length"):  # a sliding layer counts by itself
+                holder.get_mask_sizes = wider(type(holder).get_mask_sizes, holder, more)
 
-        def with_dropped(*args: Any, **kwargs: Any) -> int:
-            length = counted(holder, *args, **kwargs)
-            return length + dropped if length else 0
+        def undo() -> None:
+            for holder, _ in holders:
+                holder.__dict__.pop("get_seq_length", None)
+                holder.__dict__.pop("get_mask_sizes", None)
 
-        holder.get_seq_length = with_dropped
-        return lambda: holder.__dict__.pop("get_seq_length", None)
+        return undo
+
+    @contextmanager
+    def extras(self, view: Callable[[], View | None]) -> Iterator[None]:
+        """DeepStack (Qwen3-VL): visual features added behind the first blocks, for the tokens that are still there."""
+        if not hasattr(self.text, "_deepstack_process"):
+            yield
+            return
+
+        def fitting(add: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def process(hidden: torch.Tensor, visual: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+                held = view()
+                if held is None:
+                    return add(hidden, visual, features)
+                number = (visual.flatten().cumsum(0) - 1).view(visual.shape)  # of each visual token among the features
+                index = held.index.to(visual.device)
+                there = visual.gather(1, index)
+                return add(hidden, there, features[number.gather(1, index)[there].to(features.device)])
+
+            return process
+
+        with replaced(self.text, "_deepstack_process", fitting):
+            yield
 
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         short = dict(kwargs)
         if kwargs.get("position_embeddings") is not None:
             rotary = kwargs["position_embeddings"]
-            short["position_embeddings"] = self._once(
-                rotary, view, lambda: tuple(take(t, view.rotary, -2) for t in rotary)
-            )
+            short["position_embeddings"] = self._once(rotary, view, lambda: _turned(rotary, view))
         short["attention_mask"] = self._mask(kwargs, view, lambda mask: view.square_mask(mask, self.flash))
         if kwargs.get("position_ids") is not None:
             # rotary tables say it all; positions with gaps would look like packed sequences to flash kernels
@@ -147,6 +179,9 @@ class NativeDecoder(Decoder):
             short["position_ids"] = gathered
         if kwargs.get("cache_position") is not None:
             short["cache_position"] = kwargs["cache_position"][view.index[0]]
+        for name, value in kwargs.items():  # what a block is given for each token besides: per-layer embeddings
+            if name not in SHORTENED and is_per_token(value, view):
+                short[name] = self._once(value, view, partial(take, value, view.index, 1))
         return short
 
     @contextmanager
@@ -179,6 +214,11 @@ class NativeDecoder(Decoder):
         rotary = getattr(self.text, "rotary_emb", None)
         if not isinstance(rotary, nn.Module):
             raise TruncationError(f"{type(self.text).__name__}: has no rotary_emb, so its answers cannot be continued")
+        if "layer_type" in inspect.signature(rotary.forward).parameters:
+            raise TruncationError(
+                f"{type(self.text).__name__} has rotary tables of its own for each kind of block, so its answers "
+                "cannot be continued from the middle; run its variants one by one"
+            )
         return rotary
 
     def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
@@ -249,6 +289,13 @@ class NativeDecoder(Decoder):
 IMAGE_KEYS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
 
 
+def _turned(rotary: Any, view: View) -> Any:
+    """Rotary tables (cos, sin), each [.., b, s, d], or one complex table [b, s, d] as Llama 4 has it."""
+    if isinstance(rotary, torch.Tensor):
+        return take(rotary, view.rotary, 1)
+    return tuple(take(table, view.rotary, -2) for table in rotary)
+
+
 def image_token(model: nn.Module) -> int:
     """The id of image tokens that a model's config names.
 
@@ -274,15 +321,3 @@ def visual_tokens(model: nn.Module) -> tuple[int, ...]:
     config = getattr(model, "config", None)
     videos = (getattr(config, key, None) for key in VIDEO_KEYS)
     return tuple(dict.fromkeys([image_token(model), *(int(token) for token in videos if token is not None)]))
-
-
-def _tensor(cache: Any, kind: str, block: int) -> torch.Tensor | None:
-    """The block's ``key`` or ``value`` tensor, in the newer and the older layout of transformers' caches."""
-    if cache is None:
-        return None
-    if hasattr(cache, "layers"):
-        found = getattr(cache.layers[block], f"{kind}s", None) if block < len(cache.layers) else None
-    else:
-        every = getattr(cache, f"{kind}_cache")
-        found = every[block] if block < len(every) else None
-    return found if isinstance(found, torch.Tensor) and found.numel() else None

@@ -18,7 +18,8 @@ from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.truncation.decoders.base import Attend, Attention, Decoder
+from redrel_vlmeval.truncation.decoders.base import Decoder
+from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
 from redrel_vlmeval.truncation.views import View, take
 
 PARTS = {"input_norm": "ln_1", "middle_norm": "ln_2"}

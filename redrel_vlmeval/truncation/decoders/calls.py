@@ -1,0 +1,60 @@
+"""What is known of one call: of the whole model's forward, and of one block's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Observer = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one block's attention kernel is given in one call, and the kernel.
+
+    query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
+    model's own returns: ([b, q, h, d], weights or None).
+    """
+
+    block: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    scaling: float
+    softcap: float | None
+    kernel: Callable[..., Any]
+
+    def own(self) -> Any:
+        """What the model would have computed."""
+        return self.kernel(self.query, self.key, self.value, self.mask)
+
+
+Attend = Callable[[Attention], Any]
+
+
+def observing(observer: Observer) -> Attend:
+    """Attending as the model does, after ``observer`` has seen what its kernel is given."""
+
+    def attend(seen: Attention) -> Any:
+        observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap, seen.value)
+        return seen.own()
+
+    return attend
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward call of the outermost model was given.
+
+    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along.
+    """
+
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    cache: Any
+    past: int
+    pictures: bool
