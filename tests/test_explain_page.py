@@ -124,6 +124,8 @@ class Watched:
 def opened(browser: Any, tmp_path: Path) -> Iterator[Watched]:
     cards = [{"where": "decoder", "method": "attn", "layer": 2, "points_at": "asked"}]
     watched = Watched(browser, page.write([files.stored(tokens=2, cards=cards)], tmp_path / "p.html"))
+    watched.page.locator("#grey").check()
+    watched.page.locator("#opacity").fill("100")
     yield watched
     assert watched.complaints == []
 
@@ -208,6 +210,7 @@ def test_two_explanations_side_by_side_on_one_scale(browser: Any, tmp_path: Path
 def test_hatching_is_even_on_the_screen(browser: Any, tmp_path: Path, dots: float, width: int) -> None:
     """Wherever one looks, hatching is as light as elsewhere: a canvas scaled by the browser has rings and waves."""
     one = files.truncated(keep=(13,), size=(60, 60))
+    one.arrays["picture/0"][:] = 90  # it is seen through the hatching
     path = page.write([one, files.stored(size=(60, 60))], tmp_path / "p.html")
     watched = Watched(browser, path, viewport={"width": width, "height": 900}, device_scale_factor=dots)
     watched.page.locator("#method").select_option("attn (decoder)")

@@ -201,7 +201,8 @@ def _maps(run: Run, host: Any, model: str, item: Item, answer: list[int] | None)
         made = compose(
             asked, explained, None, request, model=model, question=item.question, cards=known, facts=items.facts(host)
         )
-        made.manifest |= {"benchmark": item.dataset, "index": item.index}
+        made.manifest |= {"benchmark": item.dataset, "index": item.index, "right": item.right or None}
+        made.manifest["targets"] = [list(box) for box in item.regions]
         return made
 
     wanted = settings(job, host, model, item, "cam") | ({} if answer is None else {"answer": answer})
@@ -224,7 +225,7 @@ def flows(job: Job, console: Console | None = None) -> int:
         if job.data and found:
             tables.write_flows(found, job, run.console)
         elif found:
-            drawing.write_flows(found, run.console)
+            drawing.write_flows(found, job.groups, run.console)
         return run.close("explanation")
 
 
@@ -237,5 +238,6 @@ def _flow(run: Run, item: Item) -> Stored:
     made = compose(
         asked, None, found, job.request, model=job.model, question=item.question, facts=items.facts(run.host)
     )
-    made.manifest |= {"benchmark": item.dataset, "index": item.index, "objective": job.request.objective}
+    made.manifest |= {"benchmark": item.dataset, "index": item.index, "right": item.right or None}
+    made.manifest["objective"] = job.request.objective
     return made

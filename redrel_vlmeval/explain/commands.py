@@ -25,6 +25,7 @@ Answer = Annotated[str | None, typer.Option("--answer", help="Explain this answe
 Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder for all files; goes on where it was stopped.")]
 Objective = Annotated[str, typer.Option(help="What is differentiated: logit, logprob or contrast (to the best other).")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time; the same result.")]
+Groups = Annotated[str, typer.Option(help="Of tokens in curves: all, or the paper's three (Fig. 2b).")]
 HERE = Path("outputs/explain")
 
 
@@ -32,14 +33,14 @@ HERE = Path("outputs/explain")
 def explain_flow(
     model: ModelName, image: Images = None, question: Questions = None, data: Data = None, limit: Limit = None,
     answer: Answer = None, output: Folder = HERE, objective: Objective = "logit", checkpointing: Checkpointing = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0, groups: Groups = "all",
 ) -> None:  # fmt: skip
     """Attention and gradient shares and the margin after a cut, over the layers, as curves (Figs. 1, 2b)."""
     from redrel_vlmeval.explain import command
     from redrel_vlmeval.explain.maps import Request
 
     request = Request(objective=objective, checkpointing=checkpointing, seed=seed)
-    job = command.Job(model, output, image or (), question or (), data, limit, answer, request=request)
+    job = command.Job(model, output, image or (), question or (), data, limit, answer, request=request, groups=groups)
     raise typer.Exit(command.flows(job))
 
 
@@ -95,13 +96,14 @@ def explain_draw(
     picture: Annotated[int, typer.Option(min=1, help="Which picture of the question.")] = 1,
     scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
     width: Annotated[float, typer.Option(min=1.5, max=20, help="Of a figure, in inches.")] = 3.45,
+    groups: Groups = "all",
 ) -> None:
     """Figures and page again from the .npz alone, without torch and without the model."""
     from redrel_vlmeval.explain.draw import drawing
 
     written = drawing.draw(
         files, output, where=where and words(where), methods=methods and words(methods), layers=_layers(layers),
-        token=None if token is None else token - 1, picture=picture - 1, scale=scale, width=width,
+        token=None if token is None else token - 1, picture=picture - 1, scale=scale, width=width, groups=groups,
     )  # fmt: skip
     for path in written:
         typer.echo(f"written: {path}")

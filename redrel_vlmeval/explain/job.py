@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from redrel_vlmeval.errors import ExplainError
-from redrel_vlmeval.explain.draw import SCALES
+from redrel_vlmeval.explain.draw import GROUPINGS, SCALES
 from redrel_vlmeval.explain.maps import METHODS, OBJECTIVES, WHERE, Request
 
 
@@ -26,6 +26,7 @@ class Job:
     request: Request = field(default_factory=Request)
     tested: bool = False
     scale: str = "shared"
+    groups: str = "all"
 
 
 def check(job: Job) -> None:
@@ -51,6 +52,7 @@ def check(job: Job) -> None:
     for given, known, name in (
         (job.request.methods, METHODS, "--methods"), (job.request.where, WHERE, "--where"),
         ((job.request.objective,), OBJECTIVES, "--objective"), ((job.scale,), SCALES, "--scale"),
+        ((job.groups,), GROUPINGS, "--groups"),
     ):  # fmt: skip
         if not given or (unknown := [word for word in given if word not in known]):
             raise ExplainError(

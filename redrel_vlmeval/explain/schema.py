@@ -148,7 +148,7 @@ _manifest = record(
     {
         "model": maybe(text), "variant": maybe(text), "question": maybe(text), "reply": maybe(text), "own": flag,
         "benchmark": maybe(text), "index": maybe(text), "right": maybe(text), "objective": maybe(text), "rows": text,
-        "locality": maybe(number), "questions": maybe(whole(1)), "z": each(real),
+        "locality": maybe(number), "questions": maybe(whole(1)), "grouping": text, "z": each(real),
         "tokens": each(maybe(text)), "kept": _kept, "cliff": maybe(_cliff), "cards": each(_card),
         "maps": table(record({"layers": each(whole(1, LAYERS)), "status": each(each(text))})),
         "grids": table(each(_grid)), "pictures": each(record({"path": text, "size": each(whole(1, SIDE), 2)})),

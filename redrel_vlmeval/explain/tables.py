@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask import as_paper
 from redrel_vlmeval.explain.draw import drawing, view
 from redrel_vlmeval.explain.job import Job
 from redrel_vlmeval.explain.maps import flow
@@ -68,12 +70,14 @@ def write_flows(found: list[Stored], job: Job, console: Console) -> None:
     path, _ = own_place(drawing.ended(stem, ".npz"), lambda old: "questions" in old and mine == _of(old))
     _say(console, save(means, path))
     stem = drawing.stem(means)
-    for path in drawing.draw_flow(means, stem):
+    for path in drawing.draw_flow(means, stem, job.groups):
         _say(console, path)
 
 
 def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
     """The means of many answers' flow, as a file that the same figures are drawn from."""
+    if job.groups == "paper":  # regrouped question by question: an interval of sums is no sum of intervals
+        flows = [_regrouped(one) for one in flows]
     drawn = flow.curves(flows, job.request.seed)
     arrays: dict[str, np.ndarray] = {}
     for name in ("attention", "gradient", "causal"):
@@ -83,9 +87,14 @@ def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
     groups = {name: round(float(np.mean([one.sizes[name] for one in flows]))) for name in flows[0].sizes}
     first = found[0].manifest
     manifest: dict[str, Any] = {"model": job.model, "benchmark": job.data, "questions": len(found), "groups": groups}
-    manifest |= {"cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
+    manifest |= {"grouping": job.groups, "cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
     manifest |= {name: first[name] for name in ("objective", "provenance")}
     return Stored(arrays, manifest)
+
+
+def _regrouped(one: flow.Flow) -> flow.Flow:
+    gradient = None if one.gradient is None else as_paper(one.gradient)
+    return replace(one, attention=as_paper(one.attention), gradient=gradient)
 
 
 def _of(manifest: dict[str, Any]) -> tuple[Any, Any]:

@@ -72,6 +72,18 @@ def spans(image: Sequence[bool] | np.ndarray, prompt: int, bos: bool, rows: str 
     return Spans(group, np.flatnonzero(inside), predict if rows == "predict" else emit, predict, prompt)
 
 
+def as_paper(shares: np.ndarray) -> np.ndarray:
+    """Shares [..., g] in the paper's three groups (Fig. 2b): ``bos`` is ``sys``, ``out`` is none, they sum to 1 again.
+
+    All g groups stay, those two at 0; NaN where the three have no share at all.
+    """
+    found = np.array(shares, copy=True)
+    found[..., GROUPS.index("sys")] += found[..., GROUPS.index("bos")]
+    found[..., [GROUPS.index("bos"), GROUPS.index("out")]] = 0
+    whole = found.sum(-1, keepdims=True)
+    return np.divide(found, whole, out=np.full_like(found, np.nan), where=whole > 0)
+
+
 def check_greedy(best: np.ndarray, gap: np.ndarray, answer: Sequence[int], slack: float) -> None:
     """Refuse rows that do not predict the greedy answer they are said to predict: one position off shows here.
 

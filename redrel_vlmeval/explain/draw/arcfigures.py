@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from redrel_vlmeval.errors import ExplainError
-from redrel_vlmeval.explain.draw.flowfigures import EDGE, GROUPS, LOOKS, SMALL, WIDTH, WORDS, head
+from redrel_vlmeval.explain.ask import GROUPS
+from redrel_vlmeval.explain.draw.flowfigures import EDGE, LOOKS, SMALL, WIDTH, WORDS, head
 from redrel_vlmeval.explain.draw.lettering import put, wrapped
-from redrel_vlmeval.explain.draw.view import spread
+from redrel_vlmeval.explain.draw.view import asked, spread
 from redrel_vlmeval.explain.store import Stored
+
+MANY = 200  # positions above which the lines lie so close that all of them make one solid fan: squares tell them apart
 
 
 def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, width: float = WIDTH) -> Figure:
@@ -40,16 +43,17 @@ def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, wi
     groups = _position_groups(stored)
     bins = [_binned(rows[layer - 1, token], groups) for layer in chosen]
     top = max(float(weights[names != "bos"].max(initial=0)) for weights, _, names in bins) or 1.0
+    power = 2.0 if len(groups) > MANY else 1.0
     across = min(3, len(chosen))
     down = -(-len(chosen) // across)
-    remarks = wrapped(_remark(top, "bos" in groups), width - 2 * EDGE, SMALL - 0.5, 3)
+    remarks = wrapped(_remark(top, power, "bos" in groups), width - 2 * EDGE, SMALL - 0.5, 3)
     foot = 0.36 + 0.115 * len(remarks)
     height = 0.22 + foot + down * 0.98
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, squeeze=False)
     for axis, layer, (weights, places, names) in zip(grid.flat, chosen, bins, strict=False):
-        _arc_panel(axis, weights, places, names, top)
+        _arc_panel(axis, weights, places, names, top, power)
         axis.set_title(f"block {layer}", fontsize=SMALL, pad=1)
     for axis in list(grid.flat)[len(chosen) :]:
         axis.remove()
@@ -59,14 +63,16 @@ def arcs(stored: Stored, token: int = 0, layers: Sequence[int] | None = None, wi
     )  # fmt: skip
     put(figure, EDGE, foot - 0.33, remarks, SMALL - 0.5, color="#444444")
     name = stored.manifest.get("model") or ""
-    top = 1 - (0.21 + head(figure, f"{name}: attention of the row that predicts {stored.tokens[token]!r}")) / height
+    title = f"{name}: {asked(stored)}\nattention of the row that predicts {stored.tokens[token]!r}"
+    top = 1 - (0.21 + head(figure, title)) / height
     figure.subplots_adjust(left=0.02, right=0.98, top=top, bottom=foot / height, wspace=0.06, hspace=0.28)
     return figure
 
 
-def _remark(top: float, sink: bool) -> str:
+def _remark(top: float, power: float, sink: bool) -> str:
     own = "; the first token's dotted line on a scale of its own, to 1" if sink else ""
-    return f"the wider and darker, the more attention (the widest: {top:.2g}){own}"
+    how = ", as its square" if power != 1 else ""
+    return f"the wider and darker, the more attention{how} (the widest: {top:.2g}){own}"
 
 
 def _handles(groups: np.ndarray) -> list[Line2D]:
@@ -91,7 +97,7 @@ def _position_groups(stored: Stored) -> np.ndarray:
     return names
 
 
-def _binned(row: np.ndarray, groups: np.ndarray, most: int = 90) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _binned(row: np.ndarray, groups: np.ndarray, most: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(weight, place, group) of each bin of neighbouring positions of one group; at most about ``most`` bins."""
     size = max(1, -(-len(row) // most))
     weights, places, names = [], [], []
@@ -107,14 +113,16 @@ def _binned(row: np.ndarray, groups: np.ndarray, most: int = 90) -> tuple[np.nda
     return np.array(weights), np.array(places), np.array(names, dtype=object)
 
 
-def _arc_panel(axis: Axes, weights: np.ndarray, places: np.ndarray, names: np.ndarray, top: float) -> None:
+def _arc_panel(
+    axis: Axes, weights: np.ndarray, places: np.ndarray, names: np.ndarray, top: float, power: float
+) -> None:
     last = float(places.max()) or 1.0
     curve = np.linspace(0, 1, 24)
     ease = curve**2 * (3 - 2 * curve)
     order = np.argsort(weights)
     shapes, colors, widths = [], [], []
     for number in order:
-        share = min(1.0, weights[number] / top)
+        share = min(1.0, weights[number] / top) ** power
         if names[number] == "bos" or share < 0.004:
             continue
         shapes.append(np.column_stack([places[number] + (last * 0.5 - places[number]) * ease, curve]))

@@ -75,12 +75,14 @@ def grid(
     height = head + ceil(len(one.layers) / across) * tall + _foot(remarks, scale)
     figure = _figure(width, height)
     _head(figure, one, f"{method}, {NAMES[where]}s", texts)
+    _targets(figure.axes[0], stored, picture)
     for number, layer in enumerate(one.layers):
         row, column = divmod(number, across)
         bottom = height - head - (row + 1) * tall + GAP
         axis = _axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
         peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
         draw_map(axis, one, number, peak)
+        _targets(axis, stored, picture)
         axis.set_title(_heading(one, number, scale, peak), fontsize=SMALL, pad=1.5, linespacing=1.0)
     _key(figure, [one], remarks, scale)
     return figure
@@ -122,6 +124,7 @@ def rows(
             axis = _axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
             peak = shared_peak(sheets if scale == "shared" else [other.at([layer]) for other in sheets])
             draw_map(axis, one, number, peak)
+            _targets(axis, many[row], picture)
             axis.set_title(f"{layer}", fontsize=SMALL, pad=1.5)
             if notes:
                 axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
@@ -159,6 +162,14 @@ def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
         axis.add_patch(_hatched(PathPatch(_cells(one.dropped[number], one.box))))
 
 
+def _targets(axis: Axes, stored: Stored, picture: int) -> None:
+    """Outline what the question asks for, where its benchmark knows that."""
+    for left, top, right, bottom in stored.manifest.get("targets", []) if picture == 0 else []:
+        for color, wide in (("#ffffff", 1.4), ("#000000", 0.6)):
+            box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=wide)
+            axis.add_patch(box).set_zorder(4)
+
+
 def _cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
     """One path around every true cell: a patch per cell would be thousands."""
     x = np.linspace(box[0], box[2], mask.shape[1] + 1)
@@ -173,7 +184,8 @@ def _cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
 
 
 def _hatched(patch: Any) -> Any:
-    patch.set(facecolor="#ffffff", edgecolor="#8c8c8c", hatch="/////////", linewidth=0, alpha=0.9, zorder=3)
+    """Dark lines, the picture seen between them."""
+    patch.set(facecolor="#0c0d1226", edgecolor="#3c3c42", hatch="/////////", linewidth=0, zorder=3)
     patch.set_hatch_linewidth(0.5)
     return patch
 
@@ -207,7 +219,9 @@ def _beside(width: float) -> float:
 def _head_lines(stored: Stored, width: float) -> list[str]:
     """Model, answer and question, wrapped to stand beside the picture."""
     model, question = (str(stored.manifest.get(name) or "") for name in ("model", "question"))
-    parts = ((model, 2), (f"answer: {said(stored)!r}", 2), (question, 6))
+    right = stored.manifest.get("right")
+    answer = f"answer: {said(stored)!r}" + (f"; right: {right!r}" if right else "")
+    parts = ((model, 2), (answer, 2), (question, 6))
     return [line for text, most in parts for line in wrapped(text, width - EDGE - _beside(width), SMALL, most)]
 
 

@@ -86,19 +86,19 @@ def draw_maps(stored: Stored, name: Path, **options: object) -> list[Path]:
     return written
 
 
-def draw_flow(stored: Stored, name: Path) -> list[Path]:
+def draw_flow(stored: Stored, name: Path, groups: str = "all") -> list[Path]:
     """The curves (Fig. 2b), and of one question's flow the arcs (Fig. 1), as .png and .pdf."""
-    written = _both(flowfigures.curves(stored), ended(name, "_curves"))
+    written = _both(flowfigures.curves(stored, groups=groups), ended(name, "_curves"))
     if "flow/rows" in stored.arrays:
         written += _both(arcfigures.arcs(stored), ended(name, "_arcs"))
     return written
 
 
-def write_flows(found: Sequence[Stored], console: Console) -> list[Path]:
+def write_flows(found: Sequence[Stored], groups: str, console: Console) -> list[Path]:
     """Figures and page of each question's flow."""
     written = []
     for stored in found:
-        written += [*draw_flow(stored, stem(stored)), page.write([stored], ended(stem(stored), ".html"))]
+        written += [*draw_flow(stored, stem(stored), groups), page.write([stored], ended(stem(stored), ".html"))]
     _say(console, written)
     return written
 
@@ -106,13 +106,13 @@ def write_flows(found: Sequence[Stored], console: Console) -> list[Path]:
 def draw(
     files: Sequence[Path], output: Path | None = None, *, where: Sequence[str] | None = None,
     methods: Sequence[str] | None = None, layers: Sequence[int] | None = None, token: int | None = None,
-    picture: int = 0, scale: str = "shared", width: float = camfigures.WIDTH,
+    picture: int = 0, scale: str = "shared", width: float = camfigures.WIDTH, groups: str = "all",
 ) -> list[Path]:  # fmt: skip
     """Figures and page of one or several .npz again, with other settings.
 
     Args:
         output: a folder for all of them, or one file: .html (the page), .png or .pdf (one figure). Beside the first
-            .npz if not given. token, picture: from 0.
+            .npz if not given. token, picture: from 0. groups: of tokens in a flow's curves, ``all`` or ``paper``.
 
     Raises:
         ExplainError: no such file, map, layer or token; one figure asked for where there are several.
@@ -127,7 +127,7 @@ def draw(
     if output is not None and kind == ".html":
         return [page.write(found, output)]
     options = {"layers": layers, "token": token, "picture": picture, "scale": scale, "width": width}
-    figures = list(_figures(found, where, methods, options))
+    figures = list(_figures(found, where, methods, options, groups))
     if output is not None and kind in KINDS:
         if len(figures) != 1:
             names = ", ".join(name for name, _ in figures) or "none"
@@ -144,7 +144,7 @@ def draw(
 
 
 def _figures(
-    found: Sequence[Stored], where: Sequence[str] | None, methods: Sequence[str] | None, options: dict
+    found: Sequence[Stored], where: Sequence[str] | None, methods: Sequence[str] | None, options: dict, groups: str
 ) -> Iterator[tuple[str, Figure]]:
     """(end of its name, figure) of all that is asked for."""
     first = found[0]
@@ -159,7 +159,7 @@ def _figures(
             names = [label(stored) for stored in found]
             yield f"{place}_{method}", camfigures.rows(found, names, place, method, notes=notes, **options)
     if not where and not methods and len(found) == 1 and any(name.startswith("flow/") for name in first.arrays):
-        yield "curves", flowfigures.curves(first, options["width"])
+        yield "curves", flowfigures.curves(first, options["width"], groups)
         if "flow/rows" in first.arrays:
             yield "arcs", arcfigures.arcs(first, options["token"] or 0, options["layers"], options["width"])
 

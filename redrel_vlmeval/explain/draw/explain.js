@@ -14,7 +14,7 @@
   const spelled = (map) => `${map.method} (${WHERE[map.where] || map.where})`;
   const methods = unique(mapped.flatMap((entry) => entry.maps.map(spelled)));
   const first = mapped.flatMap((entry) => entry.maps).find((map) => map.where === "decoder") || (mapped[0] && mapped[0].maps[0]);
-  const state = { method: first && spelled(first), layer: 0, token: -1, opacity: 1, scale: "shared", picture: 0, grey: true };
+  const state = { method: first && spelled(first), layer: 0, token: -1, opacity: 0.5, scale: "shared", picture: 0, grey: false };
   const mapOf = (entry) => entry.maps.find((map) => spelled(map) === state.method);
   const layersOf = () => unique(mapped.flatMap((entry) => (mapOf(entry) ? mapOf(entry).layers : []))).sort((a, b) => a - b);
 
@@ -29,6 +29,7 @@
     const size = sheet.shape[0] * sheet.shape[1], start = (token * map.layers.length + place) * size;
     return { map, sheet, token, place, cells: sheet.bytes.subarray(start, start + size), status: sheet.status[token][place],
       peak: sheet.peaks[token][place], sum: sheet.sums[token][place], picture: entry.images[Math.min(state.picture, entry.images.length - 1)],
+      targets: (state.picture === 0 && entry.targets) || [],
       mean: (entry.pictures[Math.min(state.picture, entry.pictures.length - 1)] || {}).mean };
   }
   const tokenPeak = (entry) => {
@@ -66,42 +67,53 @@
     const x = (column) => Math.round((left + (column * (right - left)) / columns) * scale), y = (row) => Math.round((upper + (row * (lower - upper)) / rows) * scale);
     const whole = top(one), undefinedLayer = one.status === "no_gradient" || one.status === "pruned";
     const hatch = hatching(pen);
-    if (undefinedLayer) { pen.fillStyle = hatch; pen.fillRect(0, 0, canvas.width, canvas.height); return; }
-    for (let row = 0; row < rows; row += 1) {
+    if (undefinedLayer) { pen.fillStyle = hatch; pen.fillRect(0, 0, canvas.width, canvas.height); }
+    for (let row = 0; row < rows && !undefinedLayer; row += 1) {
       for (let column = 0; column < columns; column += 1) {
         const cell = one.cells[row * columns + column];
         if (!one.sheet.mask[row * columns + column]) continue;
         if (cell === NOTHING) pen.fillStyle = hatch;
         else {
           const share = whole > 0 ? ((cell / FULL) * one.peak) / whole : 0;
-          const [r, g, b, a] = ramp[Math.round(Math.min(1, share) * 255)];
-          pen.fillStyle = `rgb(${r} ${g} ${b} / ${a * state.opacity})`;
+          pen.fillStyle = shade(share, one.mean);
         }
         pen.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
       }
     }
+    for (const [a, b, c, d] of one.targets) for (const [color, wide] of [["#fff", 3], ["#000", 1]]) {
+      pen.strokeStyle = color;
+      pen.lineWidth = wide * dots();
+      pen.strokeRect(a * scale, b * scale, (c - a) * scale, (d - b) * scale);
+    }
   }
-  // As the key's: lines a pixel wide, five apart.
+  // As the key's and the report's: dark, the picture seen through it, light lines a pixel wide, five apart.
   function hatching(pen) {
     const tile = document.createElement("canvas"), size = Math.round(5 * Math.SQRT2 * dots());
     tile.width = tile.height = size;
     const own = tile.getContext("2d");
-    own.fillStyle = "rgb(255 255 255 / 88%)";
+    own.fillStyle = "rgb(12 13 18 / 55%)";
     own.fillRect(0, 0, size, size);
-    own.strokeStyle = "#8c8c8c";
+    own.strokeStyle = "rgb(255 255 255 / 34%)";
     own.lineWidth = dots();
     own.beginPath();
     for (const at of [-size, 0, size]) { own.moveTo(at - size, 2 * size); own.lineTo(at + 2 * size, -size); }
     own.stroke();
     return pen.createPattern(tile, "repeat");
   }
+  const light = (mean) => 0.2126 * mean[0] + 0.7152 * mean[1] + 0.0722 * mean[2];
+  // The colour of a share, 0 to 1: the more, the darker; on a dark picture in colour, where that would be lost, the lighter.
+  function shade(share, mean) {
+    const step = Math.round(Math.min(1, share) * 255), dark = !state.grey && mean && light(mean) < 90;
+    const [r, g, b] = ramp[dark ? 255 - step : step];
+    return `rgb(${r} ${g} ${b} / ${ramp[step][3] * state.opacity})`;
+  }
   // The colours as they look over the picture's mean, at this opacity.
   function key(one) {
     const canvas = byId("ramp"), pen = canvas.getContext("2d"), mean = (one && one.mean) || [255, 255, 255];
-    const light = 0.2126 * mean[0] + 0.7152 * mean[1] + 0.0722 * mean[2], veiled = 255 * data.veil + (1 - data.veil) * light;
+    const veiled = 255 * data.veil + (1 - data.veil) * light(mean);
     pen.fillStyle = `rgb(${(state.grey ? [veiled, veiled, veiled] : mean).join(" ")})`;
     pen.fillRect(0, 0, canvas.width, canvas.height);
-    ramp.forEach(([r, g, b, a], i) => { pen.fillStyle = `rgb(${r} ${g} ${b} / ${a * state.opacity})`; pen.fillRect(i, 0, 1, 1); });
+    ramp.forEach((_, i) => { pen.fillStyle = shade(i / 255, one && one.mean); pen.fillRect(i, 0, 1, 1); });
   }
 
   // What a cell says, under the pointer or the keyboard's cursor.
@@ -140,6 +152,7 @@
     const box = h("article", { class: `stage panel${mapped.length === 1 ? " alone" : ""}`, "aria-label": entry.model },
       h("div", { class: "view" }, canvas, note, readout),
       h("div", {}, mapped.length > 1 && h("h3", {}, entry.model), h("p", {}, h("span", { class: "soft" }, "Answer explained: "), h("span", { class: "said" }, said),
+        entry.right && h("span", { class: "soft" }, " · right: ", h("span", { class: "right" }, entry.right)),
         !entry.own && h("span", { class: "soft" }, ` (not the model's own, which is ${entry.reply ? `“${entry.reply}”` : "empty"})`)),
       h("p", { class: "question" }, entry.question), entry.variant && !entry.model.includes(entry.variant) && h("p", { class: "small soft" }, `Truncated: ${entry.variant}`)));
     const show = () => {
@@ -259,8 +272,8 @@
     const scale = redrel.select("Colour scale", [["shared", "one for all layers"], ["layer", "each layer its own"]], (value) => set({ scale: value }));
     scale.box.id = "scale";
     const picture = redrel.select("Picture", Array.from({ length: most }, (_, i) => [String(i), String(i + 1)]), (value) => set({ picture: Number(value) }));
-    const opacity = h("input", { type: "range", id: "opacity", min: 0, max: 100, value: 100, oninput: () => { state.opacity = opacity.value / 100; show(false); }, onchange: () => show(true) });
-    const grey = h("input", { type: "checkbox", checked: true, id: "grey", onchange: () => set({ grey: grey.checked }) });
+    const opacity = h("input", { type: "range", id: "opacity", min: 0, max: 100, value: 100 * state.opacity, oninput: () => { state.opacity = opacity.value / 100; show(false); }, onchange: () => show(true) });
+    const grey = h("input", { type: "checkbox", checked: state.grey, id: "grey", onchange: () => set({ grey: grey.checked }) });
     byId("choices").append(method.whole, scale.whole, picture.whole, h("label", {}, "Map's opacity", opacity), h("label", {}, "Picture in grey", grey));
     slider.addEventListener("input", () => set({ layer: layersOf()[Number(slider.value)] }));
     const step = (by) => { const layers = layersOf(); set({ layer: layers[Math.max(0, Math.min(layers.length - 1, layers.indexOf(state.layer) + by))] }); };

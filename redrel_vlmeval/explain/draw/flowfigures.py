@@ -18,12 +18,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask import GROUPS, as_paper
 from redrel_vlmeval.explain.draw.lettering import put, wrapped
-from redrel_vlmeval.explain.draw.view import said
+from redrel_vlmeval.explain.draw.view import asked, said
 from redrel_vlmeval.explain.store import Stored
 
-WIDTH, EDGE = 3.45, 0.07  # inches: one column, and the margin beside its title
-GROUPS = ("bos", "sys", "img", "user", "out")  # spans.GROUPS; a test holds them equal
+WIDTH, EDGE, LABELS = 3.45, 0.07, 0.5  # inches: one column, the margin beside its title, the y axes' words and ticks
+GROUPINGS = ("all", "paper")
 WORDS = {
     "bos": "first token (sink)", "sys": "system text", "img": "image", "user": "user text", "out": "answer so far",
 }  # fmt: skip
@@ -48,19 +49,30 @@ class Line:
     high: np.ndarray | None = None
 
 
-def lines(stored: Stored) -> dict[str, Line]:
+def lines(stored: Stored, groups: str = "all") -> dict[str, Line]:
     """``attention`` and ``gradient`` [l, g] and ``causal`` [l + 1] of a file, those that it has.
 
+    Args:
+        groups: ``all`` five, or the ``paper``'s three (:func:`spans.as_paper`).
+
     Raises:
-        ExplainError: it holds no flow.
+        ExplainError: it holds no flow, or a benchmark's means in the other groups: an interval cannot be regrouped.
     """
     found = {}
+    check_groups(groups)
+    made = stored.manifest.get("grouping", "all")
+    if "flow/mean/attention" in stored.arrays and made != groups:
+        raise ExplainError(
+            f"{stored.path or 'explanation'}: means in groups {made!r}; for others call redrel explain flow --groups "
+            f"{groups} again, which takes the questions' files that are there"
+        )
     for name in ("attention", "gradient", "causal"):
         if f"flow/mean/{name}" in stored.arrays:
             found[name] = Line(*(stored.arrays[f"flow/{part}/{name}"] for part in ("mean", "low", "high")))
         elif f"flow/{name}" in stored.arrays:
             values = stored.arrays[f"flow/{name}"]
-            found[name] = Line(values.mean((1, 2)) if name == "attention" else values)
+            values = values.mean((1, 2)) if name == "attention" else values
+            found[name] = Line(as_paper(values) if groups == "paper" and name != "causal" else values)
     if "attention" not in found:
         raise ExplainError(
             f"{stored.path or 'explanation'}: no information flow in it; make it with redrel explain flow"
@@ -68,30 +80,40 @@ def lines(stored: Stored) -> dict[str, Line]:
     return found
 
 
-def curves(stored: Stored, width: float = WIDTH) -> Figure:
+def check_groups(groups: str) -> None:
+    """Refuse an unknown grouping.
+
+    Raises:
+        ExplainError: names it and the known ones.
+    """
+    if groups not in GROUPINGS:
+        raise ExplainError(f"--groups {groups!r}: choose one of {', '.join(GROUPINGS)}")
+
+
+def curves(stored: Stored, width: float = WIDTH, groups: str = "all") -> Figure:
     """Shares of attention and gradient by group, and the margin after a cut, over the layers (Fig. 2b and beside it).
 
     Raises:
-        ExplainError: the file holds no flow.
+        ExplainError: see :func:`lines`.
     """
-    found = lines(stored)
-    groups = shown_groups(stored, found["attention"])
-    handles: list[Line2D | Patch] = [_handle(GROUPS[number]) for number in groups]
+    found = lines(stored, groups)
+    shown = shown_groups(stored, found["attention"])
+    handles: list[Line2D | Patch] = [_handle(GROUPS[number], groups) for number in shown]
     handles += _marks(cliff(stored)) if "causal" in found else []
     foot = 0.1 + 0.12 * -(-len(handles) // 3)
     figure = Figure(figsize=(width, 0.58 + 1.25 * len(found) + foot))
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
     titles = {
-        "attention": "share of attention",
-        "gradient": "share of gradient",
-        "causal": "margin after a cut (logits)",
+        "attention": "attention share",
+        "gradient": "gradient share",
+        "causal": "margin after cut (logits)",
     }
     for axis, (name, line) in zip(axes, found.items(), strict=True):
         if name == "causal":
             _causal(axis, line, stored)
         else:
-            _shares(axis, line, groups)
+            _shares(axis, line, shown)
         _plain(axis, titles[name])
     layers = len(found["attention"].mean)
     axes[-1].set_xlabel(
@@ -104,21 +126,25 @@ def curves(stored: Stored, width: float = WIDTH) -> Figure:
     height = figure.get_size_inches()[1]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.2)
     top = head(figure, _title(stored))
-    figure.tight_layout(rect=(0, foot / height, 1, 1 - (0.08 + top) / height), h_pad=0.5, pad=0.3)
-    figure.align_ylabels(list(axes))
+    low, high = (foot + 0.3) / height, 1 - (0.16 + top) / height
+    figure.subplots_adjust(left=LABELS / width, right=1 - EDGE / width, bottom=low, top=high, hspace=0.16)
+    for axis in axes:  # at one place whatever the ticks' width, and never past the edge
+        axis.yaxis.set_label_coords(-(LABELS - 0.17) / (width - LABELS - EDGE), 0.5)
     return figure
 
 
 def shown_groups(stored: Stored, attention: Line) -> list[int]:
     """Places in :data:`GROUPS` of those that have tokens and any share of the attention."""
     sizes = stored.manifest["groups"]
-    return [number for number, name in enumerate(GROUPS) if sizes.get(name) and attention.mean[:, number].any()]
+    shares = np.nan_to_num(attention.mean)
+    return [number for number, name in enumerate(GROUPS) if sizes.get(name) and shares[:, number].any()]
 
 
-def _handle(name: str) -> Line2D:
+def _handle(name: str, groups: str) -> Line2D:
     color, dash, marker = LOOKS[name]
+    word = "system text and first" if groups == "paper" and name == "sys" else WORDS[name]
     look: dict[str, Any] = {"color": color, "linestyle": dash, "marker": marker}
-    return Line2D([], [], markersize=3, linewidth=1.1, label=WORDS[name], **look)
+    return Line2D([], [], markersize=3, linewidth=1.1, label=word, **look)
 
 
 def _marks(found: Cliff) -> list[Line2D | Patch]:
@@ -212,7 +238,7 @@ def _title(stored: Stored) -> str:
     questions = stored.manifest.get("questions")
     if questions:
         return f"{name} on {stored.manifest['benchmark']}: mean of {questions} questions, 95 % bands"
-    return f"{name}: flow to the answer {said(stored)!r}"
+    return f"{name}: {asked(stored)}\nflow to the answer {said(stored)!r}"
 
 
 def head(figure: Figure, title: str) -> float:

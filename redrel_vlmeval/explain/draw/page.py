@@ -60,6 +60,7 @@ def html(found: Sequence[Stored]) -> str:
         ]
         meta = {
             "version": redrel_vlmeval.__version__,
+            "targets": any(entry["targets"] for entry in shown),
             "toy": any(str(entry["model"]).startswith(TOY) for entry in shown),
         }
         data = {"entries": shown, "ramp": _ramp(), "left_out": most - tokens if most > 1 else 0, "states": view.STATES}
@@ -74,14 +75,17 @@ def html(found: Sequence[Stored]) -> str:
 
 
 def _title(found: Sequence[Stored]) -> str:
-    names = list(dict.fromkeys(str(stored.manifest.get("model")) for stored in found))
-    return " and ".join(names)
+    """Models and questions, each once."""
+    models = dict.fromkeys(str(stored.manifest.get("model")) for stored in found)
+    questions = dict.fromkeys(view.asked(stored) for stored in found)
+    return ": ".join(filter(None, (" and ".join(models), " / ".join(filter(None, questions)))))
 
 
 def _entry(stored: Stored, tokens: int) -> dict[str, Any]:
     """One explanation as plain values; ``tokens``: maps of how many single answer tokens."""
     manifest = stored.manifest
-    names = ("model", "variant", "question", "reply", "own", "objective", "benchmark", "index", "locality", "questions")
+    names = ["model", "variant", "question", "reply", "right", "own", "objective", "benchmark", "index", "locality"]
+    names += ["questions", "targets"]
     entry: dict[str, Any] = {name: manifest.get(name) for name in names}
     entry |= {"answer": stored.tokens, "z": manifest.get("z") or [], "cards": manifest.get("cards") or []}
     entry |= {"kept": manifest.get("kept") or {}, "provenance": _flat(manifest.get("provenance") or {})}

@@ -173,6 +173,15 @@ def _several(numbers: Sequence[int]) -> str:
     return f"{numbers[0]} to {numbers[-1]}" if whole and len(numbers) > 2 else ", ".join(map(str, numbers))
 
 
+def asked(stored: Stored, most: int = 90) -> str:
+    """The question in one line: its first, with the benchmark's name for it; of a benchmark's means nothing."""
+    lines = str(stored.manifest.get("question") or "").strip().splitlines()
+    line = lines[0] if lines else ""
+    line = line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+    index = stored.manifest.get("index")
+    return f"{line} ({stored.manifest.get('benchmark')} {index})" if line and index else line
+
+
 def said(stored: Stored) -> str:
     """The answer explained, as one text."""
     return "".join(stored.tokens).strip() or stored.manifest.get("reply", "")
