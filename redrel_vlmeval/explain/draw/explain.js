@@ -93,7 +93,7 @@
     const own = tile.getContext("2d");
     own.fillStyle = "rgb(12 13 18 / 55%)";
     own.fillRect(0, 0, size, size);
-    own.strokeStyle = "rgb(255 255 255 / 34%)";
+    own.strokeStyle = "rgb(255 255 255 / 42%)";
     own.lineWidth = dots();
     own.beginPath();
     for (const at of [-size, 0, size]) { own.moveTo(at - size, 2 * size); own.lineTo(at + 2 * size, -size); }
