@@ -35,7 +35,7 @@ DEMO = """
 import sys
 from pathlib import Path
 from redrel_vlmeval.demo import show
-show.runner_command = lambda _: [sys.executable, sys.argv[1], sys.argv[2]]
+show.hostrun.command = lambda _: [sys.executable, sys.argv[1], sys.argv[2]]
 show.run(Path(sys.argv[3]), True, None)
 """
 # what a sweep does while the host scores

@@ -215,6 +215,21 @@ def test_run_reports_failed_registration_as_an_error(tmp_path):
     assert done.returncode == 1 and "supported_VLM" in done.stderr.splitlines()[-1]
 
 
+def test_the_command_that_starts_the_host(tmp_path, monkeypatch):
+    from redrel_vlmeval.host import runner as hostrun
+
+    (tmp_path / "run.py").touch()
+    monkeypatch.setattr(hostrun, "_installed_script", lambda: None)
+    monkeypatch.delenv("REDREL_DISABLE", raising=False)
+    own = str(tmp_path / "run.py")
+    assert hostrun.command(None)[1:] == ["-m", "vlmeval"] and hostrun.command(tmp_path)[1:] == [own]
+    monkeypatch.setenv("REDREL_DISABLE", "1")
+    assert hostrun.command(None)[1:] == ["-m", "redrel_vlmeval", "run"]
+    assert hostrun.command(tmp_path)[1:] == ["-m", "redrel_vlmeval", "run", "--runner", own]
+    with pytest.raises(hostrun.HostMissing, match="--runner .*nowhere: no such file"):
+        hostrun.command(tmp_path / "nowhere")
+
+
 def test_missing_host_or_runner_says_how_to_get_one(tmp_path, monkeypatch):
     from redrel_vlmeval.host import runner as hostrun
 

@@ -52,3 +52,11 @@ def test_secrets_are_left_out_of_arguments() -> None:
     assert facts.arguments(["--judge-key", "s", "--key=s", "--api-token=t", "--keys", "2"]) == (
         "--judge-key ... --key=... --api-token=... --keys 2"
     )
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "an error without a text"), ("'answer'", "a missing column or key 'answer'"),
+    ('"it\'s"', '"it\'s"'), ("  CUDA  out of\nmemory ", "CUDA out of memory"),
+])  # fmt: skip
+def test_what_a_host_notes_of_an_error_is_put_in_words(text: str, said: str) -> None:
+    assert said in facts.noted(text) and len(facts.noted("x" * 5000)) == 300

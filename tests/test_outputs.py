@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from redrel_vlmeval.cli import app
-from redrel_vlmeval.host import tables
+from redrel_vlmeval.host import facts, tables
 from redrel_vlmeval.host.tables import read_columns
 from redrel_vlmeval.results.reading import ResultsError, read
 from redrel_vlmeval.sheets import writing
@@ -28,7 +28,7 @@ def test_newest_run_wins_also_when_it_failed(tmp_path: Path) -> None:
     host.scored(tmp_path / "m" / "T20260101-000000", "m", "X", 0.5)
     run = tmp_path / "m" / "T20260201-000000"
     host.status(run, "m", X={"status": "done", "error_message": ""})
-    assert read(tmp_path).failed == [("m", "X", "the host noted an error without a text")]
+    assert read(tmp_path).failed == [("m", "X", facts.noted(""))]
 
 
 def test_all_runs_are_kept_when_asked_for(tmp_path: Path) -> None:

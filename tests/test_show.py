@@ -48,7 +48,7 @@ def test_the_end_says_where_page_sheet_and_figure_are(tmp_path: Path, monkeypatc
     monkeypatch.setenv("LMUData", str(tmp_path))
     benchmark.write(DATA)
     monkeypatch.setattr(show, "follow", lambda *_: sheet_files.clear(tmp_path, benchmark=DATA))
-    monkeypatch.setattr(show, "runner_command", lambda _: ["run.py"])
+    monkeypatch.setattr(show.hostrun, "command", lambda _: ["run.py"])
     monkeypatch.setattr(show.kept, "needed_cells_kept", lambda *_: pd.DataFrame())
     assert show.run(tmp_path, True, None) == 0
     said = capsys.readouterr().out.splitlines()

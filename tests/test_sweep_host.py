@@ -203,6 +203,7 @@ def table(*indices: int) -> SimpleNamespace:
 
 @pytest.mark.parametrize("built, said", [
     (None, "the host has no such benchmark"), (table(), "has no questions"), (table(1, 1), "have one index"),
+    (table(1), "no column 'answer', so the host could not score"),
     (SimpleNamespace(data=table(1).data, MODALITY="VIDEO", TYPE="MCQ"), "VIDEO MCQ; a sweep asks single"),
     (SimpleNamespace(data=table(1).data, MODALITY="IMAGE", TYPE="MT"), "IMAGE MT; a sweep asks single"),
 ])  # fmt: skip

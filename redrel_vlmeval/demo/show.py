@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
     data = "RedRelShapes_MINI" if quick else "RedRelShapes"
     models = variants(quick)
     command = [
-        *runner_command(runner),
+        *hostrun.command(runner),
         "--model",
         *models,
         "--data",
@@ -146,18 +145,6 @@ def prepare(work_dir: Path) -> None:
         (work_dir / "LMUData").mkdir(exist_ok=True)
         os.environ["LMUData"] = str(work_dir / "LMUData")
     benchmark.data_root()
-
-
-def runner_command(runner: Path | None) -> list[str]:
-    """The command line of the host's runner; the import hook makes it know our names."""
-    if runner is not None:
-        if not runner.is_file():
-            raise hostrun.HostMissing(f"--runner {runner}: no such file; give the run.py of a VLMEvalKit checkout")
-        return [sys.executable, str(runner)]
-    hostrun.host_folder()
-    if os.environ.get("REDREL_DISABLE"):
-        return [sys.executable, "-m", "redrel_vlmeval", "run"]
-    return [sys.executable, "-m", "vlmeval"]
 
 
 def follow(command: list[str], work_dir: Path, models: list[str], data: str, console: Console, lock: IO[bytes]) -> None:

@@ -31,6 +31,20 @@ def arguments(argv: Sequence[str]) -> str:
     return shlex.join(shown)
 
 
+def noted(error: object) -> str:
+    """What a host's note of an error says; it notes the text alone, which some kinds of errors hardly have.
+
+    A failed assert has none, and a missing key or column has its own name.
+    """
+    text = " ".join(str(error).split())[:300]
+    where = "the traceback is in the runner's output"
+    if not text:
+        return f"the host stopped at an error without a text, such as a failed check; {where}"
+    if re.fullmatch(r"(['\"])[^'\"]*\1", text):
+        return f"the host stopped at a missing column or key {text}; {where}"
+    return text
+
+
 def host() -> dict[str, str | None]:
     """``host`` (ms, upstream), ``host_version`` and ``commit`` of the imported vlmeval; None what cannot be told.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,21 @@ def run(args: list[str], runner: str | None = None) -> None:
     if question.failures:
         print(f"redrel run: {len(question.failures)} questions could not be asked; records say error", file=sys.stderr)
         raise SystemExit(1)
+
+
+def command(runner: Path | None) -> list[str]:
+    """The command line by which a user starts the host, whose import hook makes it know our names.
+
+    Args:
+        runner: a checkout's ``run.py`` (or its folder) in place of the installed host.
+
+    Raises:
+        HostMissing: no vlmeval, or nothing at ``runner``.
+    """
+    script = _script(str(runner)) if runner is not None else _installed_script()
+    if os.environ.get("REDREL_DISABLE"):  # without the hook
+        return [sys.executable, "-m", "redrel_vlmeval", "run", *(["--runner", str(script)] if script else [])]
+    return [sys.executable, *([str(script)] if script else ["-m", "vlmeval"])]
 
 
 def host_folder() -> Path:

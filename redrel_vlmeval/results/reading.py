@@ -26,6 +26,7 @@ from redrel_vlmeval.host import (
     Metric,
     NoRule,
     ResultsError,
+    facts,
     find_cells,
     flat,
     metrics_of,
@@ -272,7 +273,7 @@ def _state(cell: Cell) -> tuple[str, str]:
     if cell.problem:
         return "failed", cell.problem
     if "error_message" in entry:  # also when empty: a bare assert has no text
-        return "failed", " ".join(str(entry["error_message"]).split())[:300] or "the host noted an error without a text"
+        return "failed", facts.noted(entry["error_message"])
     if skip := str(entry.get("skip_reason") or ""):
         wanted = skip.startswith(_NO_METRIC_WANTED) and cell.predictions is not None
         return ("partial", f"not evaluated: {skip}") if wanted else ("failed", f"skipped by the host: {skip}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redrel_vlmeval.host import Benchmark, models
+from redrel_vlmeval.host import Benchmark, benchmark, models
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
@@ -59,6 +59,8 @@ class HostSource:
         self.benchmark, self.indices = found, found.indices
         if len({str(index) for index in self.indices}) < len(self.indices):
             raise PlanError(f"--data {self.data}: several questions have one index, so answers cannot be told apart")
+        if "answer" not in found.lines and self.data not in benchmark.known():
+            raise PlanError(f"--data {self.data}: no column 'answer', so the host could not score a sweep")
 
     def load(self, plan: Plan) -> dict[str, Any]:
         """Build the model and say what every record of it says.
