@@ -125,10 +125,7 @@ def bench(
     fewer = [spec for spec in specs if spec.stages[0].keep != keep]
     whole, less = Sweeper(host, specs), Sweeper(host, fewer) if fewer else None
     tick("warming up")
-    host.generate()
-    found.peak_untouched = peak_above(subject.model, host.generate)
-    found.peak = peak_above(subject.model, lambda: whole.answer({}))
-    found.batches, found.kv = whole.batches, batched_kv(subject, specs, whole.batches)
+    _warm_up(subject, host, whole, specs, found)
 
     def sweep() -> None:
         tick("the sweep")
@@ -164,6 +161,14 @@ def bench(
             arm()
     found.agreeing = statistics.mean(said[setting] == text for setting, text in own.items())
     return found
+
+
+def _warm_up(subject: Subject, host: Asked, whole: Sweeper, specs: Sequence[VariantSpec], found: Timed) -> None:
+    """Run everything once, and note the memory that it took: peaks are no matter of time."""
+    host.generate()
+    found.peak_untouched = peak_above(subject.model, host.generate)
+    found.peak = peak_above(subject.model, lambda: whole.answer({}))
+    found.batches, found.kv = whole.batches, batched_kv(subject, specs, whole.batches)
 
 
 def _timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:

@@ -2,6 +2,21 @@
 
 Tokens of all settings go through a block side by side in one row, so that its weights are read once; only attention
 tells them apart. Keys and values before the first image token are those of the untouched prefill, never recomputed.
+
+```
+prompt            p p p I I I I t t        P = 3 prefix tokens, computed once, shared by all
+tail l2_k1              . I . . t t        enters at block 3 with the hidden states that left block 2: 3 tokens
+tail l2_k2              I I . . t t                                                                 4 tokens
+tail l4_k0              . . . . t t        enters at block 5                                        2 tokens
+
+block 3 and 4     [1, 3 + 4, D]            one row through norms, projections and FFN ...
+block 5 and on    [1, 3 + 4 + 2, D]
+  attention       [1, h, 3, d] x [1, g, P + 3, d]   ... but each tail attends to the prefix and to itself alone;
+                  [1, h, 4, d] x [1, g, P + 4, d]   tails of equal length stand together and go as a batch
+
+newest tokens     [1, n, D]                one of each answer, likewise; blocks before a tail's cut hold the whole
+                                           prompt's keys for it, which answers that share them read together
+```
 """
 
 from __future__ import annotations
