@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(explaining, name="explain")
 DEBUG = "REDREL_DEBUG"
+_LONG = re.compile(r"\S{300,}")
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -70,7 +72,7 @@ def check(
             typer.echo(checking.check(name))
         except KeyError as error:
             wrong = True
-            typer.echo(error.args[0], err=True)
+            typer.echo(_brief(error), err=True)
     raise typer.Exit(int(wrong))
 
 
@@ -256,8 +258,13 @@ def main() -> None:
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise
-        typer.echo(f"redrel: {error}", err=True)
+        typer.echo(f"redrel: {_brief(error)}", err=True)
         raise SystemExit(2) from error
+
+
+def _brief(error: Exception) -> str:
+    """The text of an error, with no word longer than a path: an argument of thousands of characters is not repeated."""
+    return _LONG.sub(lambda word: f"{word[0][:60]}... ({len(word[0])} characters)", str(error))
 
 
 def _speak_utf8() -> None:

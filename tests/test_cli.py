@@ -104,3 +104,22 @@ def test_the_help_tells_how() -> None:
 def test_a_runner_without_a_name_is_refused(words: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["run", *words])
     assert done.exit_code == 2 and "needs the path of a checkout's run.py" in done.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sheet", "LONG"),
+        ("sheet", ".", "-o", "LONG.pdf"),
+        ("report", "LONG", "-o", "x.html"),
+        ("figures", "LONG", "-o", "x"),
+        ("sweep", "--model", "LONG", "--data", "LONG", "--layers", "LONG", "--keep", "1"),
+    ],
+)
+def test_an_argument_of_thousands_of_characters_is_not_repeated(monkeypatch, capsys, words: tuple[str, ...]) -> None:
+    monkeypatch.delenv(cli.DEBUG, raising=False)
+    monkeypatch.setattr(sys, "argv", ["redrel", *(word.replace("LONG", "x" * 5000) for word in words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("redrel: ") and len(said) < 1000 and "xxx" in said
