@@ -135,7 +135,7 @@ def test_a_quantity_has_its_objective_and_what_was_done_to_it() -> None:
     assert view.quantity(one, "decoder", "attn_grad") == "attention × gradient; contrast; SmoothGrad 16"
     one.arrays["pixels/decoder/attn"] = one.arrays["maps/decoder/attn"]
     assert view.quantity(one, "decoder", "attn") == "attention, mean over heads; SmoothGrad 16; carried to patches"
-    assert set(view.QUANTITIES) == set(store.METHODS) > set(formulas.FORMULAS)
+    assert set(view.QUANTITIES) == {*store.METHODS, store.ROW} > set(formulas.FORMULAS)
 
 
 def test_the_bar_shows_the_colours_of_the_panels(tmp_path: Path) -> None:

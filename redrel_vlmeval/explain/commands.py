@@ -66,6 +66,7 @@ def explain_cam(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise and of the tests.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Noisy copies a pass: fewer take less memory.")] = 8,
     tower: Annotated[bool, typer.Option("--tower", help="Carry maps through the vision tower to the patches.")] = False,
+    row: Annotated[str | None, typer.Option(help="Also: where the row of these words looks, or of a position.")] = None,
     checkpointing: Checkpointing = False,
     scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
 ) -> None:  # fmt: skip
@@ -75,7 +76,7 @@ def explain_cam(
 
     request = Request(
         words(methods), words(where), _layers(layers), objective, None, per_token, checkpointing,
-        smooth, noise, seed, batch, tower,
+        smooth, noise, seed, batch, tower, row,
     )  # fmt: skip
     job = command.Job(
         model, output, image or (), question or (), data, limit, answer, compare, request, cards, scale

@@ -37,6 +37,9 @@ def compose(
     manifest |= {"groups": asked.spans().sizes(), "tokens": _tokens(asked), "cards": list(cards)}
     if explained is not None:
         _add_maps(arrays, manifest, asked, explained)
+        if explained.row:
+            ids = asked.inputs["input_ids"][0, list(explained.row)].tolist()
+            manifest["row"] = {"tokens": "".join(asked.words(ids)), "positions": list(explained.row)}
         manifest |= {"objective": request.objective, "z": explained.z.tolist(), "kept": explained.kept}
     if flow is not None:
         fields = {"attention": flow.attention, "rows": flow.rows, "gradient": flow.gradient, "saliency": flow.saliency}

@@ -47,6 +47,7 @@ VERSION = 1
 SIDE = 768
 LARGEST = 2**31  # bytes of an array
 METHODS = ("elementwise", "gradcam", "attn", "attn_grad", "gradcam_official")
+ROW = "attn_row"  # where a row of the prompt looks that was asked for by name; no method of its own
 WHERE = ("vision", "projector", "decoder")
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.maps import Grid
-from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.explain.store import ROW, Stored
 
 STATES = {"no_gradient": "no gradient", "blank": "nothing positive", "pruned": "no image token"}
 QUANTITIES = {
     "elementwise": "gradient × activation", "gradcam": "Grad-CAM", "attn": "attention, mean over heads",
     "attn_grad": "attention × gradient", "gradcam_official": "published code's Grad-CAM",
+    "attn_row": "attention, mean over heads",
 }  # fmt: skip
 VEIL = 0.65  # share of white over a picture that a map is to be read over
 
@@ -136,9 +137,11 @@ def quantity(stored: Stored, where: str, method: str) -> str:
     """What a map's numbers are: ``gradient × activation; logit; SmoothGrad 16; carried to patches``."""
     request = (stored.manifest.get("provenance") or {}).get("request") or {}
     parts = [QUANTITIES.get(method, method)]
-    if method != "attn" and stored.manifest.get("objective"):
+    if method == ROW and stored.manifest.get("row"):
+        parts[0] = f"attention of the row {stored.manifest['row']['tokens'].strip()!r}, mean over heads"
+    if method not in ("attn", ROW) and stored.manifest.get("objective"):
         parts.append(str(stored.manifest["objective"]))
-    if request.get("smooth"):
+    if request.get("smooth") and method != ROW:
         parts.append(f"SmoothGrad {request['smooth']}")
     if f"pixels/{where}/{method}" in stored.arrays:
         parts.append("carried to patches")

@@ -25,9 +25,10 @@ from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import Asked
 from redrel_vlmeval.explain.maps.formulas import FORMULAS, attention_gradient, noisy, objective
 from redrel_vlmeval.explain.maps.passes import run
-from redrel_vlmeval.explain.maps.taken import Node, Taken, Wanted
+from redrel_vlmeval.explain.maps.rows import find, row_maps
+from redrel_vlmeval.explain.maps.taken import Node, Taken, Wanted, image_places
 from redrel_vlmeval.explain.maps.tower import Drawn, average, made_of, outside
-from redrel_vlmeval.explain.store import METHODS, WHERE
+from redrel_vlmeval.explain.store import METHODS, ROW, WHERE
 
 NODE = {"elementwise": "input_norm", "gradcam": "input_norm", "gradcam_official": "middle_norm"}
 
@@ -71,6 +72,7 @@ class Request:
     seed: int = 0
     batch: int = 8
     tower: bool = False
+    row: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,14 @@ class Explained:
 
     ``attention`` [pictures, tokens, patches] carries maps of image tokens to patches (:func:`grid.through`): the
     resampler's on Qwen-VL, where asked for (``tower``) that of a vision tower's blocks, else None.
-    ``kept``: stage layer -> image tokens that the truncation kept.
+    ``kept``: stage layer -> image tokens that the truncation kept. ``row``: positions of the row asked for.
     """
 
     maps: tuple[Maps, ...]
     z: np.ndarray
     attention: np.ndarray | None
     kept: dict[int, list[int]]
+    row: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,15 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
     ``others``: first tokens of the other options, for ``contrast``. ``smooth``: SmoothGrad, the mean over that many
     copies whose pixels carry noise of ``noise`` times their range, drawn from ``seed``; ``batch`` of them make one
     pass, which is a matter of memory only; what a truncation keeps is chosen once, on the picture without noise.
-    ``tower``: also keep the vision tower's attention.
+    ``tower``: also keep the vision tower's attention. ``row``: also map where the row of these words looks
+    (:func:`rows.find`), on the picture without noise.
 
     Raises:
         ExplainError: unknown method, place, layer or objective; no gradient; not enough memory.
     """
     request = request or Request()
     plan = _plan(asked, request)
+    row = () if request.row is None else tuple(find(asked, request.row))
     copies = range(max(1, request.smooth))
     batch = max(1, request.batch)
     passes = [_pass(asked, request, plan, copies[first : first + batch]) for first in copies[::batch]]
@@ -123,11 +128,15 @@ def explain(asked: Asked, request: Request | None = None) -> Explained:
         )
     weights = [one.copies for one in passes]
     attention = [one.attention for one in passes if one.attention is not None]
+    maps = [_maps(item, [[token[i] for token in one.drawn] for one in passes]) for i, item in enumerate(plan)]
+    if row:
+        maps.append(_row_map(asked, request, row))
     return Explained(
-        tuple(_maps(item, [[token[i] for token in one.drawn] for one in passes]) for i, item in enumerate(plan)),
+        tuple(maps),
         np.concatenate([one.z for one in passes]).mean(0),
         np.average(attention, axis=0, weights=weights).astype(np.float32) if attention else None,
         passes[0].kept,
+        row,
     )
 
 
@@ -161,6 +170,16 @@ def _maps(item: Item, passes: Sequence[Sequence[Sequence[Drawn]]]) -> Maps:
         values.append(np.stack(rows).astype(np.float32))
         status.append(tuple(state for _, state in layers))
     return Maps(where, method, tuple(block + 1 for block in blocks), np.stack(values), tuple(status))
+
+
+def _row_map(asked: Asked, request: Request, row: Sequence[int]) -> Maps:
+    """Where the row asked for looks, at the decoder's blocks."""
+    count = len(asked.decoder.blocks)
+    layers = [layer for layer in request.layers or range(1, count + 1) if layer <= count]
+    if not layers:
+        raise ExplainError(f"row: none of the layers is one of the decoder's {count} blocks")
+    values, status = row_maps(asked, row, [layer - 1 for layer in layers])
+    return Maps("decoder", ROW, tuple(layers), values[None], (tuple(status),))
 
 
 def _plan(asked: Asked, request: Request) -> list[Item]:
@@ -224,7 +243,7 @@ def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: st
     image = taken.image
     state, copies = "no_gradient", []
     for copy, held in enumerate(index[block] for index in taken.held):
-        places, numbers = _image_places(image, held)
+        places, numbers = image_places(image, held)
         whole = torch.full((len(image),), torch.nan, dtype=torch.promote_types(activation.dtype, torch.float32))
         if len(places) and gradient is not None and bool(gradient[copy, places].any()):
             cam = FORMULAS[method](activation[copy, places].detach(), gradient[copy, places])
@@ -234,14 +253,6 @@ def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: st
             state = "pruned"
         copies.append(whole)
     return copies, state
-
-
-def _image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the image tokens that a block holds stand among its positions, and their numbers among all image tokens."""
-    if held is None:
-        return image, torch.arange(len(image))
-    here = torch.isin(image, held)
-    return torch.searchsorted(held, image[here]), here.nonzero()[:, 0]
 
 
 def _attention(
@@ -259,7 +270,7 @@ def _attention(
         weights = torch.relu(weights * slope.to(weights))
     state, copies = "ok", []
     for copy, held in enumerate(index[block] for index in taken.held):
-        places, numbers = _image_places(image, held)
+        places, numbers = image_places(image, held)
         whole = torch.full((len(image),), torch.nan)
         if len(places):
             whole[numbers] = weights[copy, :, rows][..., places.to(weights.device)].mean((0, 1)).float().cpu()

@@ -219,7 +219,7 @@ class _Watch:
 
     def places(self, block: int) -> torch.Tensor:
         """The answer rows among the positions that a block holds, long [b, t]."""
-        rows = torch.from_numpy(self.spans.rows)
+        rows = torch.tensor(self.wanted.positions) if self.wanted.positions else torch.from_numpy(self.spans.rows)
         held = (copy[block] for copy in self.held)
         return torch.stack([rows if index is None else torch.searchsorted(index, rows) for index in held])
 

@@ -27,6 +27,7 @@ class Wanted:
         groups: long [s]; keep sums by group and the mean over heads in their place, which is far less.
         values: keep those blocks' values, too, which ``dz/dA`` is made of.
         emit: rows of the answer's own tokens instead of those that predict them.
+        positions: rows of the prompt instead of the answer's.
         tower: keep the attention of the vision tower's blocks up to the last one that anything is read from.
     """
 
@@ -35,6 +36,7 @@ class Wanted:
     groups: torch.Tensor | None = None
     values: bool = False
     emit: bool = False
+    positions: Sequence[int] = ()
     tower: bool = False
 
 
@@ -100,3 +102,11 @@ class Taken:
                 break
         wide = [one if one is None or one.dtype not in HALF else one.float() / scale for one in found]
         return dict.fromkeys(self.nodes) | dict(zip(nodes, wide, strict=True))
+
+
+def image_places(image: torch.Tensor, held: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the image tokens that a block holds stand among its positions, and their numbers among all image tokens."""
+    if held is None:
+        return image, torch.arange(len(image))
+    here = torch.isin(image, held)
+    return torch.searchsorted(held, image[here]), here.nonzero()[:, 0]

@@ -13,7 +13,7 @@ from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import Asked, Item, tokens_on
 from redrel_vlmeval.explain.draw import mean_known
 from redrel_vlmeval.explain.maps import Explained, Maps, Request, explain, grids, pixels, through
-from redrel_vlmeval.explain.store import Stored
+from redrel_vlmeval.explain.store import ROW, Stored
 from redrel_vlmeval.explain.trust.faithfulness import card, compare, delete_test, randomisation
 
 
@@ -33,7 +33,7 @@ def cards(asked: Asked, explained: Explained, request: Request, item: Item, test
         values = on_picture(maps, explained)
         strongest = int(np.nan_to_num(values).sum(1).argmax())
         for place, layer in enumerate(maps.layers):
-            if tested and place == strongest and any(row[place] == "ok" for row in maps.status):
+            if tested and maps.method != ROW and place == strongest and any(row[place] == "ok" for row in maps.status):
                 found.append(examine(asked, request, maps.method, layer, blocks=_blocks(asked), **known))  # type: ignore[arg-type]
             elif target is not None:
                 found.append(card(maps.where, maps.method, layer, values[place], **known))  # type: ignore[arg-type]
