@@ -1,13 +1,15 @@
 PYTHON ?= python3
 WORKERS ?= 2
+FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test test-matrix lint clean
+.PHONY: help .venv demo test fuzz test-matrix lint clean
 
 help:
 	@echo "make .venv   the environment: pinned by constraints.txt, with a host (ms-vlmeval), tests and linters"
 	@echo "make demo    evaluate the small model in the box and its truncated variants, print the table"
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
+	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make lint    ruff on everything, mypy on the package"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"
@@ -26,6 +28,9 @@ demo: .venv
 
 test: .venv
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+fuzz: .venv
+	FUZZ=$(FUZZ) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 0 tests/test_fuzz_*.py
 
 test-matrix: .venv
 	.venv/bin/python -m nox
