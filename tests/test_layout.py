@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "redrel_vlmeval"
+# A folder, or a module at the root, imports only from what stands left of its own group.
 ROWS = """
-errors
-files console
-rules
-names bases prompts
-truncation host
-models results
-sweep sheets plugin
-explain lmms demo checking
-bench
-cli
-__main__
-""".split("\n")  # a folder, or a module at the root, imports only from rows above its own
+errors | files console | rules | names bases prompts | truncation host | models results | sweep sheets plugin |
+explain lmms demo checking | bench | cli | __main__
+""".split("|")
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row.split()}
 HOSTS = {"host", "plugin", "models", "lmms"}  # may import the host: the door, and classes that inherit its base
 
