@@ -11,6 +11,10 @@ For a node with activation A and gradient G = dz/dA at the image rows (n tokens 
   under half the highest set to 0. For comparison only.
 
 Maps are raw: no scale, no threshold but the official one.
+
+At one decoder block, of b copies that hold s' of the s positions::
+
+    node A, G [b, s', c] --image places--> [n', c] --formula--> [n'] --numbers--> [n], NaN at the n - n' dropped tokens
 """
 
 from __future__ import annotations
@@ -245,6 +249,7 @@ def _inside(taken: Taken, gradients: dict[Node, torch.Tensor | None], method: st
     for copy, held in enumerate(index[block] for index in taken.held):
         places, numbers = image_places(image, held)
         whole = torch.full((len(image),), torch.nan, dtype=torch.promote_types(activation.dtype, torch.float32))
+        # a gradient of zeros alone is none: at the last block no image row reaches the answer
         if len(places) and gradient is not None and bool(gradient[copy, places].any()):
             cam = FORMULAS[method](activation[copy, places].detach(), gradient[copy, places])
             whole[numbers] = cam.cpu()

@@ -3,6 +3,13 @@
 Weights are frozen, the model keeps its own attention kernel, and afterwards it is exactly as before. One sequence
 serves all layers: a node of each is caught by a hook, and one ``torch.autograd.grad`` gives all their gradients, which
 are those of a pass per layer to the last bit.
+
+One sequence of s positions (t of them the answer), b copies of it, N blocks; under ``l2_k5`` blocks 3..N hold s' < s::
+
+    <s> sys... [img x n] user...  a1 a2 .. at        input of a block      [b, s or s', c]   a node
+                              ^   ^  ^               rows that predict     a1 a2 .. at:      t rows, one before each
+                              |   |  |               attention of these    [b, h, t, s or s']
+                              +---+--+-- predict     logits of these       [b, t, vocabulary]
 """
 
 from __future__ import annotations
@@ -63,6 +70,7 @@ class _Watch:
         self.decoder = asked.decoder
         self.spans = asked.spans("emit" if wanted.emit else "predict")
         self.length = asked.prompt + len(asked.answer)
+        # copy -> block -> positions held, long [s']; None: all s. Copies may differ: each chooses for itself
         self.held: list[list[torch.Tensor | None]] = [[None] * len(self.decoder.blocks)] * copies
         self.nodes: dict[Node, torch.Tensor] = {}
         self.rows: dict[int, torch.Tensor] = {}
@@ -119,6 +127,8 @@ class _Watch:
                     f"{asked.spec}: official mode ranks anew for every token, so no one sequence holds an answer of "
                     f"{len(asked.answer)} tokens; explain one token, or the variant without official"
                 )
+            # Inside generate, because there the engine knows the second call, longer by the answer, for a continuation
+            # of the first: it keeps what the prompt alone decided. By itself the longer call would be a new prompt.
             undo.enter_context(replaced_generate(model, lambda _original: once))
             trace = undo.enter_context(truncated(model, asked.spec))
             out = model.generate(**prompt)  # type: ignore[operator]
@@ -157,7 +167,7 @@ class _Watch:
                     continue
                 stays = torch.ones(self.length, dtype=torch.bool)
                 stays[image] = False
-                stays[image[kept[-1]]] = True
+                stays[image[kept[-1]]] = True  # of the last stage before the block, because stages only ever drop
                 blocks.append(stays.nonzero()[:, 0])
             self.held.append(blocks)
 
@@ -201,6 +211,7 @@ class _Watch:
         with torch.no_grad():
             weights = head_rows(query, key, self.places(block).to(query.device), scaling, mask, softcap)
             if self.wanted.groups is not None:
+                # sums now, because the rows of all heads at 32 blocks would be kept for nothing but their sums
                 held, group = self.held[0][block], self.wanted.groups
                 self.shares[block] = by_group(weights[0], group if held is None else group[held])
                 weights = weights.mean(1, keepdim=True)
@@ -221,6 +232,7 @@ class _Watch:
         """The answer rows among the positions that a block holds, long [b, t]."""
         rows = torch.tensor(self.wanted.positions) if self.wanted.positions else torch.from_numpy(self.spans.rows)
         held = (copy[block] for copy in self.held)
+        # a row of text is never dropped, so among the sorted positions held its place is where it would be put
         return torch.stack([rows if index is None else torch.searchsorted(index, rows) for index in held])
 
     def _check_rows(self, logits: torch.Tensor) -> None:

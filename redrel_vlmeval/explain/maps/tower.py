@@ -1,4 +1,12 @@
-"""Maps outside of the decoder: vision blocks and projector, and which patches the image tokens are made of."""
+"""Maps outside of the decoder: vision blocks and projector, and which patches the image tokens are made of.
+
+What a tower's node looks like, for c copies of a question with p pictures of q patches, d channels each::
+
+    LLaVA, InternVL    [c * p, 1 + q, d]     a class token in front, which is no place on the picture
+    Qwen2-VL           [c * p * q, d]        all patches of a copy in one row
+    Qwen-VL            [q, c * p, d]         patches first
+                    -> [c * p, q, d]         what every formula is given (_patches)
+"""
 
 from __future__ import annotations
 
@@ -73,8 +81,10 @@ def _patches(tensor: torch.Tensor, taken: Taken) -> torch.Tensor:
     """
     if tensor.ndim == 2:
         return tensor.unflatten(0, (len(taken.held), -1))
+    # only a resampler's output says how many pictures there are, which tells the two axes apart
     pictures = None if taken.resampled is None else len(taken.resampled)
     if pictures is not None and tensor.shape[0] != pictures and tensor.shape[1] == pictures:
         tensor = tensor.transpose(0, 1)
+    # a square and one more: the one is the class token (no square has a square as its neighbour, but 0 and 1)
     side = int((tensor.shape[1] - 1) ** 0.5)
     return tensor[:, 1:] if side > 1 and side * side == tensor.shape[1] - 1 else tensor
