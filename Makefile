@@ -3,7 +3,7 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test fuzz test-matrix lint clean
+.PHONY: help .venv demo test fuzz test-matrix benchmarks lint clean
 
 help:
 	@echo "make .venv   the environment: pinned by constraints.txt, with a host (ms-vlmeval), tests and linters"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
 	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
+	@echo "make benchmarks  every kind of benchmark of the host on generated tables; writes docs/benchmarks.md"
 	@echo "make lint    ruff on everything, mypy on the package"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"
 
@@ -34,6 +35,9 @@ fuzz: .venv
 
 test-matrix: .venv
 	.venv/bin/python -m nox
+
+benchmarks: .venv
+	.venv/bin/python tools/benchmarks.py
 
 lint: .venv
 	.venv/bin/ruff check .

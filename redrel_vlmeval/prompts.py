@@ -69,7 +69,7 @@ def check_question(line: Mapping[str, Any], dataset: str | None) -> None:
         Unaskable: names the line.
     """
     if not present(line.get("question")) or not str(line["question"]).strip():
-        raise Unaskable(f"question {line.get('index')!r} of {dataset}: its question is empty", True)
+        raise Unaskable(f"question {line.get('index')} of {dataset}: its question is empty", True)
 
 
 def check_multiple_choice(line: Mapping[str, Any], dataset: str | None) -> None:
@@ -80,7 +80,7 @@ def check_multiple_choice(line: Mapping[str, Any], dataset: str | None) -> None:
     """
     check_question(line, dataset)
     if not options(line):
-        where = f"question {line.get('index')!r} of {dataset}"
+        where = f"question {line.get('index')} of {dataset}"
         raise Unaskable(f"{where}: multiple choice without options; its columns A, B, ... are missing or empty", True)
 
 

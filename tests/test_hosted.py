@@ -241,6 +241,34 @@ def test_skip_err_does_not_catch_a_refusal(refusing, asked, monkeypatch):
 # videos
 
 
+VIDEO_LOOP = """
+FAIL_MSG = "Failed to obtain answer via API."
+
+def infer_data(model, model_name, work_dir, dataset_name):
+    res, sample_indices_subrem = {}, [0, 1]
+    for i, idx in enumerate(sample_indices_subrem):
+        dataset_name = f"part {i}"
+        res[idx] = model.generate(message=MESSAGES[i], dataset=dataset_name)
+    return res
+
+def infer_data_job_video(model, model_name, work_dir, dataset_name, result_file):
+    return infer_data(model, model_name, work_dir, dataset_name)
+"""
+
+
+def test_records_of_videos_stand_under_the_name_of_the_result(either, pictures, bad, tmp_path):
+    model, name = either
+    messages = [message(pictures, 0, QUESTION), message(bad["missing"]["paths"], 0, QUESTION)]
+    names = {"__name__": "vlmeval.inference_video", "MESSAGES": messages}
+    exec(VIDEO_LOOP, names)
+    (tmp_path / "out").mkdir()
+    result = tmp_path / "out" / f"{name}_Some_8frame.xlsx"
+    found = names["infer_data_job_video"](model, name, str(tmp_path / "out"), "Some", str(result))
+    assert found[1] == MARK and found[0] != MARK
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{name}_Some_8frame_redrel.jsonl"]
+    assert {record["dataset"] for record in records(tmp_path / "out")} == {"Some_8frame"}
+
+
 def test_what_the_host_sets_for_a_video_reaches_the_base(base, classes):
     seen = {}
 

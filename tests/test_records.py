@@ -77,3 +77,17 @@ def test_what_a_run_measured_is_in_its_row(tmp_path: Path) -> None:
     old = host.records(tmp_path / "m", "m", "X", new_tokens=None)
     assert old.exists() and pd.isna(read(tmp_path).efficiency.iloc[0][["kv_bytes_measured", "peak_bytes"]]).all()
     assert read(tmp_path).provenance.iloc[0]["date"] == "2026-01-01T00:00Z"
+
+
+def test_questions_that_failed_alone_are_named_and_the_sheet_ends_with_1(tmp_path: Path) -> None:
+    host.scored(tmp_path / "m", "m", "X", 0.5)
+    path = host.records(tmp_path / "m", "m", "X")
+    bad = [{"version": 1, "index": n, "error": f"question {n} of X: its question is empty"} for n in range(90, 95)]
+    path.write_text(path.read_text() + "".join(json.dumps(one) + "\n" for one in bad))
+    found = read(tmp_path)
+    said = "; ".join(f"question {n} of X: its question is empty" for n in (90, 91, 92)) + "; and 2 more"
+    assert found.efficiency.iloc[0]["errors"] == said and found.failed == [("m", "X", said)]
+    row = found.scores.iloc[0]
+    assert row["status"] == "ok" and row["value"] == 50 and said in row["reason"]
+    host.records(tmp_path / "m", "m", "X")
+    assert read(tmp_path).failed == [] and read(tmp_path).efficiency["errors"].isna().all()

@@ -47,8 +47,20 @@ def asked_by_host() -> HostQuestion | None:
     if frame is None:
         return None
     names = frame.f_locals
-    place = str(names["model_name"]), str(names["dataset_name"]), Path(str(names["work_dir"]))
-    return HostQuestion(names["idx"], *place, _line(names), names.get("struct"))
+    model, folder = str(names["model_name"]), Path(str(names["work_dir"]))
+    dataset = _result_name(frame, model) or str(names["dataset_name"])
+    return HostQuestion(names["idx"], model, dataset, folder, _line(names), names.get("struct"))
+
+
+def _result_name(frame: FrameType, model: str) -> str | None:
+    """The benchmark's name in the names of its files; None where the loop was not called by the host's own job.
+
+    The loop over videos has another: that of the class (``Video-MME`` for ``Video-MME_8frame``), or of a part.
+    """
+    outer = frame.f_back
+    file = None if outer is None else outer.f_locals.get("result_file")
+    name = "" if file is None else Path(str(file)).stem
+    return name.removeprefix(f"{model}_") if name.startswith(f"{model}_") else None
 
 
 def failed_answer() -> str | None:

@@ -80,9 +80,11 @@ class Results:
 
     @property
     def failed(self) -> list[tuple[str, str, str]]:
-        """(model, benchmark, reason) of every failed cell."""
-        rows = self.scores[self.scores["status"] == "failed"]
-        return list(rows[["model", "benchmark", "reason"]].drop_duplicates().itertuples(index=False, name=None))
+        """(model, benchmark, reason) of every failed cell, and of those in which a question failed alone."""
+        alone = self.efficiency[self.efficiency["errors"].notna()].assign(reason=lambda rows: rows["errors"])
+        rows = pd.concat([self.scores[self.scores["status"] == "failed"], alone])
+        rows = rows[["model", "benchmark", "reason"]].drop_duplicates(["model", "benchmark"])
+        return list(rows.itertuples(index=False, name=None))
 
     def answers(self, model: str, benchmark: str) -> pd.DataFrame:
         """One row per question of a cell, see :func:`questions.answers`; read anew at each call, nothing is kept.
@@ -218,7 +220,8 @@ def _read_cell(cell: Cell) -> _Read:
             verdicts = None if unfit else questions.verdicts(table, split)
             if verdicts is None and not unfit:
                 reason = "; ".join(filter(None, [reason, f"{_unjudged(cell)}: no interval, no test"]))
-        reason = "; ".join(filter(None, [reason, unfit, questions.remark(table, given), foreign]))
+        alone = str((measured or {}).get("errors") or "")
+        reason = "; ".join(filter(None, [reason, unfit, questions.remark(table, given), alone, foreign]))
     except ResultsError as error:
         # A score whose neighbour file is torn (full disk, killed run) is not to be trusted either.
         status, reason, metrics = "failed", f"{reason}; {error}" if reason else str(error), []

@@ -17,11 +17,12 @@ SETTINGS = ("backend", "weights", "revision", "device", "dtype", "kernel")
 COLUMNS = (
     "n", "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes",
     "kv_ratio", "prefill_ms", "decode_ms_per_token", "mode", *SETTINGS, "versions", "kv_bytes_measured",
-    "questions_per_second", "peak_bytes", "new_tokens", "tokens_per_block",
+    "questions_per_second", "peak_bytes", "new_tokens", "tokens_per_block", "errors",
 )  # fmt: skip
 # What a run says of itself, for the provenance of its cell.
 RUN = ("host", "host_version", "commit", "arguments")
 _MEANS = ("image_tokens", "average_image_tokens", "prefill_flops", "kv_bytes", "kv_bytes_measured", "new_tokens")
+SHOWN = 3  # errors of single questions that a sheet quotes
 _MEDIANS = ("prefill_ms", "decode_ms_per_token")
 
 
@@ -144,6 +145,8 @@ def _row(records: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     row["questions_per_second"] = float(seconds.notna().sum() / seconds.sum()) if seconds.sum() else None
     row["peak_bytes"] = _numbers(frame, "peak_bytes").max()
     row["tokens_per_block"] = _per_block(frame.get("tokens", ()))
+    said = [str(record["error"]) for record in records.values() if isinstance(record.get("error"), str)]
+    row["errors"] = "; ".join([*said[:SHOWN], *[f"and {len(said) - SHOWN} more"] * (len(said) > SHOWN)]) or None
     runs = [run for run in frame["run"] if isinstance(run, Mapping)]
     row |= {name: _values(run.get(name) for run in runs) for name in RUN}
     times = [*(run.get("started") for run in runs), *frame.get("time", ())]
