@@ -6,7 +6,9 @@ from pathlib import Path
 
 import host_files as host
 import pytest
+from hypothesis import given, settings, strategies as st
 
+from redrel_vlmeval.host import can_infer
 from redrel_vlmeval.results import comparisons
 from redrel_vlmeval.results.flips import COLUMNS, flips, letter
 from redrel_vlmeval.results.reading import read
@@ -90,3 +92,66 @@ OPTIONS = "A. red\nB. blue sky\nC. green"
 def test_letter_of_an_answer(text: str, named: str | None) -> None:
     assert letter(text, OPTIONS) == named
     assert letter(text, None) is None
+
+
+MANY = "A. red\nB. blue\nC. green\nD. white\nE. pink\nF. grey\nG. black\nH. brown\nI. teal"
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("I think it is B", "B"),
+        ("ANSWER: B", "B"),
+        ("Option B", "B"),
+        ("\\boxed{B}", "B"),
+        ("A blue square", None),
+        ("A red square", "A"),
+        ("A is correct", "A"),
+        ("I is right", "I"),
+        ("I", "I"),
+        ("I believe so", None),
+        ("**C**", "C"),
+        ("It is teal.", "I"),
+        ("red or blue", None),
+        ("Between A and B the answer is B", "B"),
+        ("Cannot determine the answer: B", None),
+    ],
+)
+def test_wordy_answers_are_read_as_the_host_reads_them_but_for_words(text: str, named: str | None) -> None:
+    assert letter(text, MANY) == named
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    torch = pytest.importorskip("torch")
+    found = pytest.importorskip("vlmeval.utils.matching_util").can_infer
+    torch.set_grad_enabled(True)  # importing the host switches it off
+    return found
+
+
+WORDS = st.sampled_from(
+    [
+        *"ABCDZ",
+        "a",
+        "I",
+        "(B)",
+        "C.",
+        "red",
+        "Blue",
+        "the",
+        "answer",
+        "is:",
+        "{D}",
+        "#",
+        "",
+        "不",
+        "Cannot determine the answer",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(WORDS, max_size=8), st.dictionaries(st.sampled_from("ABCDE"), st.sampled_from(["red", "blue", "x"])))
+def test_the_matcher_is_the_hosts(hosts, words: list[str], choices: dict[str, str]) -> None:
+    answer = " ".join(words)
+    assert can_infer(answer, choices) == (hosts(answer, dict(choices)) or None)

@@ -6,6 +6,7 @@ import re
 
 import pandas as pd
 
+from redrel_vlmeval.host import NONE, can_infer
 from redrel_vlmeval.results.reading import Results
 
 COLUMNS = [
@@ -13,8 +14,10 @@ COLUMNS = [
     "picture",
 ]  # fmt: skip
 UP, DOWN, SAME = "up", "down", "same score"
-# The letter that an answer begins with ("B", "(B)", "B. red"), or that follows the word answer ("The answer is B.").
-_LETTER = re.compile(r"^\W*([A-Z])(?![\w'])|\b[Aa]nswer\W+(?:is\W+)?(?:[Oo]ption\W+)?([A-Z])(?![\w'])")
+# 'A' and 'I' as words of a sentence; before a verb or 'and' they are letters.
+_WORD = re.compile(r"\b([AI])(?= (?!(?:is|was|and|or|because|since|as|are|seems|would|looks|fits|matches)\b)[a-z])")
+# The letter after the word answer, where several stand in the text ("It is not A. The answer is C.").
+_ANSWER = re.compile(r"\b(?:[Aa]nswer|ANSWER)\W+(?:is\W+)?(?:[Oo]ption\W+)?([A-Z])(?![\w'])")
 _OPTION = re.compile(r"^([A-Z])\. (.*)$", re.MULTILINE)
 
 
@@ -78,8 +81,16 @@ def _plain(text: str) -> str:
 
 
 def letter(answer: str, options: object) -> str | None:
-    """The option (of ``'A. red\\nB. blue'``) that an answer names at its start, last after 'answer', or by its text."""
+    """The option (of ``'A. red\nB. blue'``) that an answer names, as the host reads it, or after the word 'answer'.
+
+    'I think' and 'A square' name no option: where leaving such a word out gives another one, none is told.
+    """
     choices = dict(_OPTION.findall(options)) if isinstance(options, str) else {}
-    named = [first or later for first, later in _LETTER.findall(answer) if (first or later) in choices]
-    spelt = [key for key, text in choices.items() if _plain(_text(text)) == _plain(answer)]
-    return named[-1] if named else spelt[0] if len(spelt) == 1 else None
+    if not choices:
+        return None
+    bare = _WORD.sub(lambda match: match[0] if match[1] not in choices else " ", answer)
+    plain, read = can_infer(answer, choices), can_infer(bare, choices)
+    if NONE in (plain, read) or plain and plain != read and bare != answer:
+        return None
+    said = [match[1] for match in _ANSWER.finditer(bare) if match[1] in choices]
+    return read or (said[-1] if said else None)
