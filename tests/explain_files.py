@@ -62,7 +62,7 @@ def flow(path: Path | None = None, layers: int = 4, **manifest: Any) -> Stored:
     """A flow whose image share falls from 0.8 to 0.2, and whose margin rises to 3 after block 2."""
     image = np.linspace(0.8, 0.2, layers)
     shares = np.stack([0 * image, (1 - image) / 2, image, (1 - image) / 2, 0 * image], -1).astype(np.float32)
-    made = stored(None, layers=layers, **({"cliff": 2} | manifest))
+    made = stored(None, layers=layers, **({"flat_from": 2} | manifest))
     made.arrays = {"picture/0": made.arrays["picture/0"], "flow/attention": np.repeat(shares[:, None, None], 2, 1)}
     positions = len(made.manifest["tokens"])
     made.arrays["flow/rows"] = np.full((layers, 1, positions), 1 / positions, np.float32)

@@ -12,6 +12,8 @@ import host_files as host
 import pandas as pd
 from PIL import Image
 
+from redrel_vlmeval.names import parse
+
 BASE = host.BASE
 HOSTILE = "<script>alert(1)</script></script><!-- \"quotes\" 'and' {{ 7*7 }} {% raw %} & \u2028 \u2029 "
 HOSTILE += "<img src=x onerror=alert(2)>"
@@ -68,6 +70,17 @@ def write(folder: Path, text: str = "What color is it?") -> Path:
     table = questions(COUNT).assign(question=asked, image=[picture(color=("red", "blue")[i % 2]) for i in range(COUNT)])
     (folder / "LMUData").mkdir()
     table.to_csv(folder / "LMUData" / "X.tsv", sep="\t", index=False)
+    return folder
+
+
+def write_many(folder: Path) -> Path:
+    """400 questions; l6_k8 is the cheapest not worse by 2 points, but for a control and the blind run."""
+    right = [1] * 350 + [0] * 50
+    for setting, down in {"": 0, "l6_k32": 0, "l6_k8": 1, "l2_k8": 30, "l1_k8_random": 0, "l0_k0": 0}.items():
+        model = f"{BASE}_trunc_{setting}" if setting else BASE
+        stage = parse(setting).stages[0] if setting else None
+        answered(folder, model, [0] * down + right[down:])
+        recorded(folder, model, stage.keep if stage else None, stage.layer if stage else 8, 400)
     return folder
 
 

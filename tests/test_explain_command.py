@@ -236,8 +236,8 @@ def test_a_benchmarks_flow_is_the_mean_of_its_questions(built: None, tmp_path: P
     means = load(job.output / "redrel_tiny_RedRelShapes_flow.npz")
     wanted = np.mean([one.arrays["flow/attention"].mean((1, 2)) for one in each], 0)
     assert np.allclose(means.arrays["flow/mean/attention"], wanted, atol=1e-6)
-    assert (means.arrays["flow/low/causal"] <= means.arrays["flow/mean/causal"] + 1e-6).all()
-    assert means.manifest["questions"] == 3 and len(means.manifest["cliff"]) == 3
+    assert "flow/low/causal" not in means.arrays, "three pictures are too few to draw from"
+    assert means.manifest["questions"] == 3 and len(means.manifest["flat_from"]) == 1
     table = pd.read_parquet(job.output / "redrel_tiny_RedRelShapes_flow.parquet")
     sums = table.groupby(["index", "layer"])["attention"].sum()
     assert len(sums) == 3 * 8 and np.allclose(sums, 1, atol=1e-5)

@@ -211,31 +211,31 @@ def legend(figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_a_cliff_at_the_last_block_says_nothing_and_is_no_line() -> None:
-    last = flowfigures.curves(files.flow(cliff=4))
+def test_flat_from_the_last_block_says_nothing_and_is_no_line() -> None:
+    last = flowfigures.curves(files.flow(flat_from=4))
     assert legend(last)[-1] == "not cut" and len(last.axes[2].lines) == 3, "the curve, the uncut margin and 0"
-    assert [text.get_text() for text in last.axes[2].texts] == ["no cliff before the last block"]
-    assert flowfigures.cliff(files.flow(cliff=[4, 3, 4])).span is None
-    assert flowfigures.cliff(files.flow(cliff=3)).text == "cliff: 3"
-    assert flowfigures.cliff(files.flow(cliff=None)).text == ""
+    assert [text.get_text() for text in last.axes[2].texts] == ["not flat before the last block"]
+    assert flowfigures.flat(files.flow(flat_from=[4, 3, 4])).span is None
+    assert flowfigures.flat(files.flow(flat_from=3)).text == "flat from 3"
+    assert flowfigures.flat(files.flow(flat_from=None)).text == ""
 
 
-def test_curves_show_shares_margin_and_cliff() -> None:
+def test_curves_show_shares_margin_and_where_it_is_flat() -> None:
     figure = flowfigures.curves(files.flow())
     attention, gradient, causal = figure.axes
     image = next(line for line in attention.lines if line.get_color() == flowfigures.LOOKS["img"][0])
     assert np.allclose(image.get_ydata(), [0.8, 0.6, 0.4, 0.2]) and list(image.get_xdata()) == [1, 2, 3, 4]
     line = causal.lines[0]
     assert list(line.get_ydata()) == [0, 0.5, 3, 3, 3] and list(line.get_xdata()) == [0, 1, 2, 3, 4]
-    assert [text.get_text() for text in causal.texts] == ["cliff: 2"]
+    assert [text.get_text() for text in causal.texts] == ["flat from 2"]
     assert len(attention.lines) == 3, "a group without any share has no line"
-    assert legend(figure) == ["system text", "image", "user text", "not cut", "cliff"]
+    assert legend(figure) == ["system text", "image", "user text", "not cut", "flat from here"]
     with pytest.raises(ExplainError, match="no information flow in it"):
         flowfigures.curves(files.stored())
 
 
 def test_a_benchmark_has_bands_and_no_arcs() -> None:
-    one = files.flow(questions=7, benchmark="B", cliff=[2, 1, 3])
+    one = files.flow(questions=7, benchmark="B", flat_from=[2, 1, 3])
     for name in ("attention", "gradient", "causal"):
         values = one.arrays.pop(f"flow/{name}")
         values = values.mean((1, 2)) if name == "attention" else values
@@ -243,8 +243,8 @@ def test_a_benchmark_has_bands_and_no_arcs() -> None:
     del one.arrays["flow/rows"]
     figure = flowfigures.curves(one)
     assert all(axis.collections for axis in figure.axes)
-    assert [text.get_text() for text in figure.axes[2].texts] == ["cliff: 2 (1 to 3)"]
-    assert legend(figure)[-3:] == ["not cut", "cliff", "its 95 % interval"]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["flat from 2 (1 to 3)"]
+    assert legend(figure)[-3:] == ["not cut", "flat from here", "its 95 % interval"]
     with pytest.raises(ExplainError, match="Fig. 1 is drawn of one question"):
         arcfigures.arcs(one)
 

@@ -277,31 +277,33 @@ def test_flow_curves_and_hostile_texts(browser: Any, tmp_path: Path, scheme: str
     watched = Watched(browser, path, color_scheme=scheme, viewport={"width": width, "height": 800})
     assert watched.page.locator("#flows svg[role='group']").count() == 3
     assert watched.page.locator("#flows path[data-group='img']").count() == 2
-    assert "cliff: 2" in watched.text("#flows") and watched.page.locator("#maps").is_hidden()
+    assert "flat from 2" in watched.text("#flows") and watched.page.locator("#maps").is_hidden()
     assert watched.page.locator("#flows [data-mark='uncut']").count() == 1
     shown = watched.page.locator("#flows .legend li").all_inner_texts()
-    assert shown == ["system text (3 tokens)", "image (36 tokens)", "user text (4 tokens)", "not cut", "cliff"]
+    assert shown == ["system text (3 tokens)", "image (36 tokens)", "user text (4 tokens)", "not cut", "flat from here"]
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     assert watched.complaints == []
 
 
 @in_browser
-@pytest.mark.parametrize("cliff, marks", [([2, 1, 3], ["interval", "uncut", "cliff"]), ([4, 3, 4], ["uncut"])])
-def test_a_benchmarks_cliff_has_its_interval(browser: Any, tmp_path: Path, cliff: list[int], marks: list[str]) -> None:
+@pytest.mark.parametrize("flat, marks", [([2, 1, 3], ["interval", "uncut", "flat"]), ([4, 3, 4], ["uncut"])])
+def test_where_a_benchmark_is_flat_has_its_interval(
+    browser: Any, tmp_path: Path, flat: list[int], marks: list[str]
+) -> None:
     groups = {"bos": 1, "sys": 0, "img": 36, "user": 4, "out": 1}
-    one = files.flow(cliff=cliff, questions=7, benchmark="B", groups=groups)
+    one = files.flow(flat_from=flat, questions=7, benchmark="B", groups=groups)
     one.arrays["flow/attention"][..., 0] = 0.1
     watched = Watched(browser, page.write([one], tmp_path / "p.html"))
     found = watched.page.locator("#flows [data-mark]")
     assert found.evaluate_all("nodes => nodes.map((node) => node.dataset.mark)") == marks
     shown = watched.page.locator("#flows .legend li").all_inner_texts()
     assert "first token (sink) (1 token)" in shown and ("its 95 % interval" in shown) == ("interval" in marks)
-    if "cliff" in marks:
+    if "flat" in marks:
         one, two = (
-            watched.page.locator(f"#flows [data-mark='{name}']").bounding_box() for name in ("cliff", "interval")
+            watched.page.locator(f"#flows [data-mark='{name}']").bounding_box() for name in ("flat", "interval")
         )
         assert two["x"] + two["width"] / 2 == pytest.approx(one["x"], abs=2)
-        assert "cliff: 2 (1 to 3)" in watched.text("#flows")
+        assert "flat from 2 (1 to 3)" in watched.text("#flows")
     else:
-        assert "no cliff before the last block" in watched.text("#flows")
+        assert "not flat before the last block" in watched.text("#flows")
     assert watched.complaints == []

@@ -15,7 +15,7 @@ from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask.asking import Asked
 from redrel_vlmeval.explain.ask.spans import GROUPS
 from redrel_vlmeval.explain.maps import flow as flows
-from redrel_vlmeval.explain.maps.bands import band, cliff
+from redrel_vlmeval.explain.maps.bands import band, flat_from, flat_interval
 from redrel_vlmeval.explain.maps.flow import attention_flow, causal_curve, curves, flow, gradient_flow
 from redrel_vlmeval.explain.maps.formulas import objective
 from redrel_vlmeval.names import parse
@@ -106,16 +106,16 @@ def test_flow_leaves_the_trained_weights_trainable_and_the_mode_as_it_was(llava:
     before = {name: p.clone() for name, p in llava.model.named_parameters()}
     with torch.no_grad():  # the host switches autograd off for the whole process
         found = flow(asked, cuts=False)
-    assert found.gradient is not None and found.causal is None and found.cliff is None
+    assert found.gradient is not None and found.causal is None and found.flat_from is None
     assert all(p.requires_grad and torch.equal(p, before[name]) for name, p in llava.model.named_parameters())
     assert llava.model.training
 
 
-def test_the_cliff_is_where_a_curve_stays() -> None:
-    assert cliff(np.array([0, 1, 9.5, 4, 9.2, 9.8, 10])) == 4
-    assert cliff(np.array([0.0, 0, 0, 10])) == 3
-    assert cliff(np.array([5.0, 5, 5])) == 0
-    assert cliff(np.array([10.0, 3, 0.5, 0])) == 2  # a falling curve goes flat, too
+def test_a_curve_is_flat_from_where_it_stays() -> None:
+    assert flat_from(np.array([0, 1, 9.5, 4, 9.2, 9.8, 10])) == 4
+    assert flat_from(np.array([0.0, 0, 0, 10])) == 3
+    assert flat_from(np.array([5.0, 5, 5])) == 0
+    assert flat_from(np.array([10.0, 3, 0.5, 0])) == 2  # a falling curve goes flat, too
 
 
 def test_bands_hold_the_mean_and_narrow_with_more_questions() -> None:
@@ -124,19 +124,34 @@ def test_bands_hold_the_mean_and_narrow_with_more_questions() -> None:
     assert (few.low < few.mean).all() and (few.mean < few.high).all()
     assert ((many.high - many.low) < (few.high - few.low)).all()
     np.testing.assert_allclose(many.high - many.low, 2 * 1.96 / 20, rtol=0.25)
+    assert band(rng.normal(size=(9, 3))).low is None, "too few to draw from"
     holed = band(np.array([[1.0, np.nan], [3.0, np.nan]]))
     assert holed.mean[0] == 2 and np.isnan(holed.mean[1])
     with pytest.raises(ExplainError, match="no question"):
         band([])
 
 
+def test_bands_resample_pictures() -> None:
+    """Four questions of each picture that are alike say no more than one of them."""
+    values = np.random.default_rng(1).normal(size=(20, 3)).repeat(4, axis=0)
+    names = [number // 4 for number in range(80)]
+    width = [found.high - found.low for found in (band(values, names), band(values[::4]), band(values))]
+    np.testing.assert_allclose(width[0], width[1])
+    np.testing.assert_allclose(width[0], 2 * width[2], rtol=0.15)
+    causal = np.cumsum(np.random.default_rng(2).random((20, 6)), axis=1)
+    assert len(flat_interval(causal)) == 3 and flat_interval(causal[:9]) == (flat_from(causal[:9].mean(0)),)
+
+
 def test_curves_of_a_benchmark(llava: TinyModel) -> None:
     found = [flow(ask_tiny(llava, layout, new=2)) for layout in ("tIttt", "ttItttttt")]
     drawn = curves(found)
     assert drawn.attention.mean.shape == (BLOCKS, 5) and drawn.attention.questions == 2
+    assert drawn.attention.low is None and len(drawn.flat_from) == 1, "two questions have no band"
     assert drawn.causal is not None and drawn.causal.mean.shape == (BLOCKS + 1,)
-    low, high = drawn.cliff[1:]
-    assert low <= drawn.cliff[0] <= high
+    many = curves(found * 6)
+    at, low, high = many.flat_from
+    assert low <= at <= high and many.attention.low.shape == (BLOCKS, 5)
+    assert curves(found * 6, ["a", "b"] * 6).causal.high is None, "twelve questions on two pictures"
     rows = flows.records(found[0], "7")
     assert len(rows) == BLOCKS * 5
     assert sum(row["attention"] for row in rows[:5]) == pytest.approx(1, abs=1e-5)

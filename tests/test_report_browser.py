@@ -218,14 +218,21 @@ def test_points_on_one_score_stand_beside_each_other_and_no_layer_is_a_ring(open
     assert star.count("L") == 9, "a star, as in the figures"
 
 
-def test_the_glance_says_what_was_not_shown_and_its_interval(opened: Watched) -> None:
-    text = opened.page.locator("#glance-cards").inner_text()
-    found = re.search(
-        r"Cheapest not shown to be worse: (\S+): ([+−±][\d.]+) \(95\s%\sCI (\S+) to (\S+)\), at ([\d.]+) of", text
+def test_the_glance_says_what_cannot_be_shown_with_so_few_questions(opened: Watched) -> None:
+    said = opened.page.locator("#glance-cards").inner_text()
+    assert "No variant can be shown to be not worse by 2 points with 40 questions; it takes about" in said
+
+
+def test_the_glance_links_what_was_shown_and_gives_its_interval(browser, tmp_path: Path) -> None:
+    watched = Watched(browser, report.write(read(box.write_many(tmp_path)), tmp_path / "page.html"))
+    text = watched.page.locator("#glance-cards").inner_text()
+    words = (
+        r"Cheapest shown to be not worse by 2 points: (\S+): ([+−±][\d.]+) \(95\s%\sCI (\S+) to (\S+)\), at ([\d.]+) of"
     )
-    assert found and "that is not worse" not in text
-    row = opened.page.locator(f"tr[data-model='redrel_tiny_trunc_{found[1]}']").inner_text()
-    assert all(found[number] in row for number in (2, 3, 4, 5))
+    found = re.search(words, text)
+    assert found and found[1] == "l6_k8"
+    row = watched.page.locator(f"tr[data-model='redrel_tiny_trunc_{found[1]}']").inner_text()
+    assert all(found[number] in row for number in (2, 3, 4, 5)) and watched.complaints == []
 
 
 def test_the_glossary_has_the_words_of_the_headers(opened: Watched) -> None:

@@ -60,7 +60,7 @@ def test_the_manifest_says_how_it_was_made(stored: Stored, tmp_path: Path) -> No
     assert sum(manifest["groups"].values()) == len(manifest["tokens"])
     assert manifest["tokens"].count(None) == manifest["groups"]["img"] == 16
     assert [len(kept) for _, kept in sorted(manifest["kept"].items())] == [5, 0]
-    assert 0 <= manifest["cliff"] <= BLOCKS and 0 < manifest["locality"] <= 1
+    assert 0 <= manifest["flat_from"] <= BLOCKS and 0 < manifest["locality"] <= 1
     assert len(manifest["z"]) == 3
 
 

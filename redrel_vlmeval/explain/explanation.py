@@ -46,7 +46,7 @@ def compose(
         arrays |= {f"flow/{name}": array for name, array in fields.items() if array is not None}
         if flow.causal is not None:
             arrays["flow/causal"] = flow.causal
-        manifest["cliff"] = flow.cliff
+        manifest["flat_from"] = flow.flat_from
     manifest["pictures"] = []
     for number, path in enumerate(asked.pictures):
         arrays[f"picture/{number}"] = shown(path, SIDE)

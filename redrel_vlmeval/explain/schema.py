@@ -123,8 +123,9 @@ def _kept(value: Any, name: str) -> None:
         _layer(layer, name)
 
 
-def _cliff(value: Any, name: str) -> None:
-    (each(whole(0), 3) if isinstance(value, list) else whole(0))(value, name)
+def _flat(value: Any, name: str) -> None:
+    """A layer, and of a benchmark its interval, if there is one."""
+    (each(whole(0), 1 if len(value) == 1 else 3) if isinstance(value, list) else whole(0))(value, name)
 
 
 def _grid(value: Any, name: str) -> None:
@@ -149,7 +150,8 @@ _manifest = record(
         "model": maybe(text), "variant": maybe(text), "question": maybe(text), "reply": maybe(text), "own": flag,
         "benchmark": maybe(text), "index": maybe(text), "right": maybe(text), "objective": maybe(text), "rows": text,
         "locality": maybe(number), "questions": maybe(whole(1)), "grouping": text, "z": each(real),
-        "tokens": each(maybe(text)), "kept": _kept, "cliff": maybe(_cliff), "cards": each(_card),
+        "tokens": each(maybe(text)), "kept": _kept, "cards": each(_card), "flat_from": maybe(_flat),
+        "cliff": maybe(_flat),  # as 0.1.0 called it
         "maps": table(record({"layers": each(whole(1, LAYERS)), "status": each(each(text))})),
         "grids": table(each(_grid)), "pictures": each(record({"path": text, "size": each(whole(1, SIDE), 2)})),
         "targets": each(each(number, 4)), "row": record({"tokens": text, "positions": each(whole(0))}),

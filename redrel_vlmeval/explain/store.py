@@ -19,7 +19,7 @@ Arrays of the npz (float32 unless said otherwise; t answer tokens, l layers, n i
 The manifest (``version`` 1): ``model``, ``variant`` (None or the setting), ``question``, ``reply``, ``answer`` (list of
 {id, text}), ``own`` (the model's own answer), ``objective``, ``rows``, ``groups`` (name -> tokens), ``tokens`` (text of
 every position but image tokens, which are None), ``maps`` (``<where>/<method>`` -> {layers, status [t][l]}), ``grids``
-(``<where>`` -> list of a picture's grid, see :class:`grid.Grid`), ``pictures`` (list of {path, size}), ``cliff``,
+(``<where>`` -> list of a picture's grid, see :class:`grid.Grid`), ``pictures`` (list of {path, size}), ``flat_from``,
 ``kept`` (layer -> image tokens kept), ``z`` (objective of each token), ``cards`` (see :mod:`faithfulness`) and
 ``provenance`` (versions, weights, revision, dtype, device, kernel, seed, smooth, noise, time).
 """

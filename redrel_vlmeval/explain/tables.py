@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,17 @@ def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
     """The means of many answers' flow, as a file that the same figures are drawn from."""
     if job.groups == "paper":  # regrouped question by question: an interval of sums is no sum of intervals
         flows = [_regrouped(one) for one in flows]
-    drawn = flow.curves(flows, job.request.seed)
+    drawn = flow.curves(flows, [_picture(stored) for stored in found], job.request.seed)
     arrays: dict[str, np.ndarray] = {}
     for name in ("attention", "gradient", "causal"):
         band = getattr(drawn, name)
         if band is not None:
-            arrays |= {f"flow/mean/{name}": band.mean, f"flow/low/{name}": band.low, f"flow/high/{name}": band.high}
+            parts = {"mean": band.mean, "low": band.low, "high": band.high}
+            arrays |= {f"flow/{part}/{name}": values for part, values in parts.items() if values is not None}
     groups = {name: round(float(np.mean([one.sizes[name] for one in flows]))) for name in flows[0].sizes}
     first = found[0].manifest
     manifest: dict[str, Any] = {"model": job.model, "benchmark": job.data, "questions": len(found), "groups": groups}
-    manifest |= {"grouping": job.groups, "cliff": drawn.cliff, "answer": [], "maps": {}, "pictures": []}
+    manifest |= {"grouping": job.groups, "flat_from": drawn.flat_from, "answer": [], "maps": {}, "pictures": []}
     manifest |= {name: first[name] for name in ("objective", "provenance")}
     return Stored(arrays, manifest)
 
@@ -99,6 +101,12 @@ def _regrouped(one: flow.Flow) -> flow.Flow:
 
 def _of(manifest: dict[str, Any]) -> tuple[Any, Any]:
     return manifest.get("model"), manifest.get("benchmark")
+
+
+def _picture(stored: Stored) -> tuple[object, ...]:
+    """What stands for a question's pictures where questions may share them: what the pictures show."""
+    shown = [stored.arrays[name] for name in sorted(stored.arrays) if name.startswith("picture/")]
+    return tuple((one.shape, sha256(one.tobytes()).digest()) for one in shown) or (stored.manifest.get("index"),)
 
 
 def _flow(stored: Stored) -> flow.Flow:

@@ -1,16 +1,17 @@
 from . import (
     blind as blind,
-    cliffs as cliffs,
+    choosing as choosing,
     comparisons as comparisons,
     flips as flips,
+    grid as grid,
     paired_tests as paired_tests,
     published as published,
     records as records,
 )
-from .cliffs import Budget as Budget
+from .choosing import Budget as Budget
 from .flips import DOWN as DOWN, SAME as SAME, UP as UP, letter as letter
-from .grids import Grid as Grid, grids as grids
-from .paired_tests import p_text as p_text
+from .grid import Grid as Grid, grids as grids
+from .paired_tests import FEWEST as FEWEST, p_text as p_text
 from .reading import (
     NO_RULE as NO_RULE,
     Results as Results,

@@ -93,7 +93,7 @@ def _families(results: Results) -> list[_Family]:
     found = []
     for (base, benchmark), models in _comparable(results).items():
         for model in models:
-            if not _sees_nothing(model):
+            if not sees_nothing(model):
                 continue
             hits = _hits(results, model, benchmark)
             if hits is None:
@@ -107,7 +107,7 @@ def _families(results: Results) -> list[_Family]:
     return found
 
 
-def _sees_nothing(model: str) -> bool:
+def sees_nothing(model: str) -> bool:
     """True for ``l0_k0`` under any prompt and decoding."""
     try:
         stages = parse(model).stages

@@ -75,7 +75,7 @@ def _line(
         words = words.replace(" down:", " down, pictures shared by questions not known:")
     line = {"up": test.up, "down": test.down, "p": test.p, "p (Holm)": corrected, "verdict": words, "why": ""}
     line |= {"outcome": paired_tests.outcome(test, corrected)}
-    if _is_mean(results, row):
+    if is_mean(results, row):
         return line | {"CI low": test.low, "CI high": test.high}
     # The difference is of another quantity than the delta beside it, so its interval stands in the words only.
     return line | {"verdict": f"mean score per question, not {row['metric']}: {words}"}
@@ -93,9 +93,9 @@ def _outcome(results: Results, rows: pd.DataFrame, row: Mapping[Hashable, Any]) 
     for frame, name in ((ours, row["model"]), (theirs, row["base"])):
         if problem := _unusable(frame):
             return f"{problem} ({name})"
-    if not _is_mean(results, row):
+    if not is_mean(results, row):
         same = rows[(rows["model"] == row["model"]) & (rows["benchmark"] == row["benchmark"])]
-        other = [str(found["metric"]) for found in same.to_dict("records") if _is_mean(results, found)]
+        other = [str(found["metric"]) for found in same.to_dict("records") if is_mean(results, found)]
         if other:
             return f"{row['metric']} is no mean over questions; {other[0]} is, and is tested"
     return _paired(ours, theirs)
@@ -123,7 +123,7 @@ def _unusable(frame: pd.DataFrame | None) -> str:
     return ""
 
 
-def _is_mean(results: Results, row: Mapping[Hashable, Any]) -> bool:
+def is_mean(results: Results, row: Mapping[Any, Any]) -> bool:
     """Whether the headline is the mean over the questions' verdicts; hosts round to two digits."""
     frame = results.judged.get((row["model"], row["benchmark"]))
     return frame is not None and abs(100 * float(frame["hit"].mean()) - float(row["value"])) < 0.011

@@ -1,59 +1,84 @@
 """Is a variant not worse than its base by more than a margin, and from which layer on? Arrays in, numbers out.
 
-Scores are per question, in 0..1; margins are in points. Questions answered right or wrong are tested by Tango's score
-test on the flips; graded scores, and questions that share pictures, by a z test whose variance is taken over pictures.
+Scores are per question, in 0..1; margins are in points. One score test serves all of them: on questions that are right
+or wrong it is Tango's, and where questions share pictures, or scores are graded, the same with a picture as the unit.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import inf, isnan, nan
+from math import inf, sqrt
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm
 
 from redrel_vlmeval.errors import InvalidValue
 
 LEVEL = 0.05  # one-sided
-SEED = 20240617
-DRAWS = 1999
-# Resampling fewer units than this gives intervals that are far too narrow.
-FEWEST = 10
+MARGIN = 2.0  # points that still count as not worse, where nothing else is asked for
 
 
-def tango(up: np.ndarray | float, down: np.ndarray | float, n: np.ndarray | float, margin: float) -> np.ndarray:
-    """Score statistic of H0: share(up) - share(down) <= -margin; above 1.645 the variant is not worse (one-sided 5 %).
+def score(change: np.ndarray, size: np.ndarray, margin: float) -> float:
+    """Score statistic of H0: the mean change per question is -margin; normal under H0, however pictures' answers agree.
 
-    T. Tango, Equivalence test and confidence interval for the difference in proportions for the paired-sample design,
-    Statistics in Medicine 17 (1998), 891-908. Defined without a single flip as well, where a Wald test is not.
+    Above 1.645 the variant is shown to be not worse by the margin, below -1.645 to be worse by more (one-sided 5 %)::
+
+        change   0  0 -1  0 +2 ...   summed over each picture's questions      z = sum(excess) / sqrt(units * variance)
+        size     4  4  4  4  4 ...   its questions
+        excess   change + margin * size, of mean 0 under H0
+
+    The variance is that under H0: of the distribution under which the data are likeliest among those whose mean is 0
+    (empirical likelihood). A change that was not seen can be in it, a whole picture lost (or won): with a few flips,
+    or none, the flips seen say little of the spread, so a Wald test would be certain of too much. With one question a
+    picture, right or wrong, this is the test of T. Tango, Equivalence test and confidence interval for the difference
+    in proportions for the paired-sample design, Statistics in Medicine 17 (1998), 891-908.
 
     Args:
+        change: [pictures], variant minus base, summed over a picture's questions.
+        size: [pictures], questions of each.
         margin: as a share, above 0 and below 1.
     """
-    up, down, n = (np.asarray(value, dtype=float) for value in (up, down, n))
-    bound = -margin
-    a, b, c = 2 * n, -up - down + (2 * n - up + down) * bound, -down * bound * (1 - bound)
-    share = (np.sqrt(np.maximum(b * b - 4 * a * c, 0)) - b) / (2 * a)
-    variance = n * (2 * share + bound * (1 - bound))
-    return (up - down - n * bound) / np.sqrt(np.maximum(variance, 1e-12))
+    excess = change + margin * size
+    total = float(excess.sum())
+    if abs(total) < 1e-9:  # rounding, which may be all the spread there is
+        return 0.0
+    sign = 1.0 if total > 0 else -1.0
+    typical = float((size**2).sum() / size.sum())  # questions on the picture of a question
+    unseen = -(1 - sign * margin) * typical
+    weights, rest = _likeliest(sign * excess, unseen)
+    variance = float((weights * excess**2).sum()) + rest * unseen**2
+    return total / sqrt(len(size) * variance)
+
+
+def _likeliest(excess: np.ndarray, unseen: float) -> tuple[np.ndarray, float]:
+    """Weights of the units [pictures] and of one unit not seen, of weighted mean 0, whose likelihood is highest.
+
+    Lagrange: a unit's weight is 1 / (units * (1 + slope * excess)); what they leave is the unseen unit's, which has
+    any only where the slope is at its bound ``-1 / unseen``.
+    """
+    bound = -1 / min(float(excess.min()), unseen)
+
+    def left(slope: float) -> float:
+        return float((excess / (1 + slope * excess)).sum())
+
+    slope = bound * (1 - 1e-12)  # at the bound itself a unit as bad as the unseen one would divide by 0
+    if left(slope) < 0:
+        slope = brentq(left, 0, slope) if left(0) > 0 else 0.0
+    weights = 1 / (len(excess) * (1 + slope * excess))
+    return weights, max(1 - float(weights.sum()), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Paired:
     """Scores of a base and of several variants on the same questions, summed by picture.
 
-    ``change``: variants x pictures, variant minus base; ``size``: questions per picture; ``up`` and ``down`` count the
-    flips by picture. ``binary``: every question is right or wrong and has a picture of its own.
+    ``change``: variants x pictures, variant minus base; ``size``: questions per picture.
     """
 
     change: np.ndarray
     size: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
-    binary: bool
 
     @classmethod
     def of(
@@ -74,53 +99,20 @@ class Paired:
             raise InvalidValue(f"{len(names)} pictures for {before.size} questions")
         place = {name: number for number, name in enumerate(dict.fromkeys(names))}
         where = np.array([place[name] for name in names])
-        change = after - before
+        change = np.stack([np.bincount(where, weights=row, minlength=len(place)) for row in after - before])
+        return cls(change, np.bincount(where).astype(float))
 
-        def by_picture(values: np.ndarray) -> np.ndarray:
-            return np.stack([np.bincount(where, weights=row, minlength=len(place)) for row in values])
-
-        whole = bool(np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all())
-        return cls(
-            by_picture(change),
-            np.bincount(where).astype(float),
-            by_picture(change > 1e-9),
-            by_picture(change < -1e-9),
-            whole and len(place) == before.size,
-        )
-
-    def z(self, margin: float, weights: np.ndarray | None = None) -> np.ndarray:
-        """Test statistic of each variant, for pictures weighted by ``weights`` (draws x pictures): draws x variants."""
-        drawn = np.ones((1, len(self.size))) if weights is None else weights
-        n = (drawn @ self.size)[:, None]
-        if self.binary:
-            return tango(drawn @ self.up.T, drawn @ self.down.T, n, margin)
-        mean = drawn @ self.change.T / n
-        square, cross, sizes = drawn @ (self.change**2).T, drawn @ (self.change * self.size).T, drawn @ self.size**2
-        spread = np.maximum(square - 2 * mean * cross + mean**2 * sizes[:, None], 0) / n**2
-        # Without any change there is no spread to judge by: how rare changes must then be, Tango's test says.
-        still = tango(0.0, 0.0, drawn.sum(axis=1)[:, None], margin) * np.ones_like(mean)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            moved = np.where(spread > 0, (mean + margin) / np.sqrt(spread), np.where(mean + margin > 0, inf, -inf))
-        return np.where(square > 0, moved, still)
-
-    def draws(self) -> np.ndarray:
-        """Seeded bootstrap weights of the pictures, draws x pictures; the same for all variants: they are paired."""
-        return _draws(len(self.size))
-
-
-@lru_cache(maxsize=1)
-def _draws(units: int) -> np.ndarray:
-    drawn = np.random.default_rng(SEED).multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(float)
-    drawn.flags.writeable = False  # all callers share it
-    return drawn
+    def z(self, margin: float) -> np.ndarray:
+        """:func:`score` of each variant, [variants]; ``margin`` as a share."""
+        return np.array([score(change, self.size, margin) for change in self.change])
 
 
 def p_not_worse(z: float) -> float:
-    """One-sided p of H0 'worse by the margin or more'."""
+    """One-sided p of H0 'worse by the margin or more'; it never falls when a question more is lost."""
     return float(norm.sf(z))
 
 
-def fewest(margin: float) -> int:
+def fewest(margin: float, level: float = LEVEL) -> int:
     """How many questions it takes, without a single flip, to show "not worse by ``margin`` points or more".
 
     With fewer no result says anything of the margin. Where questions share pictures, it is as many pictures.
@@ -128,62 +120,46 @@ def fewest(margin: float) -> int:
     Raises:
         ValueError: a margin out of range.
     """
+    share = _share(margin)
+    # Without a flip z**2 is n * share / (1 - share), which has to lie above the level's quantile.
+    return int(float(norm.isf(level)) ** 2 * (1 - share) / share) + 1
+
+
+def _share(margin: float) -> float:
     if not 0 < margin < 100:
         raise InvalidValue(f"margin {margin}: expected points above 0 and below 100")
-
-    def shown(n: int) -> bool:
-        return float(tango(0, 0, n, margin / 100)) > norm.ppf(1 - LEVEL)
-
-    most = 1
-    while not shown(most):
-        most *= 2
-    return 1 + bisect_left(range(1, most + 1), True, key=shown)
+    return margin / 100
 
 
 @dataclass(frozen=True)
 class Cliff:
-    """``layer``: the smallest from which, and for every deeper one tested, the variant is not worse; inf if none is.
+    """Where the cliff layer lies: the smallest from which on, at every deeper one too, less than the margin is lost.
 
-    ``low`` and ``high``: 95 % bootstrap interval over pictures (inf: deeper than any tested; nan: too few pictures).
+    ``at_most``: shown by the layers from it on, each not worse by the margin; inf if none is. ``at_least``: shown by
+    the layers before it, each worse by more than the margin; 0 if none is. Each end holds at 95 %, one-sided.
     """
 
-    layer: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        def word(layer: float) -> str:
-            return "none" if layer == inf else f"{layer:.0f}"
-
-        span = f"{word(self.low)} to {word(self.high)}" if not isnan(self.low) else f"fewer than {FEWEST} pictures"
-        return f"{word(self.layer)} ({span})"
+    at_least: float
+    at_most: float
 
 
 def cliff(paired: Paired, layers: Sequence[int], margin: float) -> Cliff:
     """The cliff layer of variants at rising ``layers``, ``margin`` in points.
 
-    Layers are tested from the deepest up, stopping at the first that is not shown to be not worse: a fixed sequence,
-    so that the level of 5 % holds for the whole answer without a correction.
+    Layers are tested from the deepest up, stopping at the first that is not shown to be not worse; and from the
+    shallowest down, stopping at the first that is not shown to be worse. Both are fixed sequences, so the level of
+    5 % holds for each end without a correction, for these variants: of several such answers each has its own 5 %.
 
     Raises:
         ValueError: layers that do not rise or do not fit, or a margin out of range.
     """
     if list(layers) != sorted(set(layers)) or len(layers) != len(paired.change):
         raise InvalidValue(f"layers {list(layers)} for {len(paired.change)} variants: expected as many, rising")
-    if not 0 < margin < 100:
-        raise InvalidValue(f"margin {margin}: expected points above 0 and below 100")
-    found = _first(paired.z(margin / 100), layers)[0]
-    if len(paired.size) < FEWEST:
-        return Cliff(float(found), nan, nan)
-    drawn = np.sort(_first(paired.z(margin / 100, paired.draws()), layers))
-    # Order statistics, since between a layer and 'none' there is nothing to interpolate.
-    low, high = drawn[int(0.025 * (DRAWS - 1))], drawn[int(np.ceil(0.975 * (DRAWS - 1)))]
-    return Cliff(float(found), float(low), float(high))
+    z, bar = paired.z(_share(margin)), float(norm.isf(LEVEL))
+    worse, fine = _run(z < -bar), _run(z[::-1] > bar)
+    return Cliff(layers[worse - 1] + 1 if worse else 0, layers[-fine] if fine else inf)
 
 
-def _first(z: np.ndarray, layers: Sequence[int]) -> np.ndarray:
-    """Of each draw, the layer from which all statistics pass."""
-    passed = z > norm.ppf(1 - LEVEL)
-    onward = np.logical_and.accumulate(passed[:, ::-1], axis=1).sum(axis=1)
-    ends = np.array([inf, *reversed(layers)], dtype=float)
-    return ends[onward]
+def _run(passed: np.ndarray) -> int:
+    """How many pass before the first that does not."""
+    return int(np.logical_and.accumulate(passed).sum())

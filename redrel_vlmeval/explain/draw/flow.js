@@ -32,7 +32,7 @@
       const frame = redrel.frame(box, { label: TITLES[name], height: 250, x: [start - 0.3, start + count - 0.7], y: [range[0] - air, range[1] + air],
         xTicks: Array.from({ length: count }, (_, i) => i + start), xTitle: causal ? "no image token after block" : "decoder block", yTitle: causal ? "logits" : "share" });
       const x = (i) => frame.x(i + start);
-      const said = causal ? marks(flow.cliff, mean[count - 1], frame, count) : null;
+      const said = causal ? marks(flow.flat, mean[count - 1], frame, count) : null;
       for (const [group, place, color] of lines) {
         const filled = band(column(low, place), column(high, place), x, frame.y);
         if (filled) frame.root.append(s("path", { d: filled, fill: color, opacity: 0.2 }));
@@ -50,25 +50,25 @@
     return h("figure", {}, h("figcaption", {}, TITLES[name]), box);
   }
 
-  // Behind the causal curve, as in the figure: the margin with nothing cut, the cliff and its interval. Returns its words.
+  // Behind the causal curve, as in the figure: the margin with nothing cut, from where on it is flat, its interval. Returns its words.
   const UNCUT = { stroke: "var(--soft)", "stroke-width": 1.2, "stroke-dasharray": "5 3" };
-  const CLIFF = { stroke: "var(--ink)", "stroke-width": 1.5, "stroke-dasharray": "1.5 3" };
+  const FLAT = { stroke: "var(--ink)", "stroke-width": 1.5, "stroke-dasharray": "1.5 3" };
   const SPAN = { fill: "var(--ink)", opacity: 0.12 };
-  function marks(cliff, uncut, frame, count) {
+  function marks(flat, uncut, frame, count) {
     const { left, right, top, bottom } = frame.pad, lower = frame.height - bottom;
-    if (cliff.span) {
-      const [from, to] = cliff.span.map(frame.x);
+    if (flat.span) {
+      const [from, to] = flat.span.map(frame.x);
       frame.root.append(s("rect", { ...SPAN, x: from, y: top, width: to - from, height: lower - top, "data-mark": "interval" }));
     }
     frame.root.append(s("line", { ...UNCUT, x1: left, x2: frame.width - right, y1: frame.y(uncut), y2: frame.y(uncut), "data-mark": "uncut" }));
-    const known = redrel.known(cliff.layer), at = known ? frame.x(cliff.layer) : frame.width - right, after = known && cliff.layer < count / 2;
-    if (known) frame.root.append(s("line", { ...CLIFF, x1: at, x2: at, y1: top, y2: lower, "data-mark": "cliff" }));
-    return cliff.text && s("text", { class: "label", x: at + (after ? 6 : -6), y: lower - 8, "text-anchor": after ? "start" : "end" }, cliff.text);
+    const known = redrel.known(flat.layer), at = known ? frame.x(flat.layer) : frame.width - right, after = known && flat.layer < count / 2;
+    if (known) frame.root.append(s("line", { ...FLAT, x1: at, x2: at, y1: top, y2: lower, "data-mark": "flat" }));
+    return flat.text && s("text", { class: "label", x: at + (after ? 6 : -6), y: lower - 8, "text-anchor": after ? "start" : "end" }, flat.text);
   }
-  const marked = ({ curves, cliff }) => (curves.causal ? [
+  const marked = ({ curves, flat }) => (curves.causal ? [
     [() => s("line", { ...UNCUT, x1: 1, x2: 25, y1: 7, y2: 7 }), "not cut"],
-    redrel.known(cliff.layer) && [() => s("line", { ...CLIFF, x1: 1, x2: 25, y1: 7, y2: 7 }), "cliff"],
-    cliff.span && [() => s("rect", { ...SPAN, x: 1, y: 1, width: 24, height: 12 }), "its 95 % interval"]].filter(Boolean) : []);
+    redrel.known(flat.layer) && [() => s("line", { ...FLAT, x1: 1, x2: 25, y1: 7, y2: 7 }), "flat from here"],
+    flat.span && [() => s("rect", { ...SPAN, x: 1, y: 1, width: 24, height: 12 }), "its 95 % interval"]].filter(Boolean) : []);
   const tokens = (count) => `${count} token${count === 1 ? "" : "s"}`;
 
   const shown = data.entries.filter((entry) => entry.flow);

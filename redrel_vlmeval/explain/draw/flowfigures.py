@@ -34,9 +34,9 @@ LOOKS: dict[str, tuple[str, Any, str]] = {
     "user": ("#D55E00", (0, (3, 1, 1, 1)), "^"), "out": ("#CC79A7", (0, (6, 1)), "D"),
 }  # fmt: skip
 SMALL = 6.5
-# Beside the causal curve: the margin with nothing cut, the cliff and its interval.
+# Beside the causal curve: the margin with nothing cut, from where on the curve is flat, its interval.
 UNCUT: dict[str, Any] = {"color": "#555555", "linestyle": (0, (4, 2)), "linewidth": 0.8}
-CLIFF: dict[str, Any] = {"color": "#000000", "linestyle": ":", "linewidth": 1}
+FLAT: dict[str, Any] = {"color": "#000000", "linestyle": ":", "linewidth": 1}
 SPAN: dict[str, Any] = {"color": "#000000", "alpha": 0.12, "linewidth": 0}
 
 
@@ -68,7 +68,8 @@ def lines(stored: Stored, groups: str = "all") -> dict[str, Line]:
         )
     for name in ("attention", "gradient", "causal"):
         if f"flow/mean/{name}" in stored.arrays:
-            found[name] = Line(*(stored.arrays[f"flow/{part}/{name}"] for part in ("mean", "low", "high")))
+            low, high = (stored.arrays.get(f"flow/{part}/{name}") for part in ("low", "high"))
+            found[name] = Line(stored.arrays[f"flow/mean/{name}"], low, high)
         elif f"flow/{name}" in stored.arrays:
             values = stored.arrays[f"flow/{name}"]
             values = values.mean((1, 2)) if name == "attention" else values
@@ -99,7 +100,7 @@ def curves(stored: Stored, width: float = WIDTH, groups: str = "all") -> Figure:
     found = lines(stored, groups)
     shown = shown_groups(stored, found["attention"])
     handles: list[Line2D | Patch] = [_handle(GROUPS[number], groups) for number in shown]
-    handles += _marks(cliff(stored)) if "causal" in found else []
+    handles += _marks(flat(stored)) if "causal" in found else []
     foot = 0.1 + 0.12 * -(-len(handles) // 3)
     figure = Figure(figsize=(width, 0.58 + 1.25 * len(found) + foot))
     FigureCanvasAgg(figure)
@@ -147,11 +148,11 @@ def _handle(name: str, groups: str) -> Line2D:
     return Line2D([], [], markersize=3, linewidth=1.1, label=word, **look)
 
 
-def _marks(found: Cliff) -> list[Line2D | Patch]:
+def _marks(found: Flat) -> list[Line2D | Patch]:
     """What the legend says of the causal curve's other lines, those that are drawn."""
     marks: list[Line2D | Patch] = [Line2D([], [], label="not cut", **UNCUT)]
     if found.layer is not None:
-        marks.append(Line2D([], [], label="cliff", **CLIFF))
+        marks.append(Line2D([], [], label="flat from here", **FLAT))
     if found.span is not None:
         marks.append(Patch(label="its 95 % interval", **SPAN))
     return marks
@@ -188,11 +189,11 @@ def _causal(axis: Axes, line: Line, stored: Stored) -> None:
     )
     axis.axhline(whole, zorder=1, **UNCUT)
     axis.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=0)
-    found = cliff(stored)
+    found = flat(stored)
     if found.span is not None:
         axis.axvspan(*found.span, **SPAN)
     if found.layer is not None:
-        axis.axvline(found.layer, **CLIFF)
+        axis.axvline(found.layer, **FLAT)
     layer = len(cuts) - 1 if found.layer is None else found.layer
     right = layer < 0.6 * len(cuts)
     axis.annotate(
@@ -202,7 +203,7 @@ def _causal(axis: Axes, line: Line, stored: Stored) -> None:
 
 
 @dataclass(frozen=True)
-class Cliff:
+class Flat:
     """Where a causal curve goes flat, in words too; ``span``: its interval, where a benchmark's has a width.
 
     ``layer`` is None where the curve rises up to its end: that its last point equals the uncut margin says nothing.
@@ -213,16 +214,16 @@ class Cliff:
     text: str
 
 
-def cliff(stored: Stored) -> Cliff:
-    """The cliff layer of a stored flow, and its interval for a benchmark."""
-    found = stored.manifest.get("cliff")
+def flat(stored: Stored) -> Flat:
+    """From which layer on a stored flow is flat, and its interval for a benchmark."""
+    found = stored.manifest.get("flat_from", stored.manifest.get("cliff"))  # as 0.1.0 called it
     if found is None:
-        return Cliff(None, None, "")
+        return Flat(None, None, "")
     layer, *ends = map(int, found if isinstance(found, (list, tuple)) else [found])
     if layer >= len(lines(stored)["attention"].mean):
-        return Cliff(None, None, "no cliff before the last block")
+        return Flat(None, None, "not flat before the last block")
     interval = f" ({ends[0]} to {ends[1]})" if ends else ""
-    return Cliff(layer, (ends[0], ends[1]) if ends and ends[1] > ends[0] else None, f"cliff: {layer}{interval}")
+    return Flat(layer, (ends[0], ends[1]) if ends and ends[1] > ends[0] else None, f"flat from {layer}{interval}")
 
 
 def _plain(axis: Axes, title: str) -> None:
@@ -237,7 +238,8 @@ def _title(stored: Stored) -> str:
     name = stored.manifest.get("model") or ""
     questions = stored.manifest.get("questions")
     if questions:
-        return f"{name} on {stored.manifest['benchmark']}: mean of {questions} questions, 95 % bands"
+        bands = "95 % bands" if "flow/low/attention" in stored.arrays else "too few pictures for bands"
+        return f"{name} on {stored.manifest['benchmark']}: mean of {questions} questions, {bands}"
     return f"{name}: {asked(stored)}\nflow to the answer {said(stored)!r}"
 
 

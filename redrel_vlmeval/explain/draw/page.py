@@ -138,7 +138,7 @@ def _flow(stored: Stored) -> dict[str, Any] | None:
     """Curves of a file that holds an information flow, with their bands where it is a benchmark's."""
     if not any(name.startswith("flow/") for name in stored.arrays):
         return None
-    found, cliff = flowfigures.lines(stored), flowfigures.cliff(stored)
+    found = flowfigures.lines(stored)
     curves = {
         name: [None if part is None else np.round(part, 5).tolist() for part in (line.mean, line.low, line.high)]
         for name, line in found.items()
@@ -146,7 +146,7 @@ def _flow(stored: Stored) -> dict[str, Any] | None:
     sizes = stored.manifest["groups"]
     shown = [flowfigures.GROUPS[place] for place in flowfigures.shown_groups(stored, found["attention"])]
     facts = {"groups": list(flowfigures.GROUPS), "shown": shown, "sizes": sizes}
-    return {"curves": curves, "cliff": asdict(cliff)} | facts
+    return {"curves": curves, "flat": asdict(flowfigures.flat(stored))} | facts
 
 
 def _changes(found: Sequence[Stored]) -> list[list[dict[str, Any]]]:

@@ -7,7 +7,7 @@ the *causal* curve, the answer's margin when blocks after L see no image token (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import GROUPS, Asked
-from redrel_vlmeval.explain.maps.bands import Band, band, cliff, cliff_interval
+from redrel_vlmeval.explain.maps.bands import Band, band, flat_from, flat_interval
 from redrel_vlmeval.explain.maps.formulas import by_group, objective
 from redrel_vlmeval.explain.maps.gradcam import row_gradient
 from redrel_vlmeval.explain.maps.passes import run
@@ -46,9 +46,9 @@ class Flow:
     sizes: dict[str, int]
 
     @property
-    def cliff(self) -> int | None:
-        """The layer after which the picture is not needed any more; see :func:`bands.cliff`."""
-        return None if self.causal is None else cliff(self.causal)
+    def flat_from(self) -> int | None:
+        """The layer after which a cut changes the margin no more; see :func:`bands.flat_from`."""
+        return None if self.causal is None else flat_from(self.causal)
 
 
 def flow(
@@ -146,25 +146,31 @@ def cut(asked: Asked, layer: int) -> VariantSpec | None:
 @dataclass(frozen=True)
 class Curves:
     """A benchmark's curves: :class:`Band` of [l, g] attention and gradient shares and of the [l + 1] causal curve, and
-    the cliff layer of the mean causal curve with its bootstrap interval."""
+    the layer from which on the mean causal curve is flat, with its bootstrap interval; no ends of few pictures."""
 
     attention: Band
     gradient: Band | None
     causal: Band | None
-    cliff: tuple[int, int, int] | None
+    flat_from: tuple[int, ...] | None
 
 
-def curves(flows: Sequence[Flow], seed: int = 0) -> Curves:
-    """Means over a benchmark's questions; heads and answer tokens of a question are averaged first."""
-    attention = band([flow.attention.mean((1, 2)) for flow in flows], seed=seed)
-    gradients = [flow.gradient for flow in flows if flow.gradient is not None]
-    causal = [flow.causal for flow in flows if flow.causal is not None]
-    return Curves(
-        attention,
-        band(gradients, seed=seed) if gradients else None,
-        band(causal, seed=seed) if causal else None,
-        cliff_interval(np.stack(causal), seed=seed) if causal else None,
-    )
+def curves(flows: Sequence[Flow], pictures: Sequence[Hashable] | None = None, seed: int = 0) -> Curves:
+    """Means over a benchmark's questions; heads and answer tokens of a question are averaged first.
+
+    Args:
+        pictures: the picture of each question, which is what intervals resample; each has its own if none are given.
+    """
+    shown = list(range(len(flows))) if pictures is None else list(pictures)
+    attention = band([flow.attention.mean((1, 2)) for flow in flows], shown, seed)
+    gradients = [(flow.gradient, name) for flow, name in zip(flows, shown, strict=True) if flow.gradient is not None]
+    causal = [(flow.causal, name) for flow, name in zip(flows, shown, strict=True) if flow.causal is not None]
+
+    def banded(found: list[tuple[np.ndarray, Hashable]]) -> Band | None:
+        return band([values for values, _ in found], [name for _, name in found], seed) if found else None
+
+    margins, names = np.array([margin for margin, _ in causal]), [name for _, name in causal]
+    flat = flat_interval(margins, names, seed) if causal else None
+    return Curves(attention, banded(gradients), banded(causal), flat)
 
 
 def records(flow: Flow, index: str) -> list[dict[str, object]]:

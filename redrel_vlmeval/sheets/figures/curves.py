@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.results import Results, category_curves, cliffs, comparisons, grids, paired_tests
+from redrel_vlmeval.results import Results, category_curves, comparisons, grid, grids, paired_tests
 
 CELL = ["rule", "L", "K"]
 SAME = 0.011  # points: hosts round scores to two digits
@@ -19,7 +19,7 @@ class Curves:
     """One base on one benchmark, by one of its headline scores.
 
     Attributes:
-        frame: ``cliffs.CURVES``, a row per single-stage variant with a whole K. ``low`` and ``high`` are the 95 %
+        frame: ``grid.CURVES``, a row per single-stage variant with a whole K. ``low`` and ``high`` are the 95 %
             interval of the score, ``delta low`` and ``delta high`` that of the difference; nan where it is not known.
         categories: category, L, K, rule, value, n, low, high: the scores of the parts, none of several headlines but
             the first.
@@ -50,11 +50,11 @@ def curves_of(results: Results, margin: float) -> list[Curves]:
 
     ``margin``: points, of the one-sided test ``p not worse`` of each cell.
     """
-    tested = {(grid.base, grid.benchmark): cliffs.curves(grid, margin) for grid in cliffs.grids_of(results)}
+    tested = {(one.base, one.benchmark): grid.curves(one, margin) for one in grid.grids_of(results)}
     rows = results.scores.join(comparisons.compare(results).drop(columns="verdict"))
     costs = {(row["model"], row["benchmark"]): row for row in results.efficiency.to_dict("records")}
     found: dict[tuple[str, str], list[Curves]] = {}
-    for base, benchmark, metric in dict.fromkeys((grid.base, grid.benchmark, grid.metric) for grid in grids(results)):
+    for base, benchmark, metric in dict.fromkeys((one.base, one.benchmark, one.metric) for one in grids(results)):
         own = rows[(rows["base"] == base) & (rows["benchmark"] == benchmark) & (rows["metric"] == metric)]
         beside = found.setdefault((base, benchmark), [])
         frame, baseline = _frame(own, costs, tested.get((base, benchmark)))
@@ -67,7 +67,7 @@ def curves_of(results: Results, margin: float) -> list[Curves]:
 def _frame(
     own: pd.DataFrame, costs: Mapping[Any, Any], tested: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, float | None]:
-    """``cliffs.CURVES`` of the scores of one headline, and the base's score."""
+    """``grid.CURVES`` of the scores of one headline, and the base's score."""
     own = own[own["headline"] & (own["status"] == "ok") & ~own["model"].str.endswith("]")]
     plain = own.loc[own["model"] == own["base"], "value"]
     baseline = float(plain.iloc[0]) if len(plain) else None
@@ -86,8 +86,8 @@ def _frame(
             | {name: cell.get(name) for name in ("low", "high", "p not worse")}
             | {"average tokens": cost.get("average_image_tokens"), "FLOPs ratio": cost.get("flops_ratio")}
         )
-    numbers = dict.fromkeys(cliffs.CURVES[5:], float)
-    frame = pd.DataFrame(lines, columns=cliffs.CURVES).astype(numbers).sort_values(["rule", "K", "L"])
+    numbers = dict.fromkeys(grid.CURVES[5:], float)
+    frame = pd.DataFrame(lines, columns=grid.CURVES).astype(numbers).sort_values(["rule", "K", "L"])
     return frame.drop_duplicates(CELL).astype({"L": int, "K": int}).reset_index(drop=True), baseline
 
 

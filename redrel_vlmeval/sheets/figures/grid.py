@@ -31,7 +31,7 @@ def accuracy_over_layers(
     """Accuracy against L, one line per K, one panel per rule, with bands and the base; PNG and SVG.
 
     Args:
-        frame: as :func:`cliffs.curves`; a band is the 95 % interval of the difference to the base.
+        frame: as :func:`results.grid.curves`; a band is the 95 % interval of the difference to the base.
         stem: path without ending.
         published: columns L, K, value: reference numbers of the same base and benchmark, drawn hollow.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,24 +16,24 @@ from redrel_vlmeval import results
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import usable
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.results import cliffs, published
+from redrel_vlmeval.results import choosing, grid as grids, published
 from redrel_vlmeval.sheets.figures import accuracy, grid as gridfigures
 from redrel_vlmeval.sheets.figures.curves import Curves, curves_of
 from redrel_vlmeval.sheets.plain_csv import write_csv
 
 
 def show(found: results.Results, base: str, benchmark: str, folder: Path, console: Console, margin: float,
-         budget: cliffs.Budget | None) -> int:  # fmt: skip
+         budget: choosing.Budget | None) -> int:  # fmt: skip
     """Print and write everything about one base on one benchmark; 1 if a cell of it failed or there is no grid."""
     rows = found.scores[(found.scores["base"] == base) & (found.scores["benchmark"] == benchmark)]
     failed = rows.loc[rows["status"] == "failed", ["model", "reason"]].drop_duplicates()
     for model, reason in failed.itertuples(index=False, name=None):
         console.print(f"failed: {model}: {reason}", style="red", soft_wrap=True, highlight=False)
-    grid = next((one for one in cliffs.grids_of(found) if (one.base, one.benchmark) == (base, benchmark)), None)
+    grid = next((one for one in grids.grids_of(found) if (one.base, one.benchmark) == (base, benchmark)), None)
     if grid is None:
         console.print(f"no variant on {benchmark} can be compared with {base}: redrel sheet says why", style="red")
         return 1
-    layers = cliffs.cliff_layers(grid, margin)
+    layers = grids.cliff_layers(grid, margin)
     _print_cliffs(layers, margin, console)
     if budget is not None:
         _print_best(grid, budget, console)
@@ -87,7 +88,7 @@ def draw(curves: Curves, folder: Path, margin: float) -> list[Path]:
     if frame["delta"].notna().any():
         written += gridfigures.heat_map(frame, folder / "heatmap", title, margin)
     if frame["average tokens"].notna().any():
-        best = cliffs.frontier(frame)
+        best = grids.frontier(frame)
         written += [write_csv(best, folder / "frontier.csv", "%.6g")]
         written += gridfigures.frontier_figure(frame, best, folder / "frontier", title)
     return written
@@ -115,30 +116,30 @@ def _grid_spec(setting: str) -> VariantSpec | None:
 
 def _print_cliffs(layers: pd.DataFrame, margin: float, console: Console) -> None:
     console.print(
-        f"\nCliff layer: the smallest L from which K image tokens are not worse than the baseline by {margin:g} points "
-        "or more (one-sided 5 %, tested from the deepest layer up), and its 95 % bootstrap interval:",
+        f"\nCliff layer: the smallest L from which on K image tokens lose less than {margin:g} points to the baseline. "
+        "Each end is a one-sided 95 % bound of its own rule and K; no correction is made for how many are listed:",
         soft_wrap=not console.is_terminal,
         highlight=False,
     )
     lines = []
     for row in layers.to_dict("records"):
-        layer, span = _layer(row["cliff"]), f"{_layer(row['low'])} to {_layer(row['high'])}"
-        if row["cliff"] == inf and row["units"] < row["needed"]:
-            what = "questions" if row["units"] == row["n"] else "pictures"
-            layer, span = f"too few {what} ({row['units']}; at least {row['needed']})", ""
-        lines.append([row["rule"], row["K"], layer, span, row["layers"], row["n"]])
-    heads = ["rule", "K", "cliff layer", "95 % interval", "layers tested", "n"]
+        lines.append([row["rule"], row["K"], _cliff(row), row["layers"], row["n"]])
+    heads = ["rule", "K", "cliff layer", "layers tested", "n"]
     print(tabulate(lines, headers=heads, disable_numparse=True))
 
 
-def _layer(value: float) -> str:
-    if value != value:
-        return "?"
-    return "none" if value == inf else f"{value:.0f}"
+def _cliff(row: dict[Any, Any]) -> str:
+    """``at least 5, at most 6``, as far as either end was shown."""
+    ends = [f"at least {row['at least']:.0f}"] if row["at least"] else []
+    ends += [f"at most {row['at most']:.0f}"] if row["at most"] < inf else []
+    if row["at most"] == inf and row["units"] < row["needed"]:
+        what = "questions" if row["units"] == row["n"] else "pictures"
+        ends += [f"too few {what} to say at most ({row['units']} of {row['needed']})"]
+    return ", ".join(ends) or "no end shown"
 
 
-def _print_best(grid: cliffs.GridScores, budget: cliffs.Budget, console: Console) -> None:
-    found = cliffs.best(grid, budget)
+def _print_best(grid: grids.Scores, budget: choosing.Budget, console: Console) -> None:
+    found = choosing.best(grid, budget)
     if found is None:
         console.print(f"\nBudget of {budget}: no setting of this sweep is that cheap", highlight=False)
         return

@@ -86,7 +86,7 @@ def html(
     facts = {"unseen": shown.told()} | _meta(results, rows) | {"pictures": len(shown.pictures), "asked": most_pictures}
     data = {
         "rows": rows,
-        "glance": board.glance(rows),
+        "glance": board.glance(results, rows),
         "notes": _notes(),
         "grids": curves.heat_maps(drawn),
         "curves": curves.lines(drawn),

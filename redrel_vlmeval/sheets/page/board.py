@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.results import NO_RULE, Results
+from redrel_vlmeval.results import NO_RULE, Results, choosing, comparisons, grid
 from redrel_vlmeval.sheets.tables import COSTS, place, stages
 
 # What a test says -> its kind, by which rows are coloured and filtered.
@@ -46,12 +46,13 @@ def rows(results: Results, compared: pd.DataFrame) -> list[dict[str, Any]]:
     return sorted(board, key=lambda row: (*place(row), row["title"]))
 
 
-def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per base and benchmark: its score, how its variants fare, and the cheapest not shown to be worse.
+def glance(results: Results, board: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per base and benchmark: its score, how its variants fare, and the cheapest shown to be not worse.
 
-    'Cheapest' is by prefill FLOPs ratio, among attention-ranked or not, of variants tested as better or not separable;
-    its difference and interval say how much worse it may be. Non-inferiority by a margin is :mod:`cliffs`' question.
+    ``best`` is that variant, by prefill FLOPs ratio and with its difference and interval; without one ``why`` says
+    what it would take. See :func:`choosing.cheapest`; the test is of the questions' verdicts.
     """
+    picks = {(one.base, one.benchmark): choosing.cheapest(one) for one in grid.scores_of(results)}
     found = []
     for row in board:
         if row["model"] != row["base"] or row["status"] != "ok":
@@ -59,13 +60,14 @@ def glance(board: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [r for r in board if r["base"] == row["base"] and r["title"] == row["title"] and r["model"] != r["base"]]
         if not own:
             continue
-        fine = [r for r in own if r["kind"] in ("better", "same") and _known(r["flops_ratio"])]
-        best = min(fine, key=lambda r: r["flops_ratio"], default=None)
         counts = {kind: sum(r["kind"] == kind for r in own) for kind in ("better", "same", "worse", "none")}
+        pick = picks.get((row["base"], row["benchmark"])) if comparisons.is_mean(results, row) else None
+        best = next((r for r in own if pick and r["model"] == pick.model), None)
+        why = (
+            str(pick)
+            if pick
+            else "A margin in points is tested only where the score is the mean of the questions' verdicts."
+        )
         found.append({"base": row["base"], "title": row["title"], "value": row["value"], "n": row["n"]} | counts)
-        found[-1]["best"] = best and {name: best[name] for name in SHOWN}
+        found[-1] |= {"best": best and {name: best[name] for name in SHOWN}, "margin": choosing.MARGIN, "why": why}
     return found
-
-
-def _known(value: Any) -> bool:
-    return value is not None and value == value

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.names import Stage, parse
-from redrel_vlmeval.results import NO_RULE, Results, comparisons
+from redrel_vlmeval.results import NO_RULE, Results, choosing, comparisons
 from redrel_vlmeval.rules import DEFAULT
 from redrel_vlmeval.sheets.tables.columns import Column, beside, score
 from redrel_vlmeval.sheets.tables.table import Outcome, Table
@@ -167,16 +167,8 @@ def _notes(rows: pd.DataFrame) -> str:
 def place(row: Mapping[Any, Any]) -> tuple:
     """Sorts rows by base, the base itself first, then by rule, the default first and controls last, then by L and K."""
     numbers = [(0, value, "") if isinstance(value, int) else (1, 0, str(value)) for value in (row["L"], row["K"])]
-    rule = (is_control(row["model"]), row["rule"] != DEFAULT, str(row["rule"]))
+    rule = (choosing.by_control(row["model"]), row["rule"] != DEFAULT, str(row["rule"]))
     return row["base"], row["model"] != row["base"], rule, numbers, row["model"]
-
-
-def is_control(model: str) -> bool:
-    """Whether a variant is there for comparison only: a rule of it is registered as a control."""
-    try:
-        return any(rule.control for rule in parse(model.partition(" [")[0]).chosen_by)
-    except KeyError:  # a base, or a rule that is not registered here
-        return False
 
 
 def in_order(frame: pd.DataFrame, results: Results, before: Sequence[str] = ()) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.results import Results, published
-from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, is_control, measured, score_columns
+from redrel_vlmeval.results import Results, choosing, comparisons, grid, published
+from redrel_vlmeval.sheets.tables.leaders import ScoreColumn, averaged_columns, measured, score_columns
 from redrel_vlmeval.sheets.tables.table import Table, best
 
 BESIDE = ("delta", "p (Holm)", "verdict")
@@ -48,6 +48,8 @@ def table_1(results: Results) -> Table:
     lines: list[dict[str, Any]] = []
     for base, group in rows.groupby("base", sort=False):
         winners, variants = _winners(group, found)
+        plain = group[group["model"] == base].to_dict("records")
+        halves = {column.title: _half(results, column, plain) for column in found}
         for row in group.to_dict("records"):
             if row["model"] != base and row["model"] not in winners:
                 continue
@@ -55,14 +57,19 @@ def table_1(results: Results) -> Table:
             line = {"model": row["model"], "base": base, "setting": _spec(row["model"]).setting or None,
                     "language model": facts.backbone or None, "resolution": facts.resolution}  # fmt: skip
             line |= {"average tokens": row.get("average tokens")} | _scores(row, table)
-            on = ", ".join(winners.get(row["model"], ()))
-            lines.append(line | {"best of": f"{variants} on {on}" if on else None, "note": row["note"] or None})
+            won = [f"{variants} on {title}{halves[title]}" for title in winners.get(row["model"], ())]
+            lines.append(line | {"best of": "; ".join(won) or None, "note": row["note"] or None})
     text = published.on({column.benchmark for column in found})
     printed = _printed(text[text["method"] != "prompt"], found)
     frame, grey = _beside(_frame(lines, found, ["language model", "resolution", "best of"]), printed)
     remarks = [] if lines else ["no rows of this folder: no model ran with its stock prompt and greedy search"]
     if lines and not any(line["best of"] for line in lines):
         remarks.append("no variant but controls has a score in this folder: bases only")
+    if any(line["best of"] for line in lines):
+        remarks.append(
+            "best of: the best of many on the same questions looks better than it is; chosen on one half of the "
+            "questions and scored on the other it does not"
+        )
     empty = [name for name in ("language model", "resolution", "note") if frame[name].isna().all()]
     frame = frame.drop(columns=empty)
     scores = tuple(column.title for column in found)
@@ -131,7 +138,7 @@ def _stock(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _winners(group: pd.DataFrame, found: Sequence[ScoreColumn]) -> tuple[dict[str, list[str]], int]:
     """Variants with the best score of a column, cheaper first on a tie, and how many there are to choose from."""
-    ranked = group[(group["model"] != group["base"]) & ~group["model"].map(is_control)]
+    ranked = group[(group["model"] != group["base"]) & ~group["model"].map(choosing.is_control)]
     winners: dict[str, list[str]] = {}
     for column in found:
         values = pd.to_numeric(ranked[column.title], errors="coerce")
@@ -141,6 +148,24 @@ def _winners(group: pd.DataFrame, found: Sequence[ScoreColumn]) -> tuple[dict[st
             first = top.loc[cost.sort_values(kind="stable").index[0]]
             winners.setdefault(first["model"], []).append(column.title)
     return winners, len(ranked)
+
+
+def _half(results: Results, column: ScoreColumn, plain: list[dict[Any, Any]]) -> str:
+    """What the best variant, controls aside, chosen on one half of the questions, scores on the other.
+
+    ``plain`` is the base's row, if it has one. Empty where the score is no mean of verdicts that are known.
+    """
+    here = {row["model"]: row | {"benchmark": column.benchmark, "value": row[column.title]} for row in plain}
+    for scores in grid.scores_of(results):
+        base = here.get(scores.base)
+        if base is None or scores.benchmark != column.benchmark or not comparisons.is_mean(results, base):
+            continue
+        found = choosing.best(scores.only(~scores.cells["model"].map(choosing.is_control).to_numpy(dtype=bool)))
+        if found is None or found.candidates < 2:
+            continue
+        setting = _spec(found.model).setting
+        return f" ({setting} chosen on one half: {found.score:.1f} on the other, base {found.baseline:.1f})"
+    return ""
 
 
 def _scores(row: dict[Any, Any], table: Table) -> dict[str, Any]:
