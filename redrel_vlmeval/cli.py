@@ -94,6 +94,37 @@ def list_bases(
     typer.echo(f"{len(found)} names: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
 
 
+@app.command("rules")
+def _rules(
+    goldens: Annotated[
+        Path | None, typer.Option(help="Run this file of golden vectors instead; exit code 1 if one differs.")
+    ] = None,
+) -> None:
+    """The rules that choose visual tokens, your own among them: name, what it keeps and needs, where it is from."""
+    from redrel_vlmeval import rules
+
+    if goldens is None:
+        typer.echo(rules.listing.table())
+        return
+    results = []
+    for case, difference in rules.goldens.run(goldens):
+        results.append(not difference)
+        typer.echo(f"{case}: {difference or 'same'}")
+    typer.echo(f"{sum(results)} of {len(results)} vectors")
+    raise typer.Exit(int(not all(results)))
+
+
+@app.command("methods")
+def _methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these, such as FastV; all if not given.")] = None,
+) -> None:
+    """Published methods as settings per budget: paper, licence of the authors' code, what is exact and what is not."""
+    from redrel_vlmeval import methods
+
+    for method in map(methods.find, names or methods.known()):
+        typer.echo(methods.text(method))
+
+
 @app.command()
 def sheet(
     outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],

@@ -19,6 +19,8 @@ LIGHT = [
     "names",
     "bases",
     "prompts",
+    "rules",
+    "methods",
     "plugin",
     "checking",
     "cli",

@@ -1,3 +1,4 @@
+from . import goldens as goldens, listing as listing
 from .deciding import Choice as Choice, decide as decide
 from .ordering import highest as highest
 from .registry import (
@@ -10,4 +11,11 @@ from .registry import (
     reserved as reserved,
     rule as rule,
 )
-from .seen import FIELDS as FIELDS, Merged as Merged, Picture as Picture, Seen as Seen
+from .seen import (
+    FIELDS as FIELDS,
+    Merged as Merged,
+    Picture as Picture,
+    Seen as Seen,
+    Sight as Sight,
+    Tower as Tower,
+)

@@ -31,7 +31,7 @@ from redrel_vlmeval.rules.seen import AFTER_A_BLOCK, FIELDS
 
 VARIABLE = "REDREL_RULES"
 GROUP = "redrel_vlmeval.rules"
-BUILT_IN = ("decoder", "controls")  # files of this folder
+BUILT_IN = ("decoder", "diversity", "tower", "text", "controls")  # files of this folder
 DEFAULT = "attention"
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

@@ -1,15 +1,16 @@
-r"""What a rule sees of one prompt, and what it may return.
+"""What a rule sees of one prompt, and what it may return.
 
 ```
                                    system text   <- visual tokens ->   question ...  last
 positions of the prompt            0 1 2 ... P-1  P ........... P+N-1  P+N ......... S-1
-                                                  \___ n of them ___/  \____ m _____/
+                                                  |__ n of them __|    |___ m ______|
 block L   attention of one row     [ row ] ------>  attention [n]
-          keys, values             [g, n, d]        text_keys [g, m, d]
-          queries                  [h, n, d]
+          keys, values             [g, n, d]        text_keys, text_values [g, m, d]
+          queries                  [h, n, d]        text_queries [h, m, d]
 leaving L states                   [n, D]           text_states [m, D]
 entering  embeddings               [n, D]           text [m, D]
 block 1
+the tower features                 [n, C]
 ```
 
 ``n`` counts the visual tokens that are still there when the rule chooses: all of the prompt's at the first stage. They
@@ -18,8 +19,9 @@ are numbered 0..n-1 in raster order, pictures one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redrel_vlmeval.errors import RedrelError
@@ -35,15 +37,27 @@ FIELDS = {
     "queries": "[h, n, d]: of block L, rotated",
     "keys": "[g, n, d]: of block L, rotated; g key heads",
     "values": "[g, n, d]: of block L",
-    "text_keys": "[g, m, d]: keys of the text after the pictures",
+    "text_queries": "[h, m, d]: queries of the text after the pictures; the last is the prompt's last token",
+    "text_keys": "[g, m, d]: its keys",
+    "text_values": "[g, m, d]: its values",
     "states": "[n, D]: hidden states that leave block L; at l0 those that enter block 1",
     "text_states": "[m, D]: the same of the text after the pictures",
+    "normed": "[n, D]: states under the norm that stands behind the last block",
+    "text_normed": "[m, D]: the same of the text after the pictures",
     "embeddings": "[n, D]: block 1's input",
+    "entered": "[N, D]: the same of all visual tokens of the prompt, also of those that an earlier stage dropped",
     "text": "[m, D]: the same of the text after the pictures",
+    "ones": "[n, d]: a vector of ones, rotated as queries and keys of block L are",
+    "text_ones": "[m, d]: the same of the text after the pictures",
+    "places": "long [n]: places in the prompt, 0 its first token",
+    "text_places": "long [m]: the same of the text after the pictures",
+    "tower": "Tower: what the vision tower makes of the pictures, token by token",
     "generator": "torch.Generator on the CPU, seeded by the prompt's token ids and the name's _seed<n>",
 }
 # What exists only once a block has attended.
-AFTER_A_BLOCK = frozenset({"attention", "text_attention", "queries", "keys", "values", "text_keys"})
+AFTER_A_BLOCK = frozenset(
+    {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
+)
 
 
 class Picture(NamedTuple):
@@ -52,6 +66,68 @@ class Picture(NamedTuple):
     first: int
     size: int
     grid: tuple[int, int] | None
+
+
+class Sight:
+    """What one block of a vision tower attended to, one entry per visual token; computed when it is asked for.
+
+    Where several patches become one visual token, the token has the mean of theirs.
+
+    Attributes:
+        attention: float32 [n], the class token's row, softmax over class token and patches, mean over heads; `received`
+            where the tower has no class token. received: float32 [n], mean over all rows and heads.
+        keys: [n, C'], mean over heads.
+    """
+
+    def __init__(self, attention: Callable[[], Tensor], received: Callable[[], Tensor], keys: Callable[[], Tensor]):
+        self._attention, self._received, self._keys = attention, received, keys
+
+    @cached_property
+    def attention(self) -> Tensor:
+        return self._attention()
+
+    @cached_property
+    def received(self) -> Tensor:
+        return self._received()
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return self._keys()
+
+    def at(self, index: Tensor) -> Sight:
+        """The same of the tokens at ``index``; what is computed is still computed once, for all."""
+
+        def taken(name: str) -> Callable[[], Tensor]:
+            return lambda: _rows(getattr(self, name), index)
+
+        return Sight(taken("attention"), taken("received"), taken("keys"))
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The vision tower at the visual tokens; 0 everywhere at tokens that stand for no patch, such as newlines.
+
+    Attributes:
+        features: [n, C], what the projector reads. read: the block that these leave.
+        middle: the block after three eighths of the tower (9 of 24), Qwen-VL's after half. last: the last block of all.
+        grids: rows and columns of each picture's tokens, where the tower tells them and none has been dropped.
+    """
+
+    features: Tensor
+    read: Sight
+    middle: Sight
+    last: Sight
+    grids: tuple[tuple[int, int] | None, ...] = ()
+
+    def at(self, index: Tensor) -> Tower:
+        """The same of the tokens at ``index`` (long [n])."""
+        grids = self.grids if len(index) == len(self.features) else ()
+        read, middle, last = (sight.at(index) for sight in (self.read, self.middle, self.last))
+        return Tower(_rows(self.features, index), read, middle, last, grids)
+
+
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor.index_select(0, index.to(tensor.device))
 
 
 class Seen:
@@ -72,11 +148,21 @@ class Seen:
     queries: Tensor
     keys: Tensor
     values: Tensor
+    text_queries: Tensor
     text_keys: Tensor
+    text_values: Tensor
     states: Tensor
     text_states: Tensor
+    normed: Tensor
+    text_normed: Tensor
     embeddings: Tensor
+    entered: Tensor
     text: Tensor
+    ones: Tensor
+    text_ones: Tensor
+    places: Tensor
+    text_places: Tensor
+    tower: Tower
     generator: Generator
 
     def __init__(self, n: int, layer: int = 0, pictures: Sequence[Picture] = (), **given: Any) -> None:

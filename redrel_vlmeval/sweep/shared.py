@@ -19,9 +19,11 @@ from redrel_vlmeval.truncation import (
     Decoder,
     Evidence,
     Prompt,
+    Watch,
     gathered,
     mean_row,
     peeked,
+    watching,
 )
 
 OF_THE_CALL = ("attention_mask", "past_key_values", "past_key_value", "layer_past")  # arguments not worth their memory
@@ -81,10 +83,13 @@ class Recorder:
         self._left: torch.Tensor | None = None  # and after the last block
         self._seen: dict[str, Evidence] = {}  # by row, of the block that has just attended
         self._embeddings: torch.Tensor | None = None  # what entered block 1
+        self._watch: Watch | None = None  # of the vision tower, where a rule asks for it
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         root = self.decoder.root
+        if any("tower" in rule.needs for spec in self.specs for rule in map(spec.rule_of, spec.stages)):
+            self._watch = self._undo.enter_context(watching(self.decoder))
         handles = [
             root.register_forward_pre_hook(self._enter, with_kwargs=True),
             root.register_forward_hook(self._leave),
@@ -185,7 +190,10 @@ class Recorder:
             evidence = self._seen.get(row) or Evidence()
             if needs & OF_ATTENTION and row not in self._seen:
                 raise self.decoder.unseen(layer - 1)
-            evidence.states, evidence.embeddings = hidden, self._embeddings
+            evidence.embeddings = self._embeddings
+            evidence.look_behind(self.decoder, needs, hidden, kwargs)
+            if "tower" in needs and self._watch is not None:
+                evidence.towers = self._watch.towers(prompt.image_counts)
             if "next_attention" in needs:
                 if row not in ahead:
                     seen = peeked(self.decoder, layer, hidden, kwargs)

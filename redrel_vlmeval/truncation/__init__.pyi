@@ -22,4 +22,5 @@ from .seeing import (
     mean_row as mean_row,
     peeked as peeked,
 )
+from .sight import Watch as Watch, watching as watching
 from .trace import PromptTrace as PromptTrace, Trace as Trace

@@ -32,6 +32,7 @@ from redrel_vlmeval.truncation.hooks import Hook, claimed, replaced, replaced_ge
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting, check_spec
 from redrel_vlmeval.truncation.seeing import Evidence
+from redrel_vlmeval.truncation.sight import Watch, watching
 from redrel_vlmeval.truncation.trace import Trace
 from redrel_vlmeval.truncation.views import View
 
@@ -75,6 +76,7 @@ class _Engine:
         self.thread: int | None = None  # whose forward call or generate is under way
         self.evidence: dict[int, Evidence] = {}  # layer -> what was seen in this forward call
         self.entered: torch.Tensor | None = None  # block 1's input, where a rule asks for it
+        self.watch: Watch | None = None  # of the vision tower, where a rule asks for it
         self.cuts = Cuts()
         self.held: View | None = None  # what the block that runs holds, None for all
         self.undo_length: Callable[[], None] | None = None
@@ -88,6 +90,8 @@ class _Engine:
             if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
         undo.enter_context(self.decoder.extras(lambda: self.held))
+        if any("tower" in needs for needs in self.needs.values()):
+            self.watch = undo.enter_context(watching(self.decoder))
         undo.enter_context(replaced(root, "forward", self._forward))
         handles = [
             blocks[0].register_forward_pre_hook(Hook(self._first_block), with_kwargs=True),
@@ -150,6 +154,8 @@ class _Engine:
             yield
         finally:
             self.thread = before
+            if self.watch is not None and before is None:
+                self.watch.clear()  # not sooner: `generate` runs the tower before the first forward call
 
     def _forget(self) -> None:
         if self.undo_length is not None:
@@ -216,6 +222,8 @@ class _Engine:
             return
         prompt.cache = self.decoder.cache_after(output, prompt.cache)
         prompt.note_call(self.decoder, prefill)
+        if prefill and self.watch is not None:
+            self.watch.clear()
         if prefill and prompt.cache is not None:
             prompt.is_prefilled = self.decoder.prefilled(prompt.cache)
             if prompt.views and self.undo_length is None:
@@ -309,11 +317,12 @@ class _Engine:
             evidence = Evidence()
         evidence.embeddings = self.entered
         if prompt.asks(stage):
-            if needs & {"states", "text_states"}:
-                evidence.states = hidden.detach()
+            view = prompt.view_before(stage.layer - 1)
+            given = kwargs if view is None else self.decoder.shorten(stage.layer, kwargs, view)
+            evidence.look_behind(self.decoder, needs, hidden.detach(), given)
+            if "tower" in needs and self.watch is not None:
+                evidence.towers = self.watch.towers(prompt.image_counts)
             if "next_attention" in needs:
-                view = prompt.view_before(stage.layer - 1)
-                given = kwargs if view is None else self.decoder.shorten(stage.layer, kwargs, view)
                 seen = seeing.peeked(self.decoder, stage.layer, hidden.detach(), given)
                 evidence.next_attention = seeing.mean_row(seen, prompt.query_rows(stage, self.length, view))
         prompt.decide(stage, evidence)

@@ -167,8 +167,9 @@ class Prompt:
         if outer is not None:
             index = outer.index[row].cpu()
             inside = torch.searchsorted(index, places), torch.searchsorted(index, text)
-        where = dict(zip(("visual", "text", "visual_full", "text_full"), (*inside, places, text), strict=True))
         image = self.image[row] & self.real[row]
+        where = dict(zip(("visual", "text", "visual_full", "text_full"), (*inside, places, text), strict=True))
+        where |= {"entered": image.nonzero()[:, 0], "first": self.real[row].nonzero()[0, 0]}
         pictures = pictures_of(image, self.per_picture)
         if len(places) < self.image_counts[row]:
             pictures = remaining(pictures, (image.long().cumsum(0) - 1)[places])

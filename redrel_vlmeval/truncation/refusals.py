@@ -6,7 +6,9 @@ from typing import Any
 
 from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.rules import Rule
 from redrel_vlmeval.truncation.decoders import Decoder
+from redrel_vlmeval.truncation.sight import layout_of
 
 
 def check_spec(spec: object) -> None:
@@ -42,10 +44,30 @@ def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
             f"{spec}: pos-new counts tokens anew, but {type(decoder.root).__name__} places each by {decoder.axes} "
             "numbers, time, row and column; leave it out"
         )
+    for stage in spec.stages:
+        if not stage.empty:
+            check_needs(spec, spec.rule_of(stage), decoder)
     if decoder.kernel.startswith(("flex", "paged")):
         raise TruncationError(
             f"{spec}: attention kernel {decoder.kernel!r} is not supported; load with sdpa, eager or flash_attention_2"
         )
+
+
+def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder) -> None:
+    """Refuse a rule that needs what this model does not show.
+
+    Raises:
+        TruncationError: names the rule, and what it is that cannot be had.
+    """
+    try:
+        if "tower" in rule.needs:
+            layout_of(decoder)
+        if rule.needs & {"ones", "text_ones"} and decoder.rotary != "position_embeddings":
+            raise TruncationError(
+                f"{type(decoder.root).__name__}: its rotary tables are not laid out as rules that need 'ones' know them"
+            )
+    except TruncationError as error:
+        raise TruncationError(f"{spec}: rule {rule.name!r}: {error}") from error
 
 
 def check_generation(spec: VariantSpec, decoder: Decoder, kwargs: dict[str, Any]) -> None:

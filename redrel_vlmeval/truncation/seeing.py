@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.rules import Picture, Seen
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.rules import Picture, Seen, Tower
 from redrel_vlmeval.truncation.decoders import Attention, Decoder
 from redrel_vlmeval.truncation.ranking import head_rows, row_mean
 
-OF_ATTENTION = frozenset({"attention", "text_attention", "queries", "keys", "values", "text_keys"})
-OF_STATES = frozenset({"states", "text_states", "next_attention"})
-OF_INPUT = frozenset({"embeddings", "text"})  # of block 1
+OF_ATTENTION = frozenset(
+    {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
+)
+OF_STATES = frozenset({"states", "text_states", "normed", "text_normed", "next_attention"})
+OF_INPUT = frozenset({"embeddings", "entered", "text"})  # of block 1
 
 
 @dataclass
@@ -31,7 +34,8 @@ class Evidence:
 
     attention, next_attention: float32 [b, n'], the ranking rows' mean. text_attention: float32 [b, h, r, n'], the r
     rows of the longest text after the pictures. queries [b, h, n', d]; keys, values [b, g, n', d]; states [b, n', D].
-    embeddings [b, s, D]: of all s positions of the prompt.
+    normed: states under the last norm. ones [b, n', d]: vectors of ones, rotated. embeddings [b, s, D]: of all s
+    positions of the prompt. towers: one per prompt, of all its visual tokens.
     """
 
     attention: torch.Tensor | None = None
@@ -41,7 +45,22 @@ class Evidence:
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     states: torch.Tensor | None = None
+    normed: torch.Tensor | None = None
+    ones: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
+    towers: Sequence[Tower | None] = ()
+
+    def look_behind(
+        self, decoder: Decoder, needs: Collection[str], hidden: torch.Tensor, kwargs: Mapping[str, Any]
+    ) -> None:
+        """Take in what ``needs`` ask of ``hidden`` [b, n', D], which leaves block L, and of block L+1's arguments."""
+        if {"states", "text_states"} & set(needs):
+            self.states = hidden
+        with torch.no_grad():
+            if {"normed", "text_normed"} & set(needs):
+                self.normed = decoder.normed(hidden)
+            if {"ones", "text_ones"} & set(needs):
+                self.ones = rotated_ones(kwargs).expand(len(hidden), -1, -1)
 
 
 def gathered(seen: Attention, needs: Collection[str], rows: torch.Tensor, text: torch.Tensor) -> Evidence:
@@ -55,11 +74,11 @@ def gathered(seen: Attention, needs: Collection[str], rows: torch.Tensor, text: 
     if "text_attention" in needs:
         places = text.to(seen.query.device)
         found.text_attention = head_rows(seen.query, seen.key, places, seen.scaling, seen.mask, seen.softcap)
-    if "queries" in needs:
+    if {"queries", "text_queries"} & set(needs):
         found.queries = seen.query.detach()
     if {"keys", "text_keys"} & set(needs):
         found.keys = seen.key.detach()
-    if "values" in needs:
+    if {"values", "text_values"} & set(needs):
         found.values = seen.value.detach()
     return found
 
@@ -69,6 +88,19 @@ def mean_row(seen: Attention, rows: torch.Tensor) -> torch.Tensor:
     rows = rows.to(seen.query.device)
     with torch.no_grad():
         return row_mean(head_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap).mean(1), rows)
+
+
+def rotated_ones(kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Vectors of ones [b or 1, s, d], turned by the rotary tables in a block's arguments as queries and keys are.
+
+    Raises:
+        TruncationError: the tables are laid out otherwise.
+    """
+    tables = kwargs.get("position_embeddings")
+    if not isinstance(tables, tuple) or any(table.ndim != 3 for table in tables):
+        raise TruncationError("the rotary tables are not [b, s, d], as rules that need 'ones' know them")
+    cos, sin = (table.float().chunk(2, -1) for table in tables)
+    return torch.cat([cos[0] - sin[0], cos[1] + sin[1]], -1)
 
 
 class _Enough(Exception):
@@ -105,8 +137,8 @@ def one_prompt(
 ) -> Seen:
     """What the rule sees of prompt number ``row``.
 
-    ``where``: long tensors of places, "visual" and "text" among the held tokens, "visual_full" and "text_full" among
-    all positions of the prompt.
+    ``where``: long tensors of places, "visual" and "text" among the held tokens; "visual_full", "text_full" and
+    "entered" (all visual tokens, dropped ones too) among all positions of the prompt, of which "first" is the first.
     """
     visual, text = where["visual"], where["text"]
     takes = {
@@ -115,10 +147,17 @@ def one_prompt(
         "queries": (evidence.queries, 1, visual),
         "keys": (evidence.keys, 1, visual),
         "values": (evidence.values, 1, visual),
+        "text_queries": (evidence.queries, 1, text),
         "text_keys": (evidence.keys, 1, text),
+        "text_values": (evidence.values, 1, text),
         "states": (evidence.states, 0, visual),
         "text_states": (evidence.states, 0, text),
+        "normed": (evidence.normed, 0, visual),
+        "text_normed": (evidence.normed, 0, text),
+        "ones": (evidence.ones, 0, visual),
+        "text_ones": (evidence.ones, 0, text),
         "embeddings": (evidence.embeddings, 0, where["visual_full"]),
+        "entered": (evidence.embeddings, 0, where["entered"]),
         "text": (evidence.embeddings, 0, where["text_full"]),
     }
     given: dict[str, Any] = {}
@@ -131,6 +170,13 @@ def one_prompt(
         assert evidence.text_attention is not None
         rows = evidence.text_attention[row][:, : len(text)]
         given["text_attention"] = rows.index_select(2, visual.to(rows.device))
+    for name, full in (("places", "visual_full"), ("text_places", "text_full")):
+        if name in needs:
+            given[name] = where[full] - where["first"]
+    if "tower" in needs:
+        whole = evidence.towers[row]
+        assert whole is not None  # a prompt with a choice to make has visual tokens
+        given["tower"] = whole.at(torch.searchsorted(where["entered"], where["visual_full"]))
     if "generator" in needs:
         given["generator"] = torch.Generator().manual_seed(seed)
     return Seen(len(visual), layer, pictures, **given)

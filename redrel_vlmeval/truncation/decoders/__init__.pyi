@@ -1,4 +1,5 @@
 from .base import Decoder as Decoder
 from .calls import Attention as Attention, Call as Call
 from .find import find_decoder as find_decoder
+from .interface import attended as attended
 from .llama_like import image_token as image_token

@@ -172,6 +172,14 @@ class Decoder(ABC):
         caches = ("past_key_values", "past_key_value", "layer_past")
         return dict(kwargs) | {name: None for name in caches if name in kwargs} | {"use_cache": False}
 
+    @abstractmethod
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states under the norm that stands behind the last block."""
+
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower; raises TruncationError where none is laid out as known."""
+
     def unseen(self, block: int) -> TruncationError:
         """What to raise where the attention of ``block`` (from 0) was not to be looked at."""
         return TruncationError(

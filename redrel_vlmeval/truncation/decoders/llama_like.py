@@ -195,7 +195,10 @@ class NativeDecoder(Decoder):
         return self.text.embed_tokens(ids)  # type: ignore[operator,no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(self.text.norm(hidden))  # type: ignore[operator,no-any-return]
+        return self.head(self.normed(hidden))  # type: ignore[no-any-return]
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.text.norm(hidden)  # type: ignore[operator,no-any-return]
 
     @contextmanager
     def noting(self) -> Iterator[list[torch.Tensor]]:
@@ -264,7 +267,7 @@ class NativeDecoder(Decoder):
         return found
 
     def vision_blocks(self) -> list[nn.Module]:
-        tower = self._named(TOWERS)
+        tower = self.tower()
         lists = [
             list(module)
             for name, module in tower.named_modules()
@@ -273,6 +276,9 @@ class NativeDecoder(Decoder):
         if not lists:
             raise TruncationError(f"{type(tower).__name__}: no list of blocks ({', '.join(TOWER_BLOCKS)}) in it")
         return max(lists, key=len)
+
+    def tower(self) -> nn.Module:
+        return self._named(TOWERS)
 
     def projector(self) -> nn.Module:
         return self._named(PROJECTORS)

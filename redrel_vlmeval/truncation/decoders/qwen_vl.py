@@ -172,7 +172,10 @@ class FusedDecoder(Decoder):
         return self.text.wte(ids)  # type: ignore[operator,no-any-return]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.head(self.text.ln_f(hidden))  # type: ignore[operator,no-any-return]
+        return self.head(self.normed(hidden))  # type: ignore[no-any-return]
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.text.ln_f(hidden)  # type: ignore[operator,no-any-return]
 
     def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
         return self._alone(block, kwargs, [table.index_select(1, index) for table in kwargs["rotary_pos_emb"]], index)
@@ -210,6 +213,10 @@ class FusedDecoder(Decoder):
 
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.text.visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
+
+    def tower(self) -> nn.Module:
+        visual: nn.Module = self.text.visual  # type: ignore[assignment]
+        return visual
 
     def projector(self) -> nn.Module:
         resampler: nn.Module = self.text.visual.attn_pool  # type: ignore[union-attr, assignment]
