@@ -33,6 +33,7 @@ from redrel_vlmeval.results.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE, VARIANT = "redrel_tiny", "redrel_tiny_trunc_l2_k8"
+MEANS = "What the variant's name means: [names](names.md)."
 PAGE = ROOT / "docs" / "benchmarks.md"
 EXACT, NOBODY = "exact_matching", "nobody"
 FILMS = "REDREL_FILMS"  # where the runner's process finds the generated videos
@@ -252,7 +253,7 @@ def main() -> int:
         found = [line(case, place / "out") for case in cases]
     heads = ["benchmark", "asks", "base", f"`{VARIANT}`"]
     table = tabulate([cells for cells, _ in found], headers=heads, tablefmt="github", disable_numparse=True)
-    page = f"# Benchmarks that were run\n\n{__doc__.partition(chr(10) * 2)[2].strip()}\n\n{table}\n"
+    page = f"# Benchmarks that were run\n\n{__doc__.partition(chr(10) * 2)[2].strip()}\n\n{MEANS}\n\n{table}\n"
     if given.only:
         print(page)
     else:
