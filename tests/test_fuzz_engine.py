@@ -19,9 +19,9 @@ built = cache(build)  # read only: truncated() leaves no trace
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[str, VariantSpec, list[str], str, int]:
-    """A family, a setting of one to three stages, prompts that may begin and end with a picture, and a padding."""
-    family = draw(st.sampled_from(sorted(FAMILIES)))
+def cases(draw: st.DrawFn) -> tuple[tuple[str, str], VariantSpec, list[str], str, int]:
+    """A family and a kernel, one to three stages, prompts that may begin and end with a picture, and a padding."""
+    family = draw(st.sampled_from(sorted(FAMILIES))), draw(st.sampled_from(["sdpa", "eager"]))
     layers = sorted(draw(st.sets(st.integers(1, 4), min_size=1, max_size=3)))
     keeps = sorted(draw(st.lists(st.integers(0, 12), min_size=len(layers), max_size=len(layers))), reverse=True)
     rule = draw(st.sampled_from(["attention", "attention", "lowest"]))
@@ -43,7 +43,7 @@ def run(tiny: TinyModel, spec: VariantSpec, inputs: dict) -> tuple[list[dict[int
 @given(cases())
 def test_every_position_is_the_same_alone_and_in_a_batch(case: tuple) -> None:
     family, spec, layouts, side, seed = case
-    tiny = built(family)
+    tiny = built(*family)
     alone = [tiny.prompt(layout, seed + number) for number, layout in enumerate(layouts)]
     batch = tiny.joined(alone, side)
     kept, logits = run(tiny, spec, batch)
@@ -58,7 +58,7 @@ def test_every_position_is_the_same_alone_and_in_a_batch(case: tuple) -> None:
 @given(cases())
 def test_what_stays_is_what_masks_would_leave(case: tuple) -> None:
     family, spec, layouts, side, seed = case
-    tiny = built(family)
+    tiny = built(*family)
     batch = tiny.joined([tiny.prompt(layout, seed + number) for number, layout in enumerate(layouts)], side)
     kept, logits = run(tiny, spec, batch)
     oracle = Oracle(tiny, {s.layer: s.keep for s in spec.stages}, spec.rule, spec.row)

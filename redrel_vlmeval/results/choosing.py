@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
@@ -35,13 +36,9 @@ class Budget:
             ValueError: anything else.
         """
         word = text.strip().removesuffix("%")
-        try:
-            limit = float(word)
-        except ValueError:
-            limit = -1.0
-        if not 0 <= limit < inf:
+        if not re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", word):  # float() takes digits of every script, and "inf"
             raise InvalidValue(f"--budget {text}: give image tokens (128) or percent of the prefill's FLOPs (60%)")
-        return cls(limit, text.strip().endswith("%"))
+        return cls(float(word), text.strip().endswith("%"))
 
     def __str__(self) -> str:
         return f"{self.limit:g} % of the prefill FLOPs" if self.flops else f"{self.limit:g} average image tokens"
