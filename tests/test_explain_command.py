@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,16 @@ def test_a_benchmarks_flow_is_the_mean_of_its_questions(built: None, tmp_path: P
     sums = table.groupby(["index", "layer"])["attention"].sum()
     assert len(sums) == 3 * 8 and np.allclose(sums, 1, atol=1e-5)
     assert "redrel_tiny_RedRelShapes_flow_curves.png" in names(job.output, "png")
+    code, text = said(command.flows, replace(job, groups="paper"))
+    assert code == 0 and "3 were there already" in text
+    paper = load(job.output / "redrel_tiny_RedRelShapes_flow.npz")
+    shares = paper.arrays["flow/mean/attention"]
+    assert (
+        np.allclose(shares.sum(-1), 1, atol=1e-5)
+        and not shares[:, [0, 4]].any()
+        and paper.manifest["grouping"] == "paper"
+    )
+    assert len(drawing.draw([paper.path], tmp_path / "again")) == 3, "as they were made: curves, twice, and a page"
 
 
 @needs_host

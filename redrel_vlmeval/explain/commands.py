@@ -97,7 +97,7 @@ def explain_draw(
     picture: Annotated[int, typer.Option(min=1, help="Which picture of the question.")] = 1,
     scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
     width: Annotated[float, typer.Option(min=1.5, max=20, help="Of a figure, in inches.")] = 3.45,
-    groups: Groups = "all",
+    groups: Annotated[str | None, typer.Option(help="Of tokens in curves, all or paper; as made if not given.")] = None,
 ) -> None:
     """Figures and page again from the .npz alone, without torch and without the model."""
     from redrel_vlmeval.explain.draw import drawing

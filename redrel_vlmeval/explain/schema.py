@@ -246,8 +246,9 @@ def _check_flow(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -
         fits = array.ndim == len(wanted) and all(w in (None, n) for w, n in zip(wanted, array.shape, strict=True))
         _demand(fits, f"array flow/{name}", f"of shape {_said(list(wanted))}, not {_shape(array)}")
         part, _, rest = name.partition("/")
-        for end in ("mean", "low", "high") if rest else ():
-            _demand(f"flow/{end}/{rest}" in arrays, f"array flow/{end}/{rest}", "missing beside its mean and ends")
+        # a mean stands alone where there were too few pictures for an interval; of an interval both ends are needed
+        for end in {"low": ("mean", "high"), "high": ("mean", "low")}.get(part, ()):
+            _demand(f"flow/{end}/{rest}" in arrays, f"array flow/{end}/{rest}", f"missing beside flow/{name}")
     if "flow/rows" in arrays:
         _demand(None in manifest["tokens"], "manifest.tokens", "no image token (null) in it")
         _demand("out" in manifest["groups"], "manifest.groups.out", "missing")

@@ -86,7 +86,7 @@ def draw_maps(stored: Stored, name: Path, **options: object) -> list[Path]:
     return written
 
 
-def draw_flow(stored: Stored, name: Path, groups: str = "all") -> list[Path]:
+def draw_flow(stored: Stored, name: Path, groups: str | None = None) -> list[Path]:
     """The curves (Fig. 2b), and of one question's flow the arcs (Fig. 1), as .png and .pdf."""
     written = _both(flowfigures.curves(stored, groups=groups), ended(name, "_curves"))
     if "flow/rows" in stored.arrays:
@@ -106,13 +106,14 @@ def write_flows(found: Sequence[Stored], groups: str, console: Console) -> list[
 def draw(
     files: Sequence[Path], output: Path | None = None, *, where: Sequence[str] | None = None,
     methods: Sequence[str] | None = None, layers: Sequence[int] | None = None, token: int | None = None,
-    picture: int = 0, scale: str = "shared", width: float = camfigures.WIDTH, groups: str = "all",
+    picture: int = 0, scale: str = "shared", width: float = camfigures.WIDTH, groups: str | None = None,
 ) -> list[Path]:  # fmt: skip
     """Figures and page of one or several .npz again, with other settings.
 
     Args:
         output: a folder for all of them, or one file: .html (the page), .png or .pdf (one figure). Beside the first
-            .npz if not given. token, picture: from 0. groups: of tokens in a flow's curves, ``all`` or ``paper``.
+            .npz if not given. token, picture: from 0. groups: of tokens in a flow's curves, ``all`` or ``paper``; as
+            made if not given.
 
     Raises:
         ExplainError: no such file, map, layer or token; one figure asked for where there are several.
@@ -144,7 +145,11 @@ def draw(
 
 
 def _figures(
-    found: Sequence[Stored], where: Sequence[str] | None, methods: Sequence[str] | None, options: dict, groups: str
+    found: Sequence[Stored],
+    where: Sequence[str] | None,
+    methods: Sequence[str] | None,
+    options: dict,
+    groups: str | None,
 ) -> Iterator[tuple[str, Figure]]:
     """(end of its name, figure) of all that is asked for."""
     first = found[0]

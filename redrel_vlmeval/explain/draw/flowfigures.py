@@ -49,18 +49,19 @@ class Line:
     high: np.ndarray | None = None
 
 
-def lines(stored: Stored, groups: str = "all") -> dict[str, Line]:
+def lines(stored: Stored, groups: str | None = None) -> dict[str, Line]:
     """``attention`` and ``gradient`` [l, g] and ``causal`` [l + 1] of a file, those that it has.
 
     Args:
-        groups: ``all`` five, or the ``paper``'s three (:func:`spans.as_paper`).
+        groups: ``all`` five, or the ``paper``'s three (:func:`spans.as_paper`); None: as the file was made.
 
     Raises:
         ExplainError: it holds no flow, or a benchmark's means in the other groups: an interval cannot be regrouped.
     """
     found = {}
-    check_groups(groups)
     made = stored.manifest.get("grouping", "all")
+    groups = made if groups is None else groups
+    check_groups(groups)
     if "flow/mean/attention" in stored.arrays and made != groups:
         raise ExplainError(
             f"{stored.path or 'explanation'}: means in groups {made!r}; for others call redrel explain flow --groups "
@@ -91,13 +92,14 @@ def check_groups(groups: str) -> None:
         raise ExplainError(f"--groups {groups!r}: choose one of {', '.join(GROUPINGS)}")
 
 
-def curves(stored: Stored, width: float = WIDTH, groups: str = "all") -> Figure:
+def curves(stored: Stored, width: float = WIDTH, groups: str | None = None) -> Figure:
     """Shares of attention and gradient by group, and the margin after a cut, over the layers (Fig. 2b and beside it).
 
     Raises:
         ExplainError: see :func:`lines`.
     """
     found = lines(stored, groups)
+    groups = groups or stored.manifest.get("grouping", "all")
     shown = shown_groups(stored, found["attention"])
     handles: list[Line2D | Patch] = [_handle(GROUPS[number], groups) for number in shown]
     handles += _marks(flat(stored)) if "causal" in found else []
