@@ -214,7 +214,7 @@ def test_points_on_one_score_stand_beside_each_other_and_no_layer_is_a_ring(open
     titles = opened.page.locator("#over-k text, #over-l text").all_text_contents()
     titles = [text for text in titles if "K" in text or "block" in text]
     assert titles == ["image tokens kept, K (log scale)", "decoder block L after which image tokens are dropped"]
-    star = opened.page.evaluate("redrel.marker(redrel.ruleShape('lowest'), 0, 0, 5, 'red').getAttribute('d')")
+    star = opened.page.evaluate("redrel.marker('star', 0, 0, 5, 'red').getAttribute('d')")
     assert star.count("L") == 9, "a star, as in the figures"
 
 
