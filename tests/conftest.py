@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ import torch
 from tiny_models import FAMILIES, TinyModel, build
 
 from redrel_vlmeval.results.reading import Results, read
+
+# A shell without a terminal lets its background jobs ignore Ctrl-C, and so would every child of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

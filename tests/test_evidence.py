@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from redrel_vlmeval.explain.ask.asking import Asked
-from redrel_vlmeval.explain.maps.bands import cliff
+from redrel_vlmeval.explain.maps.bands import flat_from
 from redrel_vlmeval.explain.maps.formulas import elementwise, objective
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.modes import differentiable
@@ -75,7 +75,7 @@ def test_maps_stop_finding_the_object_where_the_causal_curve_goes_flat(
     core: LlavaCore, questions: list[Case], shares: pd.DataFrame
 ) -> None:
     curve = evidence.causal(core, questions).mean(0)
-    assert abs(cliff(curve) - evidence.stops_finding(shares)) <= 2
+    assert abs(flat_from(curve) - evidence.stops_finding(shares)) <= 2
     assert curve[-1] - curve[0] > 3
 
 

@@ -197,7 +197,8 @@ def test_wrong_names_are_explained_and_fail_their_cells(tmp_path):
     deep, wrong = "redrel_tiny_trunc_l9_k1", "redrel_tiny_trunc_l2_k16_bst"
     done = place.run(*HOST, "--model", deep, wrong, *EVALUATE)
     said = " ".join(done.stdout.split())
-    assert f"'{wrong}' is no variant: cannot read '_bst'; did you mean '{VARIANT}'?" in said
+    assert f"'{wrong}' is no variant: unknown rule 'bst': choose one of attention" in said
+    assert f"did you mean '{VARIANT}'?" in said
     assert deep in said and "TruncationError" in said
     sheet = place.sheet("s.md")
     assert sheet.returncode == 1

@@ -20,7 +20,7 @@ import pandas as pd
 
 from redrel_vlmeval.explain.ask.asking import Asked, ask_model
 from redrel_vlmeval.explain.explanation import option_tokens
-from redrel_vlmeval.explain.maps.bands import cliff
+from redrel_vlmeval.explain.maps.bands import flat_from
 from redrel_vlmeval.explain.maps.flow import causal_curve
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.grid import through
@@ -270,7 +270,7 @@ def measure(folder: Path, count: int = 200, tests: int = 60, copies: int = SMOOT
     by_copies(core, fresh(tests), SMOOTH).round(1).to_csv(folder / "copies.csv", index=False)
     found = [f"pointing: block {layer}, asked {best['asked']:.1f} %, other {best['other']:.1f} %"]
     curve = causal(core, cases("one-hop", count)).mean(0)
-    found.append(f"causal curve flat from {cliff(curve)} on, maps stop finding at {stops_finding(ours)}")
+    found.append(f"causal curve flat from {flat_from(curve)} on, maps stop finding at {stops_finding(ours)}")
     some = cases("one-hop", tests)
     found.append(f"erasing the asked glyph: {100 * own_share(core, some):.1f} % of the change is in its own token")
     for name, frame in (("deletion", deletions(core, some, smooth, layer)), ("swap", swaps(core, some, smooth, layer)),

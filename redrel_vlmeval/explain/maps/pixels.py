@@ -9,6 +9,7 @@ for a LLaVA, through the attention of its tower's blocks. :func:`grid.locality` 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,14 @@ def grids(asked: Asked, where: str = "decoder") -> list[Grid]:
         side = visual["image_size"] // visual["patch_size"] if where in ("vision", "pixels") else 16
         return _squares(asked, side, tokens // 256)
     side = _side(config)
+    if kind == "gemma3" and where not in ("vision", "pixels"):
+        side = isqrt(config.mm_tokens_per_image)  # its projector pools patches
     if kind == "internvl":
         return _last_tiles(asked, side, tokens, config, where)
     if side is None or tokens % side**2:
         raise ExplainError(
             f"{type(asked.model).__name__}: {tokens} image tokens do not fill squares of {side} x {side}; known grids: "
-            "LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, Qwen2-VL, Qwen2.5-VL, InternVL"
+            "LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL, Gemma 3"
         )
     return _squares(asked, side, tokens // side**2, padded=kind == "llava")
 
