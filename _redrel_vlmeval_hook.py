@@ -1,4 +1,4 @@
-"""Registers redrel-vlmeval's variants when, and only when, ``vlmeval.config`` is imported.
+"""Registers redrel-vlmeval's variants when, and only when, a module of :data:`TARGETS` is imported.
 
 Imports only ``sys`` and ``os``. ``redrel_vlmeval.pth`` (``.start`` from Python 3.15 on) beside this file calls
 :func:`install` at interpreter start; ``REDREL_DISABLE=1`` turns that off. A registration that fails warns in one line,
@@ -9,15 +9,17 @@ import os
 import sys
 
 TARGET = "vlmeval.config"
+# What a host imports -> where its ``attach`` is. lmms-eval has a door of its own, which any other plugin can block.
+TARGETS = {TARGET: "redrel_vlmeval.plugin", "lmms_eval.models": "redrel_vlmeval.lmms.door"}
 
 
 class VariantFinder:
-    """Answers for ``vlmeval.config`` alone: finds it where the other finders do, and registers after it ran."""
+    """Answers for :data:`TARGETS` alone: finds one where the other finders do, and registers after it ran."""
 
     strict = False  # True under `redrel run`: a user who asked for variants gets the error, not a warning
 
     def find_spec(self, name, path=None, target=None):
-        if name != TARGET:
+        if name not in TARGETS:
             return None
         for finder in sys.meta_path:
             find = None if isinstance(finder, VariantFinder) else getattr(finder, "find_spec", None)
@@ -53,22 +55,22 @@ class _Loader:
 
 
 def register(module, strict=False):
-    """Add the variants to an executed ``vlmeval.config``. Without ``strict``, a failure is one line on stderr."""
+    """Add the variants to an executed module of ``TARGETS``. Without ``strict``, a failure is one line on stderr."""
     try:
-        from redrel_vlmeval.plugin import attach
-
-        attach(module)
+        # from sys, and not by importlib, which is no light import
+        __import__(TARGETS[module.__name__])
+        sys.modules[TARGETS[module.__name__]].attach(module)
     except (Exception, SystemExit) as error:  # whatever is wrong with us must not become the host's failure
         if strict:
             raise
-        warn(error)
+        warn(error, module.__name__)
 
 
-def warn(error):
+def warn(error, target):
     """One line on stderr, where it can be written to; it may be closed, full, a broken pipe, or no stream at all."""
     try:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"redrel-vlmeval: not fully registered with {TARGET} ({reason}); REDREL_DISABLE=1 turns it off\n"
+        message = f"redrel-vlmeval: not fully registered with {target} ({reason}); REDREL_DISABLE=1 turns it off\n"
         try:
             number = sys.stderr.fileno()
         except Exception:  # a stream in memory, of a notebook or a test

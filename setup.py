@@ -125,6 +125,7 @@ setup(
     ],
     extras_require={
         "ms": ["ms-vlmeval"],
+        "lmms": ["lmms-eval>=0.7.3,<0.8"],
         # what the remote code of Qwen-VL and Qwen-VL-Chat imports
         "qwen": ["einops", "requests", "tiktoken", "torchvision"],
         "matrix": ["nox"],
@@ -142,7 +143,10 @@ setup(
         ],
         "lint": ["mypy", "pandas-stubs", "ruff", "types-openpyxl", "types-tabulate"],
     },
-    entry_points={"console_scripts": ["redrel = redrel_vlmeval.cli:main"]},
+    entry_points={
+        "console_scripts": ["redrel = redrel_vlmeval.cli:main"],
+        "lmms_eval.models": ["redrel = redrel_vlmeval.lmms.door:manifests"],
+    },
     cmdclass={"build_py": BuildWithHook, "editable_wheel": EditableWithHook},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -29,7 +29,8 @@ LIGHT = [
     "sheets",
     "explain.draw",
 ]
-OPTIONAL = {"vlmeval"}  # the host: either of two distributions, asked for by extra
+# the hosts, asked for by extra, and a package that comes with the second
+OPTIONAL = {"vlmeval", "lmms_eval", "tqdm"}
 DISTRIBUTIONS = {
     "PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine",
     "lazy_loader": "lazy-loader",

@@ -14,7 +14,7 @@ errors | files console | rules | names bases prompts methods | truncation host |
 explain lmms demo checking | bench | cli | __main__
 """.split("|")
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row.split()}
-HOSTS = {"host", "plugin", "models", "lmms"}  # may import the host: the door, and classes that inherit its base
+HOSTS = {"host", "plugin", "models"}  # may import the host: the door, and classes that inherit its base
 
 
 def imported(path: Path) -> list[tuple[list[str], str]]:
@@ -26,12 +26,15 @@ def imported(path: Path) -> list[tuple[list[str], str]]:
 def faults(path: Path, inside: tuple[str, ...]) -> list[str]:
     """What is wrong with the imports of a file that stands, or would stand, at ``inside`` below the package."""
     found = []
+    hosts = {"vlmeval": HOSTS, "lmms_eval": {"lmms"}}
     for (package, *deep), name in imported(path):
-        if package == "vlmeval" and inside[0] not in HOSTS:
-            found.append(f"{name}: the host is known in {', '.join(HOSTS)}")
+        if inside[0] not in hosts.get(package, {inside[0]}):
+            found.append(f"{name}: {package} is known in {', '.join(hosts[package])}")
         if package != ROOT.name or inside[0] == "__init__":  # the root's own front may name everything
             continue
         target = (deep or [name])[0]
+        if {target, inside[0]} == {"host", "lmms"}:
+            found.append(f"{name}: host and lmms know nothing of one another")
         if target != inside[0] and not target.startswith("__") and LEVEL[target] >= LEVEL[inside[0]]:
             found.append(f"{name}: {target} does not stand above {inside[0]}")
         own = next((n for n, part in enumerate(deep) if inside[n : n + 1] != (part,)), len(deep))
@@ -52,3 +55,17 @@ def test_imports_go_one_way_and_through_the_front(path: Path) -> None:
 def test_a_planted_import_is_seen(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "x.py").write_text(f"def f():\n    from redrel_vlmeval.{wrong}\n")
     assert faults(tmp_path / "x.py", ("sheets", "tables", "x"))
+
+
+@pytest.mark.parametrize(
+    "room, wrong",
+    [
+        ("lmms", "redrel_vlmeval.host import Cell"),
+        ("host", "redrel_vlmeval.lmms import manifests"),
+        ("host", "lmms_eval.api.model import lmms"),
+        ("lmms", "vlmeval.config import supported_VLM"),
+    ],
+)
+def test_no_host_is_known_in_the_other_ones_room(tmp_path: Path, room: str, wrong: str) -> None:
+    (tmp_path / "x.py").write_text(f"from {wrong}\n")
+    assert faults(tmp_path / "x.py", (room, "x"))

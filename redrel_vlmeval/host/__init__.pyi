@@ -1,7 +1,14 @@
 from . import benchmark as benchmark, child as child, facts as facts, runner as runner, verdicts as verdicts
 from .benchmark import Benchmark as Benchmark, models as models
 from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
-from .folders import RECORDS as RECORDS, STATUS as STATUS, SWEEPING as SWEEPING, Cell as Cell, find_cells as find_cells
+from .folders import (
+    RECORDS as RECORDS,
+    STATUS as STATUS,
+    SWEEPING as SWEEPING,
+    Cell as Cell,
+    Given as Given,
+    find_cells as find_cells,
+)
 from .matching import NONE as NONE, can_infer as can_infer
 from .question import (
     HostQuestion as HostQuestion,

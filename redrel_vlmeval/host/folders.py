@@ -16,7 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from redrel_vlmeval import files
-from redrel_vlmeval.host.tables import ResultsError
+from redrel_vlmeval.host.scores import Metric
+from redrel_vlmeval.host.tables import Columns, ResultsError
 from redrel_vlmeval.names import parse
 
 RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
@@ -35,6 +36,22 @@ _BY_RULE = ("auxmatch", "results")
 _ALIASES = {"chatgpt0125": "openai", "gpt40125": "gpt4"}
 # Side files of an evaluation: their names begin like a prediction file's and are none.
 _SIDE = re.compile(r"_(?:results?|auxmatch|acc|acc_all|score|score_fine|rating|openai|gpt[\w.-]*|exact_matching)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A cell's content that the reader of another host has read already; such a cell has no files of VLMEvalKit's.
+
+    ``table``: one row per question as VLMEvalKit's judged tables have it, None without; ``records``: efficiency
+    records by question; ``metrics``, headline first, and the ``reason`` beside them; ``run``: what the run says of
+    itself, as a record's head does.
+    """
+
+    table: Columns | None
+    records: Mapping[str, Mapping[str, object]]
+    metrics: tuple[Metric, ...]
+    reason: str
+    run: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Cell:
     older: tuple[str, ...] = ()
     status: Mapping[str, object] = field(default_factory=dict)
     replaced: bool = False
+    given: Given | None = None
 
     @property
     def label(self) -> str:
@@ -144,12 +162,13 @@ def _newest(paths: list[Path], form: str) -> Path | None:
     return max(some, key=lambda path: path.stat().st_mtime) if len(some) > 1 else next(iter(some), None)
 
 
-def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
+def find_cells(folder: Path, all_runs: bool = False, others: Iterable[Cell] = ()) -> list[Cell]:
     """Newest run of every (model, benchmark) under a work-dir, a model's folder or one run's folder.
 
     Args:
         folder: where to look.
         all_runs: keep the runs that a newer one replaces, each behind it and marked ``replaced``.
+        others: what other hosts left there.
 
     Raises:
         ResultsError: no such folder, or nothing in it that a host writes.
@@ -160,7 +179,7 @@ def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
         raise ResultsError(f"results folder {str(folder)!r} {kind}: give the runner's --work-dir or a model's folder")
     try:
         runs = list(_runs(folder))
-        cells = [cell for run, model in runs for cell in _cells_of_run(run, model)]
+        cells = [*others, *(cell for run, model in runs for cell in _cells_of_run(run, model))]
     except PermissionError as error:
         raise ResultsError(f"results folder {str(folder)!r} cannot be read: {error}") from error
     if not cells and any(map(files.is_held, folder.glob("sweep/*"))):
@@ -168,7 +187,8 @@ def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
     if not cells:
         raise ResultsError(
             f"nothing found in {str(folder)!r}: looked for <model>/{STATUS}, <model>/<model>_<benchmark>.xlsx|tsv and "
-            f"<model>/T<date>-<time>/ of a VLMEvalKit run; give the runner's --work-dir or a model's folder in it"
+            f"<model>/T<date>-<time>/ of a VLMEvalKit run, and <weights>/<date>_results.json of lmms-eval; give the "
+            f"runner's --work-dir (lmms-eval: --output_path) or a model's folder in it"
         )
     newest: dict[tuple[str, str], Cell] = {}
     older: dict[tuple[str, str], list[Cell]] = {}
@@ -176,7 +196,7 @@ def find_cells(folder: Path, all_runs: bool = False) -> list[Cell]:
         key = cell.model, cell.benchmark
         last = newest.get(key)
         older.setdefault(key, []).extend([replace(last, replaced=True, older=())] if last else [])
-        scored = (*last.older, *([last.run.name] if last.metric else [])) if last else ()
+        scored = (*last.older, *([last.run.name] if last.metric or last.given else [])) if last else ()
         newest[key] = replace(cell, older=scored)
     with_benchmark = {model for model, benchmark in newest if benchmark}
     # A run that died before its first benchmark matters only where no other run says more.

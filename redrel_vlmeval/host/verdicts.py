@@ -47,6 +47,8 @@ def table_of(cell: Cell) -> dict[str, list[Any]] | None:
     Raises:
         ResultsError: the table cannot be read.
     """
+    if cell.given is not None:
+        return dict(cell.given.table) if cell.given.table is not None else None
     source = cell.per_sample or cell.predictions
     if source is None:
         return None

@@ -4,6 +4,7 @@ from .efficiency import (
     MEASURED as MEASURED,
     Meter as Meter,
     computed as computed,
+    costs as costs,
     kv_bytes as kv_bytes,
     now as now,
     prefill_flops as prefill_flops,
@@ -13,6 +14,7 @@ from .llava import (
     LLaVA15 as LLaVA15,
     LlavaCore as LlavaCore,
     LLaVANext as LLaVANext,
+    question_text as question_text,
     square_box as square_box,
 )
 from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened

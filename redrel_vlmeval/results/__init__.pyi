@@ -14,7 +14,11 @@ from .grid import Grid as Grid, grids as grids
 from .paired_tests import FEWEST as FEWEST, p_text as p_text
 from .reading import (
     NO_RULE as NO_RULE,
+    Cell as Cell,
+    Given as Given,
+    Metric as Metric,
     Results as Results,
+    ResultsError as ResultsError,
     category_curves as category_curves,
     no_collection as no_collection,
     read as read,

@@ -27,7 +27,7 @@ _RANDOM = "randomly generate one"
 
 def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | None) -> dict[str, object]:
     """A value for each of ``COLUMNS``; ``measured`` is the cell's row of records, ``table`` its judged table."""
-    measured = measured or {}
+    measured = measured or (cell.given.run if cell.given else {})
     versions = _versions(measured.get("versions"))
     known = {name: measured.get(name) for name in _FROM_RECORDS}
     known |= {name: versions.get(name) for name in ("torch", "transformers", "redrel_vlmeval")}

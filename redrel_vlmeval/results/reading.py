@@ -7,6 +7,7 @@ score file counts only where that file tells of no error.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from redrel_vlmeval.host import (
     SWEEPING,
     Cell,
     Columns,
+    Given,
     Metric,
     NoRule,
     ResultsError,
@@ -37,7 +39,8 @@ from redrel_vlmeval.host import (
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import comparisons, pairing, provenance, records
 
-__all__ = ["Results", "ResultsError", "category_curves", "read"]
+# the last four are what a reader of another host makes its cells of
+__all__ = ["Results", "category_curves", "read", "Cell", "Given", "Metric", "ResultsError"]
 
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
 SCORES = [*IDENTITY, "metric", "value", "delta", "n", "headline", "status", "reason", "note", "path"]
@@ -46,6 +49,8 @@ EFFICIENCY = [*IDENTITY, *records.COLUMNS, "path"]
 PROVENANCE = ["model", "base", "setting", "benchmark", *provenance.COLUMNS, "path"]
 # The state of a cell whose numbers are shown as they stand, because nothing says which of them counts.
 NO_RULE = "no rule"
+# Rooms that know another host: each finds its cells in a folder, read already.
+READERS = ("redrel_vlmeval.lmms",)
 # The host's reasons for "predictions only, on purpose"; any other skip_reason is a failure.
 _NO_METRIC_WANTED = (
     "mode_infer", "Incomplete infer result", "official_submission_only", "evaluation_not_supported",
@@ -125,7 +130,8 @@ def read(folder: str | Path, all_runs: bool = False) -> Results:
         ResultsError: no such folder, or nothing in it that a host writes. A bad file fails its own cell only.
     """
     root = Path(folder)
-    cells = find_cells(root, all_runs)
+    others = [cell for room in READERS for cell in importlib.import_module(room).find_cells(root)]
+    cells = find_cells(root, all_runs, others)
     score_rows: list[dict[str, object]] = []
     efficiency_rows: list[dict[str, object]] = []
     sources: list[dict[str, object]] = []
@@ -214,8 +220,9 @@ def _read_cell(cell: Cell) -> _Read:
         measured, foreign = records.summary(cell)
         if status in ("ok", NO_RULE):
             metrics, status, reason = _metrics(cell, status, reason)
-        if status == "ok":
+        if status == "ok" and cell.given is None:
             metrics, reason = _with_headline(metrics, table)
+        if status == "ok":
             unfit = questions.misfit(metrics, table) or questions.rejudged(table, given)
             split = next((metric.split for metric in metrics if metric.headline), None)
             verdicts = None if unfit else questions.verdicts(table, split)
@@ -258,6 +265,8 @@ def _size(metric: Metric, table: Columns | None) -> int | None:
 def _metrics(cell: Cell, status: str, reason: str) -> tuple[list[Metric], str, str]:
     """Metrics, status and reason; what no rule knows is shown as it stands, beside an empty headline."""
     path = cell.metric
+    if cell.given is not None:
+        return list(cell.given.metrics), status, cell.given.reason
     if path is None:
         found: Mapping[str, float] = flat(cell.entry.get("metrics"))
     else:
@@ -284,7 +293,7 @@ def _state(cell: Cell) -> tuple[str, str]:
     if stage in ("pending", "infer", "eval"):
         when = f", last sign of life {entry['updated_at']}" if "updated_at" in entry else ""
         return "running", f"stage {stage!r} was begun and not ended: still running, or killed{when}"
-    if cell.metric is not None:
+    if cell.metric is not None or cell.given is not None:
         return "ok", ""
     if flat(cell.entry.get("metrics")):
         return NO_RULE, f"no rule for a benchmark that is known from {STATUS} only: its metrics as they stand there"

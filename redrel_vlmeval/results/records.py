@@ -83,6 +83,8 @@ def setting_of(model: str) -> str:
 
 def _found(cell: Cell) -> dict[str, dict[str, object]]:
     """The last record of each question, whoever wrote it."""
+    if cell.given is not None:
+        return {index: dict(record) for index, record in cell.given.records.items()}
     run, entry, seen = cell.run, dict(cell.entry), {cell.run.name}
     folders = [run]
     while (source := str(entry.get("source_run") or "")) and source not in seen:

@@ -23,6 +23,14 @@ from redrel_vlmeval.models.tiny import scenes
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 WORD = r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]|\n"
+# a conversation as input.chat_prompt makes it of one
+CHAT_TEMPLATE = (
+    input.SYSTEM
+    + """{% for message in messages %}{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"""
+    """{% for item in message['content'] %}{% if item['type'] == 'image' %} <image> {% else %}{{ item['text'] }}"""
+    """{% endif %}{% endfor %}{% if message['role'] == 'user' %} {% else %}</s>{% endif %}{% endfor %}"""
+    """{% if add_generation_prompt %}ASSISTANT: {% endif %}"""
+)
 INITIAL_STD = 0.08  # the library's 0.02 stalls at guessing
 
 
@@ -140,6 +148,19 @@ def picture_settings(side: int) -> dict[str, object]:
     }
 
 
+def write_processor(folder: Path) -> None:
+    """What transformers' own ``LlavaProcessor`` reads beside the pictures' settings; its prompt is our class's."""
+    settings = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,  # CLIP's class token, which the strategy below leaves out
+        "patch_size": scenes.SIZE // scenes.GRID,
+        "vision_feature_select_strategy": "default",
+    }
+    (folder / "processor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
 def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write config, weights (float16), tokenizer and preprocessor as a local checkpoint folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +168,7 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(picture_settings(scenes.SIZE), indent=2) + "\n")
     spell_as_the_hub(folder)
+    write_processor(folder)
 
 
 def spell_as_the_hub(folder: Path) -> None:

@@ -1,0 +1,6 @@
+"""lmms-eval: what it is given through its entry point, and what it leaves in its output folders."""
+
+import lazy_loader
+
+# what the folder exports stands in __init__.pyi; each is imported when first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
