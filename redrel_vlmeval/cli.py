@@ -249,6 +249,15 @@ def bench(
 
 
 @app.command()
+def shapes(folder: Annotated[Path, typer.Argument(help="Where the tasks go, for lmms-eval's --include_path.")]) -> None:
+    """RedRelShapes as tasks of lmms-eval, made from a fixed seed; nothing is downloaded."""
+    from redrel_vlmeval.lmms import shapes
+
+    for path in shapes.write(folder):
+        typer.echo(f"written: {path}")
+
+
+@app.command()
 def sweep(
     model: Annotated[str, typer.Option(help="The base to truncate, such as llava_v1.5_7b or redrel_tiny.")],
     data: Annotated[str, typer.Option(help="One benchmark of the host.")],

@@ -75,9 +75,7 @@ def test_an_object_per_question_with_its_category(tmp_path: Path) -> None:
     lines = [judged(1.0, "random"), judged(0.0, "popular"), judged(1.0, "popular")]
     write(tmp_path, "pope", {"pope_accuracy,none": 2 / 3, "pope_f1_score,none": 0.8}, lines)
     found = read(tmp_path).scores.set_index("metric")["value"].to_dict()
-    assert found == pytest.approx(
-        {"pope_accuracy": 200 / 3, "random": 100, "popular": 50, "pope_f1_score [task]": 80}
-    )
+    assert found == pytest.approx({"pope_accuracy": 200 / 3, "random": 100, "popular": 50, "pope_f1_score [task]": 80})
 
 
 def test_questions_that_another_metric_judges_are_not_the_headlines(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from redrel_vlmeval.cli import app
+from redrel_vlmeval.lmms.door import DOORS
 from redrel_vlmeval.names import parse
 
 needs_host = pytest.mark.skipif(
@@ -41,7 +42,14 @@ SAVED = {
     for text in PAGES.values()
     for block, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", text, re.S)
 }
-OTHERS = (". .venv/bin/activate", "make ", "pip install ", "python run.py ", "python -m vlmeval ")
+OTHERS = (
+    ". .venv/bin/activate",
+    "make ",
+    "pip install ",
+    "python run.py ",
+    "python -m vlmeval ",
+    "python -m lmms_eval ",
+)
 INLINE = [one for text in PAGES.values() for one in re.findall(r"`(redrel [a-z][^`]*)`", text)]
 
 
@@ -80,7 +88,17 @@ def test_make_targets_exist(command: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m lmms_eval")])
+def test_lmms_eval_commands_name_real_ids_and_settings(command: str) -> None:
+    words = shlex.split(command)
+    given = dict(zip(words[3::2], words[4::2], strict=False))
+    assert given["--model"] in DOORS
+    arguments = dict(pair.split("=") for pair in given["--model_args"].split(","))
+    assert "pretrained" in arguments and ("trunc" not in arguments or parse(arguments["trunc"]).stages)
+    assert "--log_samples" in words and "--output_path" in words  # else redrel sheet has nothing to test
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python run.py", "python -m vlmeval"))])
 def test_runner_commands_name_real_variants_and_options(command: str) -> None:
     words = shlex.split(command)
     if "--config" in words:

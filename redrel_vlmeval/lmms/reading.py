@@ -187,13 +187,13 @@ def _metrics(value: float, name: str, table: Mapping[str, list[Any]] | None) -> 
     )
     mean = sum(hit for _, hit in hits) / len(hits) if hits else None
     if table is None and 0 <= value <= 1:
-        return [Metric(name, 100 * value, True, name)], ""
+        return [Metric(name, 100 * value, True, name, most=100)], ""
     if mean is None or not (close := [scale for scale in (1, 100) if abs(value - scale * mean) < 1e-5 * scale]):
         return [Metric(name, value, True, name)], "headline: as the task sums it up, not the mean of its questions"
-    metrics = [Metric(name, 100 * value / close[0], True, name)]
+    metrics = [Metric(name, 100 * value / close[0], True, name, most=100)]
     if table is not None and "category" in table:
         by: dict[str, list[float]] = {}
         for row, hit in hits:
             by.setdefault(table["category"][row], []).append(hit)
-        metrics += [Metric(word, 100 * sum(own) / len(own), part=True) for word, own in by.items()]
+        metrics += [Metric(word, 100 * sum(own) / len(own), part=True, most=100) for word, own in by.items()]
     return metrics, ""
