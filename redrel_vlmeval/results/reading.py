@@ -39,7 +39,6 @@ from redrel_vlmeval.host import (
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.results import comparisons, pairing, provenance, records
 
-# the last four are what a reader of another host makes its cells of
 __all__ = ["Results", "category_curves", "read", "Cell", "Given", "Metric", "ResultsError"]
 
 IDENTITY = ["model", "base", "setting", "L", "K", "rule", "benchmark"]
