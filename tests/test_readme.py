@@ -199,7 +199,8 @@ def test_the_readmes_commands_run_in_order_as_printed(after_readme: Place) -> No
     outputs = after_readme.outputs
     assert (outputs / "leaderboard.xlsx").stat().st_size > 5000
     (swept,) = [said for command, said in after_readme.said.items() if "--budget" in command]
-    assert re.search(r"^attention +0 +6 ", swept, re.M), swept  # a cliff layer, which --limit 40 would not show
+    # a cliff layer, which --limit 40 would not show
+    assert re.search(r"^attention +0 +at least 6, at most 6 ", swept, re.M), swept
     explained = sorted((outputs / "explained").glob("redrel_tiny_trunc_l2_k8_RedRelShapes_MINI_*.html"))
     assert len(explained) == 3
     assert f"explained/{explained[0].name}" in (outputs / "linked.html").read_text(encoding="utf-8")
