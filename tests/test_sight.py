@@ -18,7 +18,8 @@ from redrel_vlmeval.truncation import find_decoder, truncated
 from redrel_vlmeval.truncation.sight import layout_of
 
 TILED = ("llava_next", "llava_onevision")
-TOWERS = [name for name in ("llava", *TILED, "internvl", "qwen2_vl", "qwen2_5_vl") if name in FAMILIES]
+FLAT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TOWERS = [name for name in ("llava", *TILED, "internvl", *FLAT) if name in FAMILIES]
 BATCH = ["ttIttttt", "ttttIttIttttt"]
 
 
@@ -82,7 +83,7 @@ def test_the_projector_makes_the_visual_tokens_of_the_features(
     for seen in spied:
         features = seen.tower.features
         assert len(features) == len(seen.embeddings) == seen.n
-        if name in ("qwen2_vl", "qwen2_5_vl", "windowed"):
+        if name in (*FLAT, "windowed"):
             features = features.view(seen.n * side, -1)
         real = torch.ones(seen.n, dtype=torch.bool)
         if name in TILED:  # a newline has no patch
@@ -150,7 +151,7 @@ def test_scores_are_those_of_the_blocks(name: str, spied: list[rules.Seen]) -> N
     tiny = made(name)
     inputs = tiny.batch(BATCH)
     layout = layout_of(find_decoder(tiny.model))
-    flat = name in ("qwen2_vl", "qwen2_5_vl", "windowed")
+    flat = name in (*FLAT, "windowed")
     expected = by_hand(tiny, inputs)
     with torch.no_grad(), truncated(tiny.model, "l0_k2_spy"):
         tiny.model(**inputs)
