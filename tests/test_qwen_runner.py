@@ -133,5 +133,6 @@ def test_config_file_with_our_classes_and_a_picture_that_is_none(place, said, tm
     assert place.predictions("talk_trunc_l2_k16") == place.predictions("qwen_base_trunc_l2_k16")
     for model in ("talk", "talk_trunc_l2_k16"):
         said_of_it = place.status(model, BROKEN)["error_message"]
-        assert "bad.png': cannot be read as an image" in said_of_it and f"(question 0 of {BROKEN})" in said_of_it
+        # question 0 failed alone; with the last one it is clear that none can be asked
+        assert "bad.png': cannot be read as an image" in said_of_it and f"(question 1 of {BROKEN})" in said_of_it
         assert not (place.work / model / f"{model}_{BROKEN}.xlsx").exists()
