@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 STAND_IN = Path(__file__).parent / "qwen_standin"
 CODE = ["configuration_qwen", "modeling_qwen", "qwen_generation_utils", "tokenization_qwen", "visual"]
 ENDOFTEXT, IMAGE_START = 256, 256 + 3 + 205 + 6  # 256 bytes; endoftext, im_start, im_end; extras; ref, box, quad; img
+KNOWN = IMAGE_START + 3  # img, /img, imgpad are the tokenizer's last
 VOCABULARY = IMAGE_START + 10
 AUTO_MAP = {
     "AutoConfig": "configuration_qwen.QWenConfig",
@@ -157,6 +158,8 @@ def random_weights(config: dict[str, Any], seed: int, dtype: torch.dtype) -> dic
         elif "wte" not in name and "pos" not in name and "query" not in name:
             noise *= (prod(shape[1:])) ** -0.5
         weights[name] = noise.to(dtype)
+    # because no trained head answers with an id that its tokenizer cannot decode
+    weights["lm_head.weight"][KNOWN:] = 0
     return weights
 
 
