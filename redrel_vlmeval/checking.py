@@ -118,7 +118,7 @@ def nearest(name: str, base: str, known: Collection[str]) -> list[str]:
         guess = f"{begin}{names.MARK}{match[1]}" if match else ""
         if guess and (right := guess if _is_name(guess) else names.nearest(guess)):
             return [right]
-    return [name.replace(base, near, 1) for near in difflib.get_close_matches(base, known, n=3)]
+    return [name.replace(base, near, 1) for near in difflib.get_close_matches(base, dict.fromkeys(known), n=3)]
 
 
 def _is_name(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import sys
@@ -11,11 +12,13 @@ from typing import Annotated
 
 import typer
 
+from redrel_vlmeval.console import App, ending
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.explain import app as explaining
+from redrel_vlmeval.host import runner
 from redrel_vlmeval.rules import DEFAULT
 
-app = typer.Typer(
+app = App(
     help="Image-token truncation for VLMEvalKit: variants run in the host's runner; this reads, shows and times them.",
     no_args_is_help=True,
     add_completion=False,
@@ -46,17 +49,15 @@ def _main(
 @app.command(context_settings=ANY_ARGUMENTS)
 def run(context: typer.Context) -> None:
     """The host's runner in this process, without the import hook: redrel run [--runner RUN.PY] ARGS OF THE RUNNER."""
-    from redrel_vlmeval.host import runner as hostrun
-
     args = list(context.args)
-    runner = None
+    script = None
     if args[:1] == ["--runner"]:
-        runner, args = "".join(args[1:2]), args[2:]
+        script, args = "".join(args[1:2]), args[2:]
     elif args and args[0].startswith("--runner="):
-        runner, args = args[0].partition("=")[2], args[1:]
-    if runner == "":
+        script, args = args[0].partition("=")[2], args[1:]
+    if script == "":
         raise typer.BadParameter("--runner needs the path of a checkout's run.py")
-    hostrun.run(args, runner)
+    runner.run(args, script)
 
 
 @app.command()
@@ -149,8 +150,8 @@ def sheet(
             sheets.prepare(path)
         table = sheets.to_text(sheets.measured(found), terminal.terminal_width())
         typer.echo("\n".join([table, *blind.lines(found)]))
-        for path in output or []:
-            typer.echo(f"written: {sheets.write(found, path)}")
+        for line in ending([sheets.write(found, path) for path in output or []]):
+            typer.echo(line)
     raise typer.Exit(_failed(found.failed))
 
 
@@ -165,8 +166,8 @@ def figures(
     from redrel_vlmeval.sheets import outcome
 
     found = results.read(outputs)
-    for path in outcome.draw_all(found, output, margin):
-        typer.echo(f"written: {path}")
+    for line in ending(outcome.draw_all(found, output, margin)):
+        typer.echo(line)
     raise typer.Exit(_failed(found.failed))
 
 
@@ -193,7 +194,8 @@ def report(
 
     found = results.read(outputs, all_runs)
     path = page.write(found, output, pictures, data_folder, explain, typer.echo)
-    typer.echo(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    for line in ending([path]):
+        typer.echo(f"{line} ({path.stat().st_size / 1e6:.1f} MB)")
     raise typer.Exit(_failed(found.failed))
 
 
@@ -219,7 +221,7 @@ def bench(
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
-        str | None, typer.Option(help="Real weights instead: redrel_tiny, a hub name or a folder.")
+        str | None, typer.Option(help="Real weights instead: llava_v1.5_7b, a hub name or a folder.")
     ] = None,
     code: Annotated[
         str | None, typer.Option(help="Folder with Qwen-VL's own code; REDREL_QWEN_VL, else the hub, if not given.")
@@ -293,6 +295,7 @@ def main() -> None:
     """Entry point: an error made for people is one line on stderr and exit code 2; anything else is a traceback."""
     _speak_utf8()
     _open_streams()
+    logging.getLogger().addFilter(runner.is_of_use)
     try:
         app()
     except Exception as error:

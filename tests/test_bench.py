@@ -8,6 +8,7 @@ from tiny_models import TinyModel
 from redrel_vlmeval.bench import command, prefill as bench, subjects
 from redrel_vlmeval.bench.command import Request
 from redrel_vlmeval.bench.prefill import Arm
+from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.models.checkpoint import CheckpointError
 from redrel_vlmeval.models.qwen import checkpoint
 from redrel_vlmeval.sheets import terminal
@@ -120,3 +121,14 @@ def test_without_qwens_code_the_error_says_where_it_may_lie(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "from_hub", unreachable)
     with pytest.raises(CheckpointError, match="with --code or in REDREL_QWEN_VL"):
         command.run(Request(family="qwen", device="cpu"))
+
+
+def test_names_of_the_host_are_timed_by_their_weights(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("redrel_vlmeval.models.LlavaCore", lambda name, **_: asked.append(name) or 1 / 0)
+    for name in ("llava_v1.5_7b", "redrel_tiny", "own/folder"):
+        with pytest.raises(ZeroDivisionError):
+            subjects.loaded_subject("llava", name, None, None)
+    assert asked == ["llava-hf/llava-1.5-7b-hf", "redrel_tiny", "own/folder"]
+    with pytest.raises(InvalidValue, match="llava_next_72b.*LLaVA-1.5 and Qwen-VL alone"):
+        subjects.loaded_subject("llava", "llava_next_72b", None, None)

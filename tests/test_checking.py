@@ -71,6 +71,7 @@ def test_a_name_in_words(host, name, said):
         ("llava_v1.5_7b_trun_l5_k128", "did you mean 'llava_v1.5_7b_trunc_l5_k128'?"),
         ("llava_v1.5_7b_l5_k128", "did you mean 'llava_v1.5_7b_trunc_l5_k128'?"),
         ("own_7b_truncated_L5_K8", "did you mean 'own_7b_trunc_l5_k8'?"),
+        ("LLaVA_v1.5_7b_trunc_l5_k128", "did you mean 'llava_v1.5_7b_trunc_l5_k128'?"),  # of the host and of ours, once
         ("lava_v1.5_7b_trunc_l5_k128", "did you mean 'llava_v1.5_7b_trunc_l5_k128' or"),
         ("own_14b_trunc_l5_k128", "did you mean 'own_13b_trunc_l5_k128'"),
         ("nonsense_trunc_l2_k8", "no such name in the host here"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from redrel_vlmeval import checking, cli, names
@@ -123,3 +125,24 @@ def test_an_argument_of_thousands_of_characters_is_not_repeated(monkeypatch, cap
         cli.main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.startswith("redrel: ") and len(said) < 1000 and "xxx" in said
+
+
+def each_command(found, path: tuple[str, ...] = ()):
+    yield path
+    for name, one in getattr(found, "commands", {}).items():
+        yield from each_command(one, (*path, name))
+
+
+@pytest.mark.parametrize("words", [*each_command(typer.main.get_command(cli.app))], ids=" ".join)
+def test_no_flag_looks_as_if_it_took_a_value(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(cli.app, [*words, "--help"])
+    if words != ("run",):  # whose arguments are the host's
+        assert done.exit_code == 0 and "--help" in done.output and "bool" not in done.output
+
+
+def test_the_hosts_word_about_a_missing_env_file_is_spared() -> None:
+    code = "import sys, logging; sys.argv[1:] = ['check', 'l2_k8']; from redrel_vlmeval import cli\n"
+    code += "try: cli.main()\nexcept SystemExit: pass\n"
+    code += "for word in ('Did not detect the .env file at x, failed to load.', 'disk full'): logging.error(word)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "disk full" in done.stderr and ".env" not in done.stderr, done.stderr

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from redrel_vlmeval.console import bar, numbers, words
+from redrel_vlmeval.console import bar, ending, numbers, words
 from redrel_vlmeval.errors import InvalidValue
 
 
@@ -42,3 +42,15 @@ def test_a_bar_that_is_not_shown(quiet: bool, shown: bool) -> None:
         for _ in range(10):
             progress.on()
     assert not console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_command_ends_with_the_one_file_to_open() -> None:
+    assert ending([]) == []
+    assert ending(["a.csv", "b/page.html", "a.csv"]) == ["written: a.csv", "open this: b/page.html"]
+    assert ending(["all/"]) == ["open this: all"]
+    many = [f"out/{number}.{kind}" for number in range(3) for kind in ("pdf", "png")]
+    assert ending([*many, "other/x.csv"]) == [
+        "written: 5 files in out",
+        "written: 1 file in other",
+        "open this: out/0.png",
+    ]

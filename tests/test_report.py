@@ -180,7 +180,7 @@ def test_an_unwritable_folder_keeps_what_was_there(folder: Path, tmp_path: Path)
 def test_the_command_writes_the_page_and_tells_of_failed_cells(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["report", str(folder), "-o", str(path), "--pictures", "3"])
-    assert done.exit_code == 1 and f"written: {path}" in done.output and "l4_k8 on X: boom" in done.output
+    assert done.exit_code == 1 and f"open this: {path}" in done.output and "l4_k8 on X: boom" in done.output
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
     with pytest.raises(ResultsError, match="nothing found"):
         CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(path)], catch_exceptions=False)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from redrel_vlmeval.bases import row
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.truncation import image_token, truncated
 
@@ -65,7 +66,17 @@ def random_subject(family: str, size: str, device: str, dtype: torch.dtype, code
 
 
 def loaded_subject(family: str, name: str, device: str | None, dtype: str | None) -> Subject:
-    """Real weights, by hub name or folder (``redrel_tiny`` for the model in the box); no bars, they are for sizes."""
+    """Real weights, by a name of the host, hub name or folder; no bars, they are for sizes.
+
+    Raises:
+        InvalidValue: a name of the host whose model is neither a LLaVA-1.5 nor a Qwen-VL.
+    """
+    known = row(name)
+    if known is not None:
+        name, kinds = known.weights, {"LLaVA15": "llava", "RedrelQwenVL": "qwen", "RedrelQwenVLChat": "qwen"}
+        if known.ours not in kinds:
+            raise InvalidValue(f"--model {known.name}: redrel bench times LLaVA-1.5 and Qwen-VL alone")
+        family = kinds[known.ours]
     if family == "qwen":
         from redrel_vlmeval.models import QwenCore
 

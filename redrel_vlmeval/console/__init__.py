@@ -1,4 +1,4 @@
-"""What the commands share at the terminal: numbers that are typed, and the bar that shows how far they are."""
+"""What the commands share at the terminal: numbers that are typed, the bar, their help, and their last lines."""
 
 import lazy_loader
 

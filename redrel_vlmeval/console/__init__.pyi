@@ -1,2 +1,4 @@
+from .commands import App as App
+from .ending import ending as ending
 from .progress import Bar as Bar, bar as bar
 from .ranges import numbers as numbers, words as words

@@ -13,7 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval import files, results, sheets
-from redrel_vlmeval.console import bar
+from redrel_vlmeval.console import bar, ending
 from redrel_vlmeval.demo import kept
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.files import usable
@@ -29,9 +29,6 @@ LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
 CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
 # Seconds that a busy machine of two cores took to start the host, and for each answer; an idle one is faster.
 START, EACH = 30, 0.04
-RESULTS = {
-    "the page, for a browser": "page.html", "the sheet": "sheet.xlsx", "the figure": "accuracy_against_keep.png"
-}  # fmt: skip
 QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
 
 
@@ -80,14 +77,12 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
         follow(command, work_dir, models, data, console, lock)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.measured(found), terminal.terminal_width()))
-    for path in write(found, data, work_dir):
-        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    written = write(found, data, work_dir)
     console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
     for model, name, reason in found.failed:
         console.print(f"failed: {model} on {name}: {reason}", style="red")
-    for what, name in RESULTS.items():
-        if (work_dir / name).is_file():
-            console.print(f"{what}: {work_dir / name}", soft_wrap=True, highlight=False)
+    for line in ending(written):
+        console.print(line, soft_wrap=True, highlight=False)
     return int(bool(found.failed))
 
 

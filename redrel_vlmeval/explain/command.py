@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from redrel_vlmeval import files
-from redrel_vlmeval.console import bar
+from redrel_vlmeval.console import bar, ending
 from redrel_vlmeval.errors import ExplainError, TruncationError
 from redrel_vlmeval.explain import tables
 from redrel_vlmeval.explain.ask import Asked, Item, ask_host, questions as items
@@ -52,14 +52,17 @@ class Run:
     made: int = 0
     found: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)  # figures, pages and tables
 
     def close(self, what: str) -> int:
-        """Say what was done; 1 if a question of a benchmark could not be explained."""
+        """Say what was done and what to open; 1 if a question of a benchmark could not be explained."""
         again = f", {self.found} were there already with these settings" if self.found else ""
         what += "" if self.made == 1 else "s"
         self.console.print(f"{self.made} {what} written to {self.job.output}{again}", soft_wrap=True, highlight=False)
         for name, reason in self.failed:
             self.console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True, highlight=False)
+        for line in ending(self.written):
+            self.console.print(line, soft_wrap=True, highlight=False)
         return int(bool(self.failed))
 
 
@@ -155,14 +158,14 @@ def cam(job: Job, console: Console | None = None) -> int:
         other = items.beside(run.host, job.model, job.compare) if job.compare else None
         results = each(run, questions, total, lambda item: _cam_one(run, item, other))
         if job.data:
-            tables.write_maps([stored for found, _ in results for stored in found], job, run.console)
+            run.written.append(tables.write_maps([stored for found, _ in results for stored in found], job))
             if other is not None:
-                tables.write_changes([made for _, made in results], job, run.console)
+                run.written.append(tables.write_changes([made for _, made in results], job, run.console))
         else:
             found = [stored for stored, _ in results]
             if len(found) == 2:
                 _swap(found[0][0], found[1][0], run)
-            drawing.write_own(found, [made for _, made in results], job.scale, run.console)
+            run.written += drawing.write_own(found, [made for _, made in results], job.scale, run.console)
         return run.close("explanation")
 
 
@@ -179,12 +182,12 @@ def _cam_one(run: Run, item: Item, other: Any) -> tuple[list[Stored], Change | N
     first = _maps(run, run.host, job.model, item, None)
     if other is None:
         if job.data:
-            page.write([first], drawing.ended(drawing.stem(first), ".html"))
+            run.written.append(page.write([first], drawing.ended(drawing.stem(first), ".html")))
         return [first], None
     ids = [int(token["id"]) for token in first.manifest["answer"]]
     second = _maps(run, other, str(job.compare), item, ids)
     if job.data:
-        page.write([first, second], drawing.ended(drawing.stem(second), ".html"))
+        run.written.append(page.write([first, second], drawing.ended(drawing.stem(second), ".html")))
     return [first, second], change(first, second)
 
 
@@ -223,9 +226,9 @@ def flows(job: Job, console: Console | None = None) -> int:
 
         found = each(run, questions, total, make)
         if job.data and found:
-            tables.write_flows(found, job, run.console)
+            run.written += tables.write_flows(found, job)
         elif found:
-            drawing.write_flows(found, job.groups, run.console)
+            run.written += drawing.write_flows(found, job.groups)
         return run.close("explanation")
 
 

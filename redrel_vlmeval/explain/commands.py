@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from redrel_vlmeval.console import numbers, words
+from redrel_vlmeval.console import App, ending, numbers, words
 from redrel_vlmeval.errors import InvalidValue
 
-app = typer.Typer(
+app = App(
     help="Where an answer comes from: information flow, and maps for every layer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -106,8 +106,8 @@ def explain_draw(
         files, output, where=where and words(where), methods=methods and words(methods), layers=_layers(layers),
         token=None if token is None else token - 1, picture=picture - 1, scale=scale, width=width, groups=groups,
     )  # fmt: skip
-    for path in written:
-        typer.echo(f"written: {path}")
+    for line in ending(written):
+        typer.echo(line)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -21,12 +21,10 @@ from redrel_vlmeval.explain.trust import Change, comparing
 from redrel_vlmeval.files import atomically
 
 
-def write_maps(found: list[Stored], job: Job, console: Console) -> Path:
+def write_maps(found: list[Stored], job: Job) -> Path:
     """One row per question, method and layer: state, sum, highest cell, and where it points if that is known."""
     rows = [row for stored in found for row in _map_rows(stored)]
-    path = job.output / f"{own_name(job.model)}_{own_name(str(job.data))}_cam.parquet"
-    _say(console, _parquet(pd.DataFrame(rows), path))
-    return path
+    return _parquet(pd.DataFrame(rows), job.output / f"{own_name(job.model)}_{own_name(str(job.data))}_cam.parquet")
 
 
 def _map_rows(stored: Stored) -> list[dict[str, Any]]:
@@ -49,14 +47,14 @@ def _map_rows(stored: Stored) -> list[dict[str, Any]]:
     return rows
 
 
-def write_changes(changes: list[Change], job: Job, console: Console) -> None:
+def write_changes(changes: list[Change], job: Job, console: Console) -> Path:
     """The comparison of every question, and in words the flips and mean shares."""
     console.print(comparing.summary(changes), highlight=False)
     name = f"{own_name(job.model)}_vs_{own_name(str(job.compare))}_{own_name(str(job.data))}.parquet"
-    _say(console, _parquet(comparing.frame(changes), job.output / name))
+    return _parquet(comparing.frame(changes), job.output / name)
 
 
-def write_flows(found: list[Stored], job: Job, console: Console) -> None:
+def write_flows(found: list[Stored], job: Job) -> list[Path]:
     """Every question's shares and margins as a table; their means with 95 % bootstrap bands as npz and figures."""
     flows = [_flow(stored) for stored in found]
     rows = [
@@ -65,14 +63,12 @@ def write_flows(found: list[Stored], job: Job, console: Console) -> None:
         for row in flow.records(one, str(stored.manifest["index"]))
     ]
     stem = job.output / f"{own_name(job.model)}_{own_name(str(job.data))}_flow"
-    _say(console, _parquet(pd.DataFrame(rows), drawing.ended(stem, ".parquet")))
+    written = [_parquet(pd.DataFrame(rows), drawing.ended(stem, ".parquet"))]
     means = benchmark(flows, found, job)
     mine = (means.manifest["model"], means.manifest["benchmark"])
     path, _ = own_place(drawing.ended(stem, ".npz"), lambda old: "questions" in old and mine == _of(old))
-    _say(console, save(means, path))
-    stem = drawing.stem(means)
-    for path in drawing.draw_flow(means, stem, job.groups):
-        _say(console, path)
+    written.append(save(means, path))
+    return written + drawing.draw_flow(means, drawing.stem(means), job.groups)
 
 
 def benchmark(flows: list[flow.Flow], found: list[Stored], job: Job) -> Stored:
@@ -124,7 +120,3 @@ def _flow(stored: Stored) -> flow.Flow:
 
 def _parquet(frame: pd.DataFrame, path: Path) -> Path:
     return atomically(path, lambda stream: frame.to_parquet(stream, index=False))
-
-
-def _say(console: Console, path: Path) -> None:
-    console.print(f"written: {path}", soft_wrap=True, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import logging
 import os
 import runpy
 import sys
@@ -48,6 +49,11 @@ def run(args: list[str], runner: str | None = None) -> None:
     if question.failures:
         print(f"redrel run: {len(question.failures)} questions could not be asked; records say error", file=sys.stderr)
         raise SystemExit(1)
+
+
+def is_of_use(record: logging.LogRecord) -> bool:
+    """Not the host's ERROR, its first word when imported, that it has no ``.env``: that file holds keys of APIs."""
+    return "Did not detect the .env file" not in str(record.msg)
 
 
 def command(runner: Path | None) -> list[str]:

@@ -44,7 +44,6 @@ def write_own(
         written.append(page.write(flat, ended(_joined(flat), ".html")))
     else:
         written.append(page.write(flat, ended(stem(flat[0]), ".html")))
-    _say(console, written)
     return written
 
 
@@ -94,12 +93,11 @@ def draw_flow(stored: Stored, name: Path, groups: str | None = None) -> list[Pat
     return written
 
 
-def write_flows(found: Sequence[Stored], groups: str, console: Console) -> list[Path]:
+def write_flows(found: Sequence[Stored], groups: str) -> list[Path]:
     """Figures and page of each question's flow."""
     written = []
     for stored in found:
         written += [*draw_flow(stored, stem(stored), groups), page.write([stored], ended(stem(stored), ".html"))]
-    _say(console, written)
     return written
 
 
@@ -175,13 +173,3 @@ def _known(stored: Stored) -> str:
 
 def _both(figure: Figure, name: Path) -> list[Path]:
     return [camfigures.save(figure, ended(name, kind)) for kind in KINDS]
-
-
-def _say(console: Console, written: Sequence[Path]) -> None:
-    """The pages by name, the figures by number: a comparison has dozens."""
-    figures = [path for path in written if path.suffix in KINDS]
-    if figures:
-        console.print(f"written: {len(figures)} figures, such as {figures[0]}", soft_wrap=True, highlight=False)
-    for path in written:
-        if path.suffix not in KINDS:
-            console.print(f"written: {path}", soft_wrap=True, highlight=False)

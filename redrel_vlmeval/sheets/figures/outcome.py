@@ -13,6 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval import results
+from redrel_vlmeval.console import ending
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import usable
 from redrel_vlmeval.names import VariantSpec, parse
@@ -40,8 +41,8 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
     own = [one for one in curves_of(found, margin) if (one.base, one.benchmark) == (base, benchmark)]
     written = [path for one in own[:1] for path in draw(one, folder, margin)]
     written += [write_csv(layers, folder / "cliffs.csv", "%.6g")]
-    for path in written:
-        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    for line in ending(written):
+        console.print(line, soft_wrap=True, highlight=False)
     return int(len(failed) > 0)
 
 
