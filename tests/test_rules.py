@@ -192,6 +192,7 @@ RULES = known()
 
 
 def setting(name: str, stage: str = "l2_k4") -> str:
+    stage = stage.replace("l2", "l0") if RULES[name].before_block_1_only else stage
     return stage if name == rules.DEFAULT else f"{stage}_{name}"
 
 
@@ -199,7 +200,7 @@ def run(tiny: TinyModel, what: str, inputs: dict) -> tuple[list[list[int]], torc
     """Kept tokens of each prompt, and logits of all positions."""
     with torch.no_grad(), truncated(tiny.model, what) as trace:
         logits = tiny.model(**inputs).logits
-    return [prompt.kept.get(2, []) for prompt in trace.prompts], logits
+    return [next(iter(prompt.kept.values()), []) for prompt in trace.prompts], logits
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -13,9 +13,9 @@ from tiny_models import FAMILIES, IMAGE, TinyModel
 from redrel_vlmeval import rules
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec, parse
-from redrel_vlmeval.rules import registry
+from redrel_vlmeval.rules import registry, tower
 from redrel_vlmeval.truncation import find_decoder, truncated
-from redrel_vlmeval.truncation.sight import KNOWN
+from redrel_vlmeval.truncation.layout import KNOWN
 
 ASKED = (
     "text_queries text_keys text_values queries values normed text_normed embeddings entered text ones text_ones "
@@ -145,43 +145,65 @@ def test_pictures_share_the_budget(llava: TinyModel) -> None:
 
 @torch.no_grad()
 @pytest.mark.skipif("qwen2_5_vl" not in FAMILIES, reason="this release's Qwen2.5-VL shows no attention")
-def test_neighbours_are_told_by_the_towers_grid() -> None:
+def test_neighbours_are_told_by_the_towers_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = FAMILIES["qwen2_5_vl"]()
-    wide = {"pixel_values": torch.randn(60, 96), "image_grid_thw": torch.tensor([[1, 6, 10]])}
-    wide_tiny = TinyModel("qwen2_5_vl", tiny.model.eval(), 15, lambda n: wide)
+    wide = {"pixel_values": torch.randn(144, 96), "image_grid_thw": torch.tensor([[1, 8, 18]])}  # 36, but not 6 x 6
+    wide_tiny = TinyModel("qwen2_5_vl", tiny.model.eval(), 36, lambda n: wide)
+    asked: list[tuple[int, int]] = []
+    own = tower.hierarchical
+    monkeypatch.setattr(tower, "hierarchical", lambda *args: asked.append(args[2]) or own(*args))
     with truncated(tiny.model, "l0_k7_hiprune") as trace:
         tiny.model(**wide_tiny.prompt())
-    assert len(trace.last.kept[0]) == 7
+    assert len(trace.last.kept[0]) == 7 and asked == [(4, 9)]
     with truncated(tiny.model, "l0_k9_l2_k7_hiprune"), pytest.raises(TruncationError, match="rows and columns"):
         tiny.model(**wide_tiny.prompt())
 
 
+# what a family does not show -> what the refusal says
+REFUSED = {"tower": "cannot be told apart", "smaller": "made smaller"}
+
+
+def cut(tiny: TinyModel, setting: str, inputs: dict[str, torch.Tensor]) -> tuple[list[list[int]], torch.Tensor]:
+    """Kept tokens of every prompt, and logits of all positions."""
+    with truncated(tiny.model, setting) as trace:
+        logits = tiny.model(**inputs).logits
+    return [next(iter(prompt.kept.values()), []) for prompt in trace.prompts], logits
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_rule_chooses_alike_alone_and_in_a_batch_of_every_family(family: str) -> None:
-    """Or the variant is refused by name when it is made."""
+def test_every_rule_on_every_family(family: str) -> None:
+    """Alone as in a padded batch with several pictures; all tokens kept; equal tokens; or refused when it is made."""
     tiny = FAMILIES[family]()
     tiny.model.eval()
     alone = [tiny.batch([text], seed) for seed, text in enumerate(["ttIttt", "ttttttItItt"])]
     batch = tiny.joined(alone, "left")
     if not family.startswith("qwen"):  # as `generate` does: rotated keys, which dart measures, depend on the place
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    whole = tiny.model(**alone[1]).logits
+    plain = alone[0] | {"pixel_values": torch.zeros_like(alone[0]["pixel_values"])}
+    refused = set()
     for name, rule in rules.known().items():
-        layer = 0 if rule.before_block_1 and name != "hiprune" else 2
-        setting = f"l{layer}_k3" + f"_{name}" * (name != rules.DEFAULT)
+        stage = "l0" if rule.before_block_1 and name != "hiprune" else "l2"
+        word = f"_{name}" * (name != rules.DEFAULT)
+        setting = f"{stage}_k{2 if rule.before_block_1_only else 3}{word}"  # two pictures of one token each
         try:
-            with truncated(tiny.model, setting) as trace:
-                tiny.model(**batch)
+            found, _ = cut(tiny, setting, batch)
         except TruncationError as error:
-            unknown = tiny.model.config.model_type not in KNOWN and "tower" in rule.needs
-            said = "cannot be told apart" if unknown else "rows and columns"
-            assert (unknown or name == "hiprune") and f"rule {name!r}" in str(error) and said in str(error), str(error)
+            said = next((said for need, said in REFUSED.items() if need in rule.needs), "")
+            said = "rows and columns" if name == "hiprune" and tiny.model.config.model_type in KNOWN else said
+            assert f"rule {name!r}" in str(error) and said and said in str(error), str(error)
+            refused.add(name)
             continue
-        found = [prompt.kept[layer] for prompt in trace.prompts]
         for row, inputs in enumerate(alone):
-            with truncated(tiny.model, setting) as trace:
-                tiny.model(**inputs)
-            assert trace.last.kept[layer] == found[row] and len(found[row]) == 3, (name, row)
+            kept, _ = cut(tiny, setting, inputs)
+            assert kept == [found[row]] and len(found[row]) == int(setting[4]), (name, row)
+        assert torch.equal(cut(tiny, f"{stage}_k999{word}", alone[1])[1], whole), name
+        assert len(set(cut(tiny, setting, plain)[0][0])) == int(setting[4]), name
+    of_tower = {name for name, rule in rules.known().items() if "tower" in rule.needs}
+    tiled = {"hiprune"} if family in ("llava_next", "llava_onevision") else set()
+    small = set() if family in ("llava", "llava_mistral", "internvl", "qwen2_vl", "qwen2_5_vl") else {"downsample"}
+    assert refused == small | (tiled if tiny.model.config.model_type in KNOWN else of_tower)
 
 
 @pytest.mark.parametrize("family", ["llava", *(["qwen2_5_vl"] if "qwen2_5_vl" in FAMILIES else [])])
@@ -189,12 +211,14 @@ def test_a_sweep_answers_as_single_runs_do_and_runs_the_tower_once(family: str) 
     tiny = FAMILIES[family]()
     tiny.model.eval()
     settings = [
-        f"l{layer}_k3_{name}" for name, rule in rules.known().items() if name != rules.DEFAULT
-        for layer in (0, 2) if layer or rule.before_block_1
+        f"l{layer}_k{2 if rule.before_block_1_only else 3}_{name}" for name, rule in rules.known().items()
+        if name != rules.DEFAULT
+        for layer in (0, 2) if (rule.before_block_1 if layer == 0 else not rule.before_block_1_only)
     ]  # fmt: skip
     runs = []
     handle = find_decoder(tiny.model).tower().register_forward_hook(lambda *_: runs.append(1))
     specs = [VariantSpec("base", (spec := parse(one)).stages, spec.rule) for one in settings]
     compare(tiny.model, tiny.prompt(), specs)
     handle.remove()
-    assert len(runs) == 2 + len(specs)  # untouched, swept, and each setting alone
+    small = 2 * sum(spec.chosen_by[0].before_block_1_only for spec in specs)  # a smaller picture goes through it again
+    assert len(runs) == 2 + len(specs) + small  # untouched, swept, and each setting alone

@@ -202,6 +202,11 @@ class VariantSpec:
                 f"{first}: before block 1 there is no attention to rank by, as rule {found[0].name!r} does; use k0, or "
                 f"one of {able}"
             )
+        paired = zip(self.stages, found, strict=True)
+        if late := [stage for stage, one in paired if stage.layer and one.before_block_1_only]:
+            raise InvalidValue(
+                f"{late[0]}: rule {self.rule_of(late[0]).name!r} changes what enters block 1, so it is for l0 alone"
+            )
         if self.row != "last" and not any(one.by_row for one in found):
             raise InvalidValue(f"row {self.row!r} ranks by attention and has no meaning with rule {found[0].name!r}")
         if self.seed and not any(one.draws for one in found):

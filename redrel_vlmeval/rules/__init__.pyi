@@ -15,7 +15,9 @@ from .seen import (
     FIELDS as FIELDS,
     Merged as Merged,
     Picture as Picture,
+    Replaced as Replaced,
     Seen as Seen,
     Sight as Sight,
+    Smaller as Smaller,
     Tower as Tower,
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redrel_vlmeval.rules.registry import Rule, RuleError
-from redrel_vlmeval.rules.seen import Merged, Seen
+from redrel_vlmeval.rules.seen import Merged, Replaced, Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,10 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays of n visual tokens: ``indices`` long [K], ascending; ``weights`` float [K, n] of a merging rule."""
+    """What stays of n visual tokens: ``indices`` long [K], ascending; ``weights`` float [K, n] of a merging rule, or
+    ``rows`` [K, D] of one that replaces."""
 
     indices: Tensor
     weights: Tensor | None = None
+    rows: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the tokens that stay are as they were."""
+        return self.weights is None and self.rows is None
+
+    def applied(self, tokens: Tensor) -> Tensor:
+        """What the kept tokens become, [K, D], of the n ``tokens`` [n, D]."""
+        if self.rows is not None:
+            return self.rows.to(tokens)
+        if self.weights is None:
+            return tokens.index_select(0, self.indices.to(tokens.device))
+        return (self.weights.to(tokens.device).float() @ tokens.float()).to(tokens.dtype)
 
 
 def decide(rule: Rule, seen: Seen, budget: int) -> Choice:
@@ -34,16 +49,35 @@ def decide(rule: Rule, seen: Seen, budget: int) -> Choice:
         return Choice(torch.arange(min(budget, seen.n)))
     with torch.no_grad():
         given = rule.choose(seen, budget)
-    indices, weights = (given.indices, given.weights) if isinstance(given, Merged) else (given, None)
+    indices = given.indices if isinstance(given, (Merged, Replaced)) else given
     indices, order = _checked(rule, indices, seen.n, budget).sort()
-    if weights is None:
+    if isinstance(given, Replaced):
+        return Choice(indices, rows=_checked_rows(rule, given.rows, budget)[order.to(given.rows.device)])
+    if not isinstance(given, Merged):
         return Choice(indices)
+    weights = given.weights
     if not isinstance(weights, torch.Tensor) or weights.shape != (budget, seen.n) or not weights.is_floating_point():
         shape = list(getattr(weights, "shape", [])) or type(weights).__name__
         raise RuleError(f"{_who(rule)} merged with weights {shape}, expected a float tensor [{budget}, {seen.n}]")
     if not bool(weights.isfinite().all()):
         raise RuleError(f"{_who(rule)} merged with weights that are not finite")
     return Choice(indices, weights[order.to(weights.device)])
+
+
+def _checked_rows(rule: Rule, rows: Any, budget: int) -> Tensor:
+    """Rows [budget, D] that are numbers.
+
+    Raises:
+        RuleError: see :func:`decide`.
+    """
+    import torch
+
+    if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != budget or not rows.is_floating_point():
+        shape = list(getattr(rows, "shape", [])) or type(rows).__name__
+        raise RuleError(f"{_who(rule)} replaced tokens by rows {shape}, expected a float tensor [{budget}, width]")
+    if not bool(rows.isfinite().all()):
+        raise RuleError(f"{_who(rule)} replaced tokens by rows that are not finite")
+    return rows
 
 
 def _checked(rule: Rule, indices: Any, n: int, budget: int) -> Tensor:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from redrel_vlmeval.errors import InvalidValue, RedrelError, TruncationError, UnknownName
-from redrel_vlmeval.rules.seen import AFTER_A_BLOCK, FIELDS
+from redrel_vlmeval.rules.seen import AFTER_A_BLOCK, BEFORE_BLOCK_1, FIELDS
 
 VARIABLE = "REDREL_RULES"
 GROUP = "redrel_vlmeval.rules"
@@ -94,6 +94,11 @@ class Rule:
     def before_block_1(self) -> bool:
         """Whether it can choose at ``l0``, where no block has attended yet."""
         return not self.needs & AFTER_A_BLOCK
+
+    @property
+    def before_block_1_only(self) -> bool:
+        """Whether it can choose at ``l0`` alone."""
+        return bool(self.needs & BEFORE_BLOCK_1)
 
 
 def reserved(word: str) -> bool:

@@ -52,12 +52,15 @@ FIELDS = {
     "places": "long [n]: places in the prompt, 0 its first token",
     "text_places": "long [m]: the same of the text after the pictures",
     "tower": "Tower: what the vision tower makes of the pictures, token by token",
+    "smaller": "Smaller: the pictures' tokens, had the pictures been made smaller; before block 1 alone",
     "generator": "torch.Generator on the CPU, seeded by the prompt's token ids and the name's _seed<n>",
 }
 # What exists only once a block has attended.
 AFTER_A_BLOCK = frozenset(
     {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
 )
+# What takes the place of block 1's input, so that a later block has no use for it.
+BEFORE_BLOCK_1 = frozenset({"smaller"})
 
 
 class Picture(NamedTuple):
@@ -126,6 +129,19 @@ class Tower:
         return Tower(_rows(self.features, index), read, middle, last, grids)
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """A prompt's pictures, and what enters block 1 for them when their pixels are made fewer.
+
+    Attributes:
+        grids: rows and columns of each picture's tokens, as it is.
+        made: (picture, rows, columns) -> [rows * columns, D], in raster order.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    made: Callable[[int, int, int], Tensor]
+
+
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.index_select(0, index.to(tensor.device))
 
@@ -163,6 +179,7 @@ class Seen:
     places: Tensor
     text_places: Tensor
     tower: Tower
+    smaller: Smaller
     generator: Generator
 
     def __init__(self, n: int, layer: int = 0, pictures: Sequence[Picture] = (), **given: Any) -> None:
@@ -184,3 +201,14 @@ class Merged:
 
     indices: Any
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Kept tokens that become others: kept token ``i`` becomes ``rows[i]``, whatever it was.
+
+    ``indices``: K of 0..n-1, whose places in the prompt are taken. ``rows``: [K, D], in the same order.
+    """
+
+    indices: Any
+    rows: Tensor

@@ -14,6 +14,7 @@ from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation import (
     OF_ATTENTION,
+    OF_TOWER,
     Attention,
     Call,
     Decoder,
@@ -88,8 +89,9 @@ class Recorder:
     @contextmanager
     def listening(self) -> Iterator[None]:
         root = self.decoder.root
-        if any("tower" in rule.needs for spec in self.specs for rule in map(spec.rule_of, spec.stages)):
-            self._watch = self._undo.enter_context(watching(self.decoder))
+        needs = {need for spec in self.specs for rule in map(spec.rule_of, spec.stages) for need in rule.needs}
+        if needs & OF_TOWER:
+            self._watch = self._undo.enter_context(watching(self.decoder, needs))
         handles = [
             root.register_forward_pre_hook(self._enter, with_kwargs=True),
             root.register_forward_hook(self._leave),
@@ -192,8 +194,8 @@ class Recorder:
                 raise self.decoder.unseen(layer - 1)
             evidence.embeddings = self._embeddings
             evidence.look_behind(self.decoder, needs, hidden, kwargs)
-            if "tower" in needs and self._watch is not None:
-                evidence.towers = self._watch.towers(prompt.image_counts)
+            if needs & OF_TOWER and self._watch is not None:
+                self._watch.tell(evidence, needs, prompt.image_counts)
             if "next_attention" in needs:
                 if row not in ahead:
                     seen = peeked(self.decoder, layer, hidden, kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.names import Stage
+from redrel_vlmeval.rules import Choice
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.views import View, take
 
@@ -37,9 +38,9 @@ class Cuts:
         place = view.within(None if outer is None else self.grown(outer, length))
         self._saved.append((View(stage.layer, hidden.shape[1], place, view.valid), hidden))
         short = take(hidden, place, 1)
-        for row, weights in prompt.merges.get(stage.layer, {}).items():
+        for row, choice in prompt.merges.get(stage.layer, {}).items():
             visual, kept = prompt.merging(stage, row)
-            short[row, kept.to(short.device)] = merged(hidden[row], weights, visual)
+            short[row, kept.to(short.device)] = merged(hidden[row], choice, visual)
         return short
 
     def restore(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -54,10 +55,9 @@ class Cuts:
         return hidden
 
 
-def merged(hidden: torch.Tensor, weights: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-    """``sum_j w_ij x_j``, weights [K, n], over the visual tokens at ``visual`` (long [n]) of ``hidden`` [s, D]."""
-    taken = hidden.index_select(0, visual.to(hidden.device))
-    return (weights.to(hidden.device, torch.float32) @ taken.float()).to(hidden.dtype)
+def merged(hidden: torch.Tensor, choice: Choice, visual: torch.Tensor) -> torch.Tensor:
+    """What kept tokens become, [K, D], of the visual tokens at ``visual`` (long [n]) of ``hidden`` [s, D]."""
+    return choice.applied(hidden.index_select(0, visual.to(hidden.device)))
 
 
 def restored(output: Any, cuts: Cuts) -> Any:

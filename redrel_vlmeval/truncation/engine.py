@@ -90,8 +90,8 @@ class _Engine:
             if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
         undo.enter_context(self.decoder.extras(lambda: self.held))
-        if any("tower" in needs for needs in self.needs.values()):
-            self.watch = undo.enter_context(watching(self.decoder))
+        if any(needs & seeing.OF_TOWER for needs in self.needs.values()):
+            self.watch = undo.enter_context(watching(self.decoder, frozenset().union(*self.needs.values())))
         undo.enter_context(replaced(root, "forward", self._forward))
         handles = [
             blocks[0].register_forward_pre_hook(Hook(self._first_block), with_kwargs=True),
@@ -320,8 +320,8 @@ class _Engine:
             view = prompt.view_before(stage.layer - 1)
             given = kwargs if view is None else self.decoder.shorten(stage.layer, kwargs, view)
             evidence.look_behind(self.decoder, needs, hidden.detach(), given)
-            if "tower" in needs and self.watch is not None:
-                evidence.towers = self.watch.towers(prompt.image_counts)
+            if needs & seeing.OF_TOWER and self.watch is not None:
+                self.watch.tell(evidence, needs, prompt.image_counts)
             if "next_attention" in needs:
                 seen = seeing.peeked(self.decoder, stage.layer, hidden.detach(), given)
                 evidence.next_attention = seeing.mean_row(seen, prompt.query_rows(stage, self.length, view))

@@ -45,7 +45,7 @@ class Prompt:
         self.real_counts: list[int] = self.real.sum(1).tolist()
         self.views: dict[int, View] = {}
         self.keeps: dict[int, torch.Tensor] = {}  # layer -> bool [b, s], visual tokens kept
-        self.merges: dict[int, dict[int, torch.Tensor]] = {}  # layer -> row -> weights [K, n] of a merging rule
+        self.merges: dict[int, dict[int, rules.Choice]] = {}  # layer -> row -> a choice that changes what it keeps
         self.cache: Any = None
         self.is_prefilled: Callable[[Any], bool] = lambda cache: False  # set once the prefill is done
         self.stages = [stage for stage in spec.stages if self._bites(stage)]
@@ -146,8 +146,8 @@ class Prompt:
             if 0 < budget < len(places):
                 choice = self._ask(rule, evidence, row, places, budget, outer, stage)
                 places = places[choice.indices]
-                if choice.weights is not None:
-                    self.merges.setdefault(stage.layer, {})[row] = choice.weights
+                if not choice.plain:
+                    self.merges.setdefault(stage.layer, {})[row] = choice
             elif budget == 0:
                 places = places[:0]
             keep[row, places] = True
@@ -208,8 +208,9 @@ class Prompt:
             trace.images[stage.layer :] = [wanted[row]] * after
             if not self.spec.official:
                 trace.tokens[stage.layer :] = [self.real_counts[row] - self.image_counts[row] + wanted[row]] * after
-            if row in self.merges.get(stage.layer, {}):
-                trace.merged[stage.layer] = self.merges[stage.layer][row]
+            choice = self.merges.get(stage.layer, {}).get(row)
+            if choice is not None and choice.weights is not None:
+                trace.merged[stage.layer] = choice.weights
 
     def note_call(self, decoder: Decoder, prefill: bool) -> None:
         """Write into the traces what a forward call has left behind: kept tokens, and keys that blocks hold."""

@@ -8,7 +8,8 @@ from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.rules import Rule
 from redrel_vlmeval.truncation.decoders import Decoder
-from redrel_vlmeval.truncation.sight import layout_of
+from redrel_vlmeval.truncation.layout import layout_of
+from redrel_vlmeval.truncation.smaller import check_smaller
 
 
 def check_spec(spec: object) -> None:
@@ -62,6 +63,8 @@ def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder) -> None:
     try:
         if "tower" in rule.needs:
             layout_of(decoder)
+        if "smaller" in rule.needs:
+            check_smaller(decoder)
         if rule.needs & {"ones", "text_ones"} and decoder.rotary != "position_embeddings":
             raise TruncationError(
                 f"{type(decoder.root).__name__}: its rotary tables are not laid out as rules that need 'ones' know them"

@@ -9,6 +9,7 @@ states leave block L       -> evidence.states, and block L+1's row on them      
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.rules import Picture, Seen, Tower
+from redrel_vlmeval.rules import Picture, Seen, Smaller, Tower
 from redrel_vlmeval.truncation.decoders import Attention, Decoder
 from redrel_vlmeval.truncation.ranking import head_rows, row_mean
 
@@ -25,6 +26,7 @@ OF_ATTENTION = frozenset(
     {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
 )
 OF_STATES = frozenset({"states", "text_states", "normed", "text_normed", "next_attention"})
+OF_TOWER = frozenset({"tower", "smaller"})
 OF_INPUT = frozenset({"embeddings", "entered", "text"})  # of block 1
 
 
@@ -35,7 +37,7 @@ class Evidence:
     attention, next_attention: float32 [b, n'], the ranking rows' mean. text_attention: float32 [b, h, r, n'], the r
     rows of the longest text after the pictures. queries [b, h, n', d]; keys, values [b, g, n', d]; states [b, n', D].
     normed: states under the last norm. ones [b, n', d]: vectors of ones, rotated. embeddings [b, s, D]: of all s
-    positions of the prompt. towers: one per prompt, of all its visual tokens.
+    positions of the prompt. towers, smaller: one per prompt, of all its visual tokens.
     """
 
     attention: torch.Tensor | None = None
@@ -49,6 +51,7 @@ class Evidence:
     ones: torch.Tensor | None = None
     embeddings: torch.Tensor | None = None
     towers: Sequence[Tower | None] = ()
+    smaller: Sequence[Smaller | None] = ()
 
     def look_behind(
         self, decoder: Decoder, needs: Collection[str], hidden: torch.Tensor, kwargs: Mapping[str, Any]
@@ -177,6 +180,8 @@ def one_prompt(
         whole = evidence.towers[row]
         assert whole is not None  # a prompt with a choice to make has visual tokens
         given["tower"] = whole.at(torch.searchsorted(where["entered"], where["visual_full"]))
+    if "smaller" in needs:
+        given["smaller"] = evidence.smaller[row]
     if "generator" in needs:
         given["generator"] = torch.Generator().manual_seed(seed)
     return Seen(len(visual), layer, pictures, **given)
@@ -190,7 +195,8 @@ def sample_seed(token_ids: Sequence[int], draw: int = 0) -> int:
 def pictures_of(image: torch.Tensor, per_picture: int | None) -> list[Picture]:
     """Which visual tokens of a prompt (``image``: bool [s]) belong together: runs of them, cut into equal pictures.
 
-    ``per_picture``: tokens of every picture where all have equally many; pictures may then touch one another.
+    ``per_picture``: tokens of every picture where all have equally many; pictures may then touch one another, and are
+    square. Of others no grid is told: 36 tokens may be 4 x 9, or tiles with newlines between them.
     """
     numbers = image.long().cumsum(0) - 1
     starts = image & ~torch.nn.functional.pad(image[:-1], (1, 0), value=False)
@@ -198,8 +204,8 @@ def pictures_of(image: torch.Tensor, per_picture: int | None) -> list[Picture]:
     found = []
     for first, end in zip(firsts, [*firsts[1:], int(image.sum())], strict=True):
         size = per_picture if per_picture and (end - first) % per_picture == 0 else end - first
-        side = round(size**0.5)
-        grid = (side, side) if side * side == size else None
+        side = math.isqrt(size)
+        grid = (side, side) if size == per_picture == side * side else None
         found += [Picture(begin, size, grid) for begin in range(first, end, size)]
     return found
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,93 +25,23 @@ from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.rules import Sight, Tower
 from redrel_vlmeval.truncation.decoders import Decoder, attended
 from redrel_vlmeval.truncation.hooks import Hook, replaced
+from redrel_vlmeval.truncation.layout import Layout, attention_of, layout_of
 from redrel_vlmeval.truncation.ranking import head_rows
+from redrel_vlmeval.truncation.seeing import Evidence
+from redrel_vlmeval.truncation.smaller import Shown, showing
 
-FLAT = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")  # all patches of all pictures in one row
-SQUARE = ("llava", "internvl")  # equally many for every picture
-TILED = ("llava_next", "llava_onevision")  # several tiles for every picture, with newline tokens behind their rows
-KNOWN = (*SQUARE, *TILED, *FLAT)
-CLASS_TOKENS = ("class_embedding", "cls_token")  # parameters
 ROWS = 256  # query rows of a tower that are attended to at once
 
 
 @dataclass
-class Layout:
-    """Where to look, found once for a model.
-
-    blocks: the tower's, those looked at by number: read (the projector has its output), middle and last.
-    projector: what is given the features. merge: patches of a token, along one side. visual: the tower. flat: it has
-    all patches of all pictures in one row. classed: it has a class token.
-    """
-
-    blocks: list[nn.Module]
-    read: int
-    middle: int
-    last: int
-    projector: nn.Module
-    merge: int
-    visual: nn.Module
-    flat: bool
-    classed: bool
-    model: Any
-
-
-def layout_of(decoder: Decoder) -> Layout:
-    """Where a model's tower can be looked at.
-
-    Raises:
-        TruncationError: it is not laid out as one of those known; names them.
-    """
-    config: Any = getattr(decoder.root, "config", None)
-    kind = getattr(config, "model_type", type(decoder.root).__name__)
-    if kind not in KNOWN:
-        raise TruncationError(
-            f"{kind}: what its vision tower attends to cannot be told apart by visual token; rules that need the tower "
-            f"know {', '.join(KNOWN)}"
-        )
-    blocks, projector, visual = decoder.vision_blocks(), decoder.projector(), decoder.tower()
-    count = len(blocks)
-    attention_of(blocks[0])
-    classed = any(name.rpartition(".")[2] in CLASS_TOKENS for name, _ in visual.named_parameters())
-    if kind in FLAT:
-        full = sorted(getattr(visual, "fullatt_block_indexes", None) or range(count))
-        half = [block for block in full if block <= count // 2 - 1] or full
-        return Layout(
-            blocks, full[-1], half[-1], full[-1], projector, int(config.vision_config.spatial_merge_size), visual, True,
-            classed, decoder.root,
-        )  # fmt: skip
-    merge = round(1 / config.downsample_ratio) if kind == "internvl" else 1
-    layer = config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise TruncationError(f"{kind}: its projector reads several blocks {layer!r}, so none is the one to rank by")
-    read = layer - 1 if layer >= 0 else count + layer
-    if not 0 <= read < count:
-        raise TruncationError(f"{kind}: its projector reads layer {layer}, before the tower's first block")
-    middle = max(0, round(0.375 * count) - 1)
-    return Layout(blocks, read, middle, count - 1, projector, merge, visual, False, classed, decoder.root)
-
-
-def attention_of(block: nn.Module) -> nn.Module:
-    """The attention module of a tower's block.
-
-    Raises:
-        TruncationError: it does not attend through transformers' attention interface.
-    """
-    for name in ("self_attn", "attn", "attention"):
-        found = getattr(block, name, None)
-        if isinstance(found, nn.Module) and hasattr(found, "config"):
-            return found
-    raise TruncationError(
-        f"{type(block).__name__}: its attention does not go through transformers' attention interface; rules that need "
-        "the vision tower cannot be used with this release"
-    )
-
-
-@dataclass
 class Watch:
-    """What was seen of the tower since the last ``clear``: of one prompt, or of one batch of them."""
+    """What was seen of the tower since the last ``clear``: of one prompt, or of one batch of them.
 
-    layout: Layout
+    place: None where nobody asks what the tower attends to. shown: None where nobody asks for smaller pictures.
+    """
+
+    place: Layout | None
+    shown: Shown | None = None
     asked: dict[int, list[tuple[torch.Tensor, torch.Tensor, float]]] = field(default_factory=dict)
     features: list[torch.Tensor] = field(default_factory=list)
     grids: list[torch.Tensor] = field(default_factory=list)  # Qwen-VL: long [p, 3], time, rows and columns of patches
@@ -121,6 +51,25 @@ class Watch:
     def clear(self) -> None:
         """Forget it: another prompt begins."""
         self.asked, self.features, self.grids, self.packed, self._towers = {}, [], [], [], []
+        if self.shown is not None:
+            self.shown.calls.clear()
+
+    @property
+    def layout(self) -> Layout:
+        assert self.place is not None  # whoever asks has said so to `watching`
+        return self.place
+
+    @property
+    def idle(self) -> bool:
+        """True while the tower works for something else than the prompt."""
+        return self.shown is not None and self.shown.again
+
+    def tell(self, evidence: Evidence, needs: Collection[str], counts: Sequence[int]) -> None:
+        """Give ``evidence`` what ``needs`` ask of the tower, for prompts of ``counts`` visual tokens."""
+        if "tower" in needs:
+            evidence.towers = self.towers(counts)
+        if "smaller" in needs and self.shown is not None:
+            evidence.smaller = self.shown.smaller(counts)
 
     def towers(self, counts: Sequence[int]) -> list[Tower | None]:
         """Of every prompt of the batch, which have ``counts`` visual tokens; None of one without.
@@ -273,25 +222,37 @@ def mean_rows(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.T
 
 
 @contextmanager
-def watching(decoder: Decoder) -> Iterator[Watch]:
-    """Within the context the tower of a model is looked at; call ``clear`` before every prompt.
+def watching(decoder: Decoder, needs: Collection[str] = ("tower",)) -> Iterator[Watch]:
+    """Within the context the tower of a model is looked at, as far as ``needs`` ask; ``clear`` before every prompt.
 
     Raises:
-        TruncationError: it cannot be; see :func:`layout_of`.
+        TruncationError: it cannot be; see :func:`layout_of` and :func:`~redrel_vlmeval.truncation.smaller.showing`.
     """
-    watch = Watch(layout_of(decoder))
-    layout = watch.layout
+    with ExitStack() as undo:
+        shown = undo.enter_context(showing(decoder)) if "smaller" in needs else None
+        watch = Watch(layout_of(decoder) if "tower" in needs else None, shown)
+        undo.callback(watch.clear)
+        if watch.place is not None:
+            _look(watch, watch.place, undo)
+        yield watch
+
+
+def _look(watch: Watch, layout: Layout, undo: ExitStack) -> None:
+    """Hooks that note what the tower at ``layout`` does, off again with ``undo``."""
 
     def attend(seen: Any) -> Any:
+        if watch.idle:
+            return seen.own()
         watch.asked.setdefault(seen.block, []).append((seen.query.detach(), seen.key.detach(), seen.scaling))
         return seen.own()
 
     def project(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watch.features.append((args[0] if args else next(iter(kwargs.values()))).detach())
+        if not watch.idle:
+            watch.features.append((args[0] if args else next(iter(kwargs.values()))).detach())
 
     def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1] if len(args) > 1 else None
-        if grid is not None:
+        if grid is not None and not watch.idle:
             watch.grids.append(grid)
 
     def packing(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,13 +269,10 @@ def watching(decoder: Decoder) -> Iterator[Watch]:
 
         return pack
 
-    with ExitStack() as undo:
-        undo.callback(watch.clear)
-        for block in {layout.read, layout.middle, layout.last}:
-            undo.enter_context(attended(attention_of(layout.blocks[block]), block, attend))
-        undo.callback(layout.projector.register_forward_pre_hook(Hook(project), with_kwargs=True).remove)
-        packers = [module for module in layout.model.modules() if hasattr(module, "pack_image_features")]
-        if packers:  # the outer ones call the innermost
-            undo.enter_context(replaced(packers[-1], "pack_image_features", packing))
-        undo.callback(layout.visual.register_forward_pre_hook(Hook(enter), with_kwargs=True).remove)
-        yield watch
+    for block in {layout.read, layout.middle, layout.last}:
+        undo.enter_context(attended(attention_of(layout.blocks[block]), block, attend))
+    undo.callback(layout.projector.register_forward_pre_hook(Hook(project), with_kwargs=True).remove)
+    packers = [module for module in layout.model.modules() if hasattr(module, "pack_image_features")]
+    if packers:  # the outer ones call the innermost
+        undo.enter_context(replaced(packers[-1], "pack_image_features", packing))
+    undo.callback(layout.visual.register_forward_pre_hook(Hook(enter), with_kwargs=True).remove)
