@@ -20,8 +20,8 @@ from redrel_vlmeval.files import usable
 from redrel_vlmeval.host import child, runner as hostrun
 from redrel_vlmeval.models import benchmark, scenes
 from redrel_vlmeval.names import MARK
-from redrel_vlmeval.results import paired_tests, records
-from redrel_vlmeval.sheets import accuracy, page, terminal
+from redrel_vlmeval.results import records
+from redrel_vlmeval.sheets import accuracy, curves_of, page, terminal
 
 BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
@@ -102,22 +102,14 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
         print("\nQuestions (%) whose needed cells are all among the kept image tokens, and the score on them:")
         print(needed_table(needed, terminal.terminal_width()))
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
-    frame, baseline = results.category_curves(found, BASE, data)
-    if not frame.empty:
-        hops = {name: number for number, name in enumerate(("", *scenes.CATEGORIES))}
-        frame = frame.sort_values("category", key=lambda names: names.map(hops), kind="stable")
-        frame = with_intervals(frame)
-        title = f"{BASE} on {data}: accuracy over image tokens kept"
-        written.append(accuracy.accuracy_against_keep(frame, baseline, work_dir / "accuracy_against_keep.png", title))
+    for curves in curves_of(found):
+        if (curves.base, curves.benchmark, curves.first) == (BASE, data, True):
+            hops = {name: number for number, name in enumerate(("", *scenes.CATEGORIES))}
+            frame = curves.over_keep.sort_values("category", key=lambda names: names.map(hops), kind="stable")
+            title = f"{BASE} on {data}: accuracy over image tokens kept"
+            file = work_dir / "accuracy_against_keep.png"
+            written.append(accuracy.accuracy_against_keep(frame, curves.baselines, file, title))
     return written
-
-
-def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns low and high: Wilson's 95 % interval of each score, in points; questions here are right or wrong."""
-    scores, sizes = frame["value"].astype(float).tolist(), frame["n"].astype(int).tolist()
-    counts = [(round(score * n / 100), n) for score, n in zip(scores, sizes, strict=True)]
-    spans = [paired_tests.wilson(right, n) for right, n in counts]
-    return frame.assign(low=[100 * low for low, _ in spans], high=[100 * high for _, high in spans])
 
 
 def needed_table(needed: pd.DataFrame, width: int | None) -> str:

@@ -1,5 +1,5 @@
 from . import page as page, terminal as terminal
-from .figures import accuracy as accuracy, outcome as outcome
+from .figures import accuracy as accuracy, curves_of as curves_of, outcome as outcome
 from .offline import encoded as encoded, render as render
 from .plain_csv import write_csv as write_csv
 from .tables import leaderboard as leaderboard, measured as measured

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from redrel_vlmeval.results import Results, category_curves, comparisons, grid, grids, paired_tests
+from redrel_vlmeval.results import Results, category_curves, choosing, comparisons, grid, grids, paired_tests
 
 CELL = ["rule", "L", "K"]
 SAME = 0.011  # points: hosts round scores to two digits
@@ -45,7 +45,7 @@ class Curves:
         return pd.concat([self.frame.assign(category=""), self.categories], ignore_index=True)
 
 
-def curves_of(results: Results, margin: float) -> list[Curves]:
+def curves_of(results: Results, margin: float = choosing.MARGIN) -> list[Curves]:
     """Every base, benchmark and headline with a variant that has a place in a grid of L and K.
 
     ``margin``: points, of the one-sided test ``p not worse`` of each cell.

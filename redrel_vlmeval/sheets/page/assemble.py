@@ -19,7 +19,6 @@ from redrel_vlmeval.sheets.tables import KNOWN, runs
 HERE = Path(__file__).resolve().parent
 TOY = "redrel_tiny"
 NAMED = 3  # bases that the title names
-MARGIN = 2.0  # points, of a test that the page does not show
 NOTED = (
     "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
     "decode ms/token",
@@ -79,7 +78,7 @@ def html(
     shown = _pictures(results, found, most_pictures, data_folder)
     for line in shown.told():
         say(f"no picture: {line}")
-    drawn = curves_of(results, MARGIN)
+    drawn = curves_of(results)
     pages = links(found, explained, path)
     if explained is not None:
         say(coverage(found, pages, explained))
