@@ -124,7 +124,7 @@ def add_dataset(dataset: ModuleType) -> None:
 
     if "RedRelShapes" in dataset.SUPPORTED_DATASETS:
         return
-    shapes = tiny.dataset_class()
-    dataset.DATASET_CLASSES.append(shapes)
-    dataset.SUPPORTED_DATASETS.extend(shapes.supported_datasets())
-    setattr(dataset, shapes.__name__, shapes)
+    for shapes in tiny.dataset_classes():
+        dataset.DATASET_CLASSES.append(shapes)
+        dataset.SUPPORTED_DATASETS.extend(shapes.supported_datasets())
+        setattr(dataset, shapes.__name__, shapes)

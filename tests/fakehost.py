@@ -17,7 +17,7 @@ class RedRelShapes:
     @classmethod
     def supported_datasets(cls):
         return ["RedRelShapes"]
-_stub.dataset_class = lambda: RedRelShapes
+_stub.dataset_classes = lambda: (RedRelShapes,)
 sys.modules[_stub.__name__] = _stub
 """
 

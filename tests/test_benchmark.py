@@ -289,8 +289,8 @@ def test_two_writers_at_once_leave_a_whole_file(tmp_path):
 def test_the_hosts_dataset_class_reads_it(tmp_path, monkeypatch):
     monkeypatch.setenv("LMUData", str(tmp_path))
     import_host()
-    kind = benchmark.dataset_class()
-    assert kind is benchmark.dataset_class() and set(kind.supported_datasets()) == set(BENCHMARKS)
+    kind = benchmark.dataset_classes()[0]
+    assert kind is benchmark.dataset_classes()[0] and set(kind.supported_datasets()) == set(BENCHMARKS)
     dataset = kind("RedRelShapes_MINI")
     assert (dataset.TYPE, dataset.MODALITY, dataset.dataset_name) == ("MCQ", "IMAGE", "RedRelShapes_MINI")
     assert len(dataset) == len(benchmark.make("RedRelShapes_MINI")) and "cells" in dataset.data
@@ -299,3 +299,30 @@ def test_the_hosts_dataset_class_reads_it(tmp_path, monkeypatch):
     with Image.open(picture) as dumped:
         pixels = np.asarray(dumped.convert("RGB"))
     assert np.array_equal(pixels, decode(benchmark.make("RedRelShapes_MINI")["image"].iloc[0]))
+
+
+@pytest.mark.parametrize("name", ["RedRelShapes", "RedRelShapes_MINI"])
+def test_the_open_form_asks_the_same_for_the_word_itself(name):
+    choice, open_form = benchmark.make(name), benchmark.make(name.replace("Shapes", "Shapes_VQA"))
+    same = ["index", "image", "question", "hint", "category", "cells"]
+    pd.testing.assert_frame_equal(choice[same], open_form[same])
+    assert set(open_form) == {*same, "answer"}
+    words = [line[line["answer"]] for line in choice.to_dict("records")]
+    assert open_form["answer"].tolist() == words
+
+
+@needs_host
+def test_the_host_counts_the_word_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    import_host()
+    kind = benchmark.dataset_classes()[1]
+    dataset = kind("RedRelShapes_VQA_MINI")
+    assert (dataset.TYPE, dataset.dataset_name) == ("VQA", "RedRelShapes_VQA_MINI")
+    picture, text = dataset.build_prompt(dataset.data.iloc[0])
+    assert Path(picture["value"]).is_file() and text["value"].endswith("?\nAnswer the question directly.")
+    table = dataset.data.drop(columns="image").head(4)
+    said = table["answer"].tolist()
+    path = tmp_path / "redrel_tiny_RedRelShapes_VQA_MINI.xlsx"
+    table.assign(prediction=[said[0], said[1].upper(), f"{said[2]}, I think", "none"]).to_excel(path, index=False)
+    assert dataset.evaluate(str(path))["Overall"].tolist() == [50.0]
+    assert dataset.dataset_name == "RedRelShapes_VQA_MINI"

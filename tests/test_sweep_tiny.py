@@ -34,7 +34,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMUData", str(folder))
         modelbox.classes()
-        dataset = benchmark.dataset_class()("RedRelShapes_MINI")
+        dataset = benchmark.dataset_classes()[0]("RedRelShapes_MINI")
     return dataset.data.groupby("category").head(3), dataset
 
 

@@ -1,2 +1,2 @@
 from . import benchmark as benchmark, scenes as scenes
-from .benchmark import dataset_class as dataset_class
+from .benchmark import dataset_classes as dataset_classes

@@ -1,5 +1,7 @@
 """``RedRelShapes``: the benchmark in the box, in the host's TSV format, made on first use from a fixed seed.
 
+``RedRelShapes_VQA`` asks the same questions in open form: without options, for the word itself.
+
 Columns beside the host's own: ``category`` (number of hops, or ``text``) and ``cells``, the grid cells
 (row * 8 + column) that the answer depends on, joined by commas. A cell is an image token, so ``cells`` are image token
 numbers too.
@@ -8,9 +10,11 @@ numbers too.
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,15 @@ import numpy as np
 import pandas as pd
 
 from redrel_vlmeval import files
+from redrel_vlmeval.models.llava import question_text
 from redrel_vlmeval.models.tiny import scenes
 
 SEED = 20240  # training draws from other streams: see train.TRAIN_SEED
-SIZES = {"RedRelShapes": {"one-hop": 200, "two-hop": 200, "three-hop": 200, "text": 100}}
-SIZES["RedRelShapes_MINI"] = {"one-hop": 40, "two-hop": 40, "three-hop": 40, "text": 20}
+WHOLE = {"one-hop": 200, "two-hop": 200, "three-hop": 200, "text": 100}
+MINI = {"one-hop": 40, "two-hop": 40, "three-hop": 40, "text": 20}
+CHOICE = {"RedRelShapes": WHOLE, "RedRelShapes_MINI": MINI}
+OPEN = {"RedRelShapes_VQA": WHOLE, "RedRelShapes_VQA_MINI": MINI}
+SIZES = CHOICE | OPEN
 
 
 def question_for(category: str, rng: np.random.Generator) -> tuple[list[scenes.Thing], scenes.Question]:
@@ -40,7 +48,10 @@ def question_for(category: str, rng: np.random.Generator) -> tuple[list[scenes.T
 
 @cache
 def make(name: str = "RedRelShapes") -> pd.DataFrame:
-    """The benchmark as a table; the MINI one is the first questions of each category of the whole."""
+    """The benchmark as a table; the MINI one is the first questions of each category of the whole.
+
+    In open form index, picture, question and hint are the same; there are no options, and the answer is the word.
+    """
     rows = []
     for number, category in enumerate(scenes.CATEGORIES):
         for item in range(SIZES[name][category]):
@@ -48,14 +59,16 @@ def make(name: str = "RedRelShapes") -> pd.DataFrame:
             things, question = question_for(category, rng)
             choices = scenes.options(question, rng)
             hint = question.hint or (scenes.context_sentence(rng) if rng.random() < 0.3 else None)
+            asked = {"answer": question.answer}
+            if name in CHOICE:
+                asked = dict(zip("ABCD", choices, strict=True)) | {"answer": "ABCD"[choices.index(question.answer)]}
             rows.append(
                 {
                     "index": number * 1000 + item,
                     "image": _base64(things),
                     "question": question.text,
                     "hint": hint,
-                    **dict(zip("ABCD", choices, strict=True)),
-                    "answer": "ABCD"[choices.index(question.answer)],
+                    **asked,
                     "category": category,
                     "cells": ",".join(map(str, question.cells)),
                 }
@@ -146,26 +159,52 @@ def regions(line: Any) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
     return tuple(map(box_of, sorted(asked))), tuple(map(box_of, sorted(others)))
 
 
+class _Drawn:
+    """Mixed in before a dataset class of the host: only where the TSV comes from is ours."""
+
+    NAMES: Mapping[str, object]
+    DATASET_MD5: dict[str, str] = {}
+
+    @classmethod
+    def supported_datasets(cls) -> list[str]:
+        return list(cls.NAMES)
+
+    def load_data(self, dataset: str) -> pd.DataFrame:
+        return pd.read_csv(write(dataset), sep="\t", keep_default_na=True)
+
+    def regions(self, line: Any) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
+        """:func:`regions`, for whoever tests whether a map of the picture points at them."""
+        return regions(line)
+
+
 @cache
-def dataset_class() -> Any:
-    """The host's dataset class for these names; imports the host."""
+def dataset_classes() -> tuple[Any, ...]:
+    """The host's dataset classes for these names, each with the host's own evaluation; imports the host."""
     from vlmeval.dataset.image_mcq import ImageMCQDataset
+    from vlmeval.dataset.image_vqa import ImageVQADataset
 
-    class RedRelShapes(ImageMCQDataset):  # type: ignore[misc]
-        """Multiple choice with the host's own evaluation; only where the TSV comes from is ours."""
+    class RedRelShapes(_Drawn, ImageMCQDataset):  # type: ignore[misc]
+        """Multiple choice."""
 
-        DATASET_URL = dict.fromkeys(SIZES, "")
-        DATASET_MD5: dict[str, str] = {}
+        NAMES = CHOICE
+        DATASET_URL = dict.fromkeys(CHOICE, "")
 
-        @classmethod
-        def supported_datasets(cls) -> list[str]:
-            return list(SIZES)
+    class RedRelShapesVQA(_Drawn, ImageVQADataset):  # type: ignore[misc]
+        """Open form, in the words that the model in the box has learnt."""
 
-        def load_data(self, dataset: str) -> pd.DataFrame:
-            return pd.read_csv(write(dataset), sep="\t", keep_default_na=True)
+        NAMES = OPEN
+        DATASET_URL = dict.fromkeys(OPEN, "")
 
-        def regions(self, line: Any) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
-            """:func:`regions`, for whoever tests whether a map of the picture points at them."""
-            return regions(line)
+        def build_prompt(self, line: Any) -> list[dict[str, str]]:
+            line = self.data.iloc[line] if isinstance(line, int) else line
+            pictures = self.dump_image(line)
+            asked = {"type": "text", "value": question_text(line)}
+            return [*({"type": "image", "value": path} for path in pictures), asked]
 
-    return RedRelShapes
+        def evaluate(self, eval_file: str, **settings: Any) -> Any:
+            # of the host's ways to judge, that of GQA: right is the one word asked for
+            judged = copy.copy(self)
+            judged.dataset_name = "GQA"
+            return ImageVQADataset.evaluate(judged, eval_file, **settings)
+
+    return RedRelShapes, RedRelShapesVQA
