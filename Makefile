@@ -3,47 +3,72 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test fuzz test-matrix benchmarks lint clean
+.PHONY: help .venv demo test fuzz test-matrix benchmarks lint docs clean
 
 help:
-	@echo "make .venv   the environment: pinned by constraints.txt, with a host (ms-vlmeval), tests and linters"
+	@echo "make .venv   the whole environment, pinned by constraints.txt; the other targets install what they need of it"
 	@echo "make demo    evaluate the small model in the box and its truncated variants, print the table"
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
 	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make benchmarks  every kind of benchmark of the host on generated tables; writes docs/benchmarks.md"
 	@echo "make lint    ruff on everything, mypy on the package"
+	@echo "make docs    the site of README and docs/, in site/"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"
 
-.venv: .venv/.complete
+# The environment grows by what a target needs. A marker is written last: an interrupted stage has none and is begun
+# afresh. uv installs where it is there, pip where not; either says nothing but its errors.
+UV := $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install -q --python .venv/bin/python,.venv/bin/python -m pip install -qq --disable-pip-version-check)
+NEEDS = setup.py pyproject.toml constraints.txt
 
-# The marker is written last: an interrupted build has none and is begun afresh.
-.venv/.complete: setup.py pyproject.toml constraints.txt
+.venv: .venv/.test .venv/.lint .venv/.docs
+
+.venv/.demo: $(NEEDS)
 	@test -f $@ || $(PYTHON) -m venv --clear .venv
-	@rm -f $@
-	.venv/bin/python -m pip install -c constraints.txt -e ".[ms,qwen,test,lint,matrix]"
+	@rm -f .venv/.demo .venv/.test .venv/.lint .venv/.docs
+	@echo "Installing torch and VLMEvalKit into .venv: 3.5 GB to download, 7 GB on disk, about 5 minutes."
+	@$(INSTALL) -c constraints.txt -e ".[ms]"
 	@touch $@
 
-demo: .venv
+.venv/.test: .venv/.demo
+	@echo "Installing what the tests need: lmms-eval, Qwen-VL's code, pytest."
+	@$(INSTALL) -c constraints.txt -e ".[ms,lmms,qwen,test]"
+	@touch $@
+
+.venv/.lint: .venv/.demo
+	@echo "Installing the linters."
+	@$(INSTALL) -c constraints.txt -e ".[ms,lint,matrix]"
+	@touch $@
+
+.venv/.docs: .venv/.demo
+	@echo "Installing what builds the site."
+	@$(INSTALL) -c constraints.txt -e ".[ms,docs]"
+	@touch $@
+
+demo: .venv/.demo
 	.venv/bin/redrel demo
 
-test: .venv
+test: .venv/.test
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
-fuzz: .venv
+fuzz: .venv/.test
 	FUZZ=$(FUZZ) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 0 tests/test_fuzz_*.py
 
-test-matrix: .venv
+test-matrix: .venv/.lint
 	.venv/bin/python -m nox
 
-benchmarks: .venv
+benchmarks: .venv/.demo
 	.venv/bin/python tools/benchmarks.py
 
-lint: .venv
+lint: .venv/.lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy redrel_vlmeval
 
+docs: .venv/.docs
+	.venv/bin/mkdocs build --strict --quiet
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

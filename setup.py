@@ -129,9 +129,12 @@ setup(
         # what the remote code of Qwen-VL and Qwen-VL-Chat imports
         "qwen": ["einops", "requests", "tiktoken", "torchvision"],
         "matrix": ["nox"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "build",
             "hypothesis",
+            "ipykernel",
+            "nbclient",
             "playwright",
             "protobuf",
             "pytest",

@@ -14,7 +14,6 @@ import yaml
 from checkpoints import needs_host
 
 from redrel_vlmeval import results
-from redrel_vlmeval.lmms import shapes
 from redrel_vlmeval.models.tiny import benchmark
 
 needs_lmms = pytest.mark.skipif(
@@ -24,8 +23,9 @@ pytestmark = [needs_lmms, pytest.mark.timeout(900)]
 DATA, TASK = "RedRelShapes_MINI", "redrel_shapes_mini"
 SETTINGS = ["", "l2_k16", "l2_k16_random", "l0_k0"]
 BATCHES = {8: "batch", 1: "alone"}
+ALONE = "import sys; sys.modules['vlmeval'] = None; "  # as where VLMEvalKit is not installed: importing it fails
 # The harness's own command, but its index of a thousand tasks, the same for all runs, is made once.
-COMMAND = (
+COMMAND = ALONE + (
     "import functools, lmms_eval.__main__ as harness; "
     "harness.TaskManager = functools.cache(harness.TaskManager); harness.cli_evaluate()"
 )
@@ -55,9 +55,10 @@ def arguments(setting: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both hosts' outputs: lmms-eval's, a question or a batch of eight at once, and VLMEvalKit's beside the batches."""
+    """What lmms-eval leaves where there is no VLMEvalKit, asked a question or a batch of eight at once."""
     folder = tmp_path_factory.mktemp("hosts")
-    shapes.write(folder / "tasks")
+    made = run(folder, "-c", ALONE + "from redrel_vlmeval import cli; cli.main()", "shapes", "tasks")
+    assert made.returncode == 0, made.stdout
     common = {"model": "redrel_llava_hf", "tasks": TASK, "include_path": "tasks", "log_samples": True}
     runs = [
         common | {"model_args": arguments(setting), "batch_size": size, "output_path": out}
@@ -86,6 +87,12 @@ def told(found: results.Results, model: str, data: str) -> pd.DataFrame:
 
 def lmms_name(setting: str) -> str:
     return f"{BASE}_trunc_{setting}" if setting else BASE
+
+
+def test_its_folder_is_read_where_there_is_no_other_host(place: Path, tmp_path: Path) -> None:
+    command = ALONE + "from redrel_vlmeval import cli; cli.main()"
+    done = run(tmp_path, "-c", command, "sheet", str(place / "alone"), "-o", "s.csv")
+    assert done.returncode == 0 and "worse than the base" in (tmp_path / "s.csv").read_text(), done.stdout
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -155,3 +162,20 @@ def test_a_broken_plugin_of_the_harness_does_not_shut_us_out(tmp_path: Path, bro
     assert done.returncode == 0, done.stdout
     assert "redrel_vlmeval.lmms.models.redrel_llava_hf lmms_eval.models.chat.llava_hf.LlavaHf" in done.stdout
     assert ("nosuch_module" in done.stdout) == broken
+
+
+def test_where_ours_is_broken_the_harness_has_all_others(tmp_path: Path) -> None:
+    plugin = tmp_path / "zebra-1.dist-info"  # read after ours
+    plugin.mkdir()
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: zebra\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[lmms_eval.models]\nzebra = zebra:manifests\n")
+    (tmp_path / "zebra.py").write_text(
+        "from lmms_eval.models.registry_v2 import ModelManifest\n"
+        "def manifests():\n    return [ModelManifest(model_id='zebra', chat_class_path='zebra.Zebra')]\n"
+    )
+    code = "import redrel_vlmeval.lmms.door as door; door.DOORS['redrel_odd'] = None; "
+    code += "from lmms_eval.models import list_available_models as known; print(sorted(known()))"
+    done = run(tmp_path, "-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert done.returncode == 0, done.stdout
+    assert "'zebra'" in done.stdout and "'llava_hf'" in done.stdout and "'redrel_llava_hf'" not in done.stdout
+    assert "redrel-vlmeval: not registered with lmms-eval (AttributeError" in done.stdout
