@@ -263,9 +263,12 @@ def shapes(folder: Annotated[Path, typer.Argument(help="Where the tasks go, for 
 def sweep(
     model: Annotated[str, typer.Option(help="The base to truncate, such as llava_v1.5_7b or redrel_tiny.")],
     data: Annotated[str, typer.Option(help="One benchmark of the host.")],
-    layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")],
-    keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")],
+    layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")] = "",
+    keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")] = "",
     rules: Annotated[str, typer.Option(help="Rules, as `redrel rules` lists them; several with commas.")] = DEFAULT,
+    settings: Annotated[
+        str | None, typer.Option(help="Instead of a grid, settings by name: l0_k8_divprune,l1_k8_l3_k4,l2_k8_dart.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
     memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
@@ -280,8 +283,10 @@ def sweep(
     from redrel_vlmeval.sheets import outcome
     from redrel_vlmeval.sweep import run
 
-    request = run.Request(model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin)
-    raise typer.Exit(run.run(request, outcome.show))
+    request = run.Request(
+        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin, settings
+    )
+    raise typer.Exit(run.run(request, outcome.show if settings is None else outcome.listed))
 
 
 def _failed(cells: list[tuple[str, str, str]]) -> int:

@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from redrel_vlmeval.bench.subjects import set_kernel
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models.qwen.core import QwenCore
+from redrel_vlmeval.names import parse
 from redrel_vlmeval.rules import known
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.sweep.sweeper import Question
@@ -26,7 +27,17 @@ SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
 
 
 # families that cannot be continued from the middle, and why
-UNSWEPT = {"gemma3": "rotary tables of its own for each kind of block", "qwen3_vl": "layers below 3 cannot be swept"}
+UNSWEPT = {"gemma3": "rotary tables of its own for each kind of block"}
+# what several stages ask of a decoder: its own row, the next block's, keys, states, block 1's input, the tower, merging
+STAGED = [
+    parse(f"base_trunc_{setting}")
+    for setting in (
+        "l1_k6_l3_k2", "l1_k6_l3_k2_rowmean", "l1_k6_l3_k2_random", "l1_k5_l3_k0", "l0_k8-divprune_l2_k3",
+        "l1_k6_l2_k3_dart", "l1_k6_l2_k3_flow", "l1_k8_l3_k4_raters", "l1_r50_l2_r25_l3_r12_next",
+        "l1_k6-cls_l3_k2-visionzip", "l1_k6-visionzip_l3_k2-cls", "l0_k5_visionzip", "l2_k3",
+    )
+]  # fmt: skip
+RENUMBERED = [parse(f"base_trunc_{setting}_pos-new") for setting in ("l1_r50_l2_r25_next", "l0_k6_l2_k3_uniform")]
 
 
 @pytest.mark.parametrize("name", sorted(UNSWEPT))
@@ -38,16 +49,25 @@ def test_what_cannot_be_continued_is_refused_by_name(name: str) -> None:
         compare(tiny.model, tiny.prompt("ttItttt"), SMALL_GRID)
 
 
-@pytest.mark.skipif("qwen3_vl" not in FAMILIES, reason="this release of transformers has no Qwen3-VL")
-def test_qwen3_vl_is_swept_behind_its_deep_stack() -> None:
-    tiny = build("qwen3_vl")
-    compare(tiny.model, tiny.prompt("ttItttt"), grid((3, 4), (0, 1, 3), ("attention", "next")))
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "qwen2_5_vl"])
+def test_several_stages_go_on_from_the_shared_blocks_as_alone(name: str) -> None:
+    if name not in FAMILIES:
+        pytest.skip(f"this release of transformers has no {name}")
+    tiny = build(name)
+    specs = STAGED + RENUMBERED * (name == "llava")
+    compare(tiny.model, tiny.prompt("ttItttt"), specs)
+    if name == "llava":
+        compare(tiny.model, tiny.prompt("tItItt"), specs, memory=1)
+        ends_in_picture = [spec for spec in STAGED if spec.rule not in ("raters", "flow")]
+        compare(tiny.model, tiny.prompt("tttI"), ends_in_picture)
 
 
 @pytest.mark.parametrize("name", known())
 def test_every_rule_chooses_as_in_a_single_run(llava: TinyModel, name: str) -> None:
-    layers = (0, 1, 3) if known()[name].before_block_1 else (1, 3)
-    specs = grid(layers, (3, 7), (name,))
+    rule = known()[name]
+    layers = (0,) if rule.before_block_1_only else (0, 1, 3) if rule.before_block_1 else (1, 3)
+    keeps = (4, 8) if rule.before_block_1_only else (3, 7)  # what a picture of 4 x 4 tokens can be made smaller to
+    specs = grid(layers, keeps, (name,))
     specs += [replace(spec, positions="new") for spec in specs[-1:]]
     specs += [replace(spec, seed=2) for spec in specs[:1] if known()[name].draws]
     compare(llava.model, llava.prompt("ttItttt"), specs)

@@ -33,7 +33,7 @@ def test_ranges_become_the_grid_in_order():
     "changed, said",
     [
         ({"layers": "1-8"}, "--layers 8: redrel_tiny has 8 blocks, so L is 1 to 7"),
-        ({"layers": "0-3"}, "--layers 0: the blind control redrel_tiny_trunc_l0_k0"),
+        ({"layers": "0-3", "keep": "8"}, "--layers 0-3: l0_k8: before block 1 there is no attention"),
         ({"layers": "3-1"}, "--layers '3-1' is neither a number to 999999 nor a range from small to large"),
         ({"layers": "1,2,x"}, "--layers 'x' is neither a number to 999999 nor a range"),
         ({"layers": "-1"}, "--layers '-1'"),
@@ -55,6 +55,41 @@ def test_what_means_nothing_is_refused_by_name(changed, said):
     asked = {"model": "redrel_tiny", "data": "X", "layers": "1", "keep": "0"} | changed
     with pytest.raises(PlanError, match=said):
         read_plan(**asked)
+
+
+def test_settings_by_name_stand_in_the_order_given():
+    names = ["l2_k8_dart", "l0_k8_cls", "l2_k16_l4_k8_next_pos-new", "l0_k0", "l2_k8_random_seed3", "l2_a24"]
+    found = read_plan("redrel_tiny", "X", settings=",".join(names))
+    assert [spec.setting for spec in found.specs] == names and found.settings["l0_k0"] == "redrel_tiny_trunc_l0_k0"
+    priced = cost(found.specs, Prompt(6, 64, 30), 8, SHAPE)
+    assert priced.flops_shared < priced.flops_one_by_one
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ("", "--settings: give a setting"),
+        ("l2_k8,l2_k8", "--settings: l2_k8 given more than once"),
+        ("l2_k8,l2_k8_foo", "--settings l2_k8_foo: .*unknown rule 'foo'"),
+        ("l0_k8", "--settings l0_k8: .*before block 1"),
+        ("l2_k8_l9_k4", "--settings l2_k8_l9_k4: redrel_tiny has 8 blocks"),
+        ("l2_k65", "--settings l2_k65: a picture has 64 image tokens in redrel_tiny, so K is"),
+        ("l4_a8", "--settings l4_a8: .*A is at least 32"),
+        ("l2_k8_official", "--settings l2_k8_official: .*run redrel_tiny_trunc_l2_k8_official by its name"),
+        ("l2_k8_p-qcm", "--settings l2_k8_p-qcm: a sweep takes the stock prompt"),
+        ("l2_k8_beam3", "--settings l2_k8_beam3: a sweep takes the stock prompt and greedy decoding, not beams"),
+    ],
+)
+def test_a_setting_that_cannot_be_swept_is_refused_by_name(settings, said):
+    with pytest.raises(PlanError, match=said):
+        read_plan("redrel_tiny", "X", settings=settings)
+
+
+def test_a_grid_or_settings_but_not_both():
+    with pytest.raises(PlanError, match="--settings: names settings one by one"):
+        read_plan("redrel_tiny", "X", "1-3", "8", settings="l2_k8")
+    with pytest.raises(PlanError, match="or --settings"):
+        read_plan("redrel_tiny", "X")
 
 
 def test_an_unknown_base_is_checked_when_its_depth_is_known():

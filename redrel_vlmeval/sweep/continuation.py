@@ -22,31 +22,18 @@ newest tokens     [1, n, D]                one of each answer, likewise; blocks 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from redrel_vlmeval.sweep.shared import Shared
-from redrel_vlmeval.truncation import Attention, Decoder, merged
+from redrel_vlmeval.sweep.tails import Held, Tail
+from redrel_vlmeval.truncation import Attention, Decoder
 
 
 class OutOfRoom(Exception):
     """The answers have become longer than was planned for."""
-
-
-@dataclass(frozen=True)
-class Tail:
-    """The tokens of one setting that are computed anew: after block ``layer``, at ``index`` of the prompt (rising).
-
-    ``turned``: where their rotary angles are taken from, if that is elsewhere. ``merges``: the setting, if its rule
-    lets kept tokens take others in.
-    """
-
-    layer: int
-    index: tuple[int, ...]
-    turned: tuple[int, ...] | None = None
-    merges: str = ""
 
 
 @dataclass
@@ -92,43 +79,29 @@ class Continuation:
         self.own: list[Any] = [None] * self.blocks  # of answers whose setting cuts after the block
         self._runs: list[tuple[int, int, int]] = []  # (first row, rows, tokens each) of the call at hand
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
+        self.held = Held(decoder, shared, tails)
 
     # -- the prompt ---------------------------------------------------------------------------------------------------
 
     def prefill(self) -> torch.Tensor:
         """Logits of each setting's first token, [n, 1, vocabulary]; to be called while blocks attend by ``attend``."""
-        index = [torch.tensor(tail.index, dtype=torch.long, device=self.device) for tail in self.tails]
-        angles = [self._angles(tail, places) for tail, places in zip(self.tails, index, strict=True)]
         hidden = self._room_for_hidden()
         for block in range(min(tail.layer for tail in self.tails), self.blocks):
             for row, tail in enumerate(self.tails):
                 if tail.layer == block:
-                    entering = self.shared.hidden[block]
-                    place = (index[row] - self.shared.prefix).to(entering.device)
-                    hidden[row].copy_(self._entering(tail, entering, place))
+                    hidden[row].copy_(self.held.entering(row))
+                elif (stage := self.held.again(row, block)) is not None:
+                    hidden[row] = self.held.cut(row, stage, hidden[row])
             active = [row for row, tail in enumerate(self.tails) if tail.layer <= block]
             self.segments[block] = [self._segment(block, *run) for run in self._equal(active)]
             for chunk in self._chunks(active):
                 self._runs = self._equal(chunk)
                 together = torch.cat([hidden[row] for row in chunk], 1)
-                out = self._block(block, together, torch.cat([angles[row] for row in chunk]))
-                for row, part in zip(chunk, out.split([len(index[row]) for row in chunk], 1), strict=True):
+                out = self._block(block, together, torch.cat([self.held.angles[row] for row in chunk]))
+                for row, part in zip(chunk, out.split([len(self.held.index[row]) for row in chunk], 1), strict=True):
                     hidden[row].copy_(part)
-        return self.decoder.logits(torch.cat([self._last(row, hidden[row]) for row in range(len(self.tails))]))
-
-    def _angles(self, tail: Tail, index: torch.Tensor) -> torch.Tensor:
-        return index if tail.turned is None else torch.tensor(tail.turned, dtype=torch.long, device=self.device)
-
-    def _entering(self, tail: Tail, hidden: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """What enters the first block behind a cut, [1, n, width], of ``hidden`` [1, S - P, width]."""
-        short = hidden.index_select(1, place)
-        if tail.merges:
-            prompt = self.shared.prompts[tail.merges]
-            weights = prompt.merges[tail.layer][0]
-            visual, kept = prompt.merging(prompt.stages[0], 0)
-            prefix = self.shared.prefix
-            short[0, (kept - prefix).to(short.device)] = merged(hidden[0], weights, visual - prefix)
-        return short
+                    self.held.add(block, row, hidden[row])
+        return self.decoder.logits(torch.cat([self.held.last(row, hidden[row]) for row in range(len(self.tails))]))
 
     def _room_for_hidden(self) -> list[torch.Tensor]:
         """The hidden states of every tail, [1, tokens, width]; written in place, so that memory is asked for once."""
@@ -138,19 +111,12 @@ class Continuation:
             held += like.new_empty(rows, count, like.shape[2]).split(1)
         return held
 
-    def _last(self, row: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden state of the prompt's last position: a dropped token carries the one it left with."""
-        tail = self.tails[row]
-        if tail.index and tail.index[-1] == self.shared.length - 1:
-            return hidden[:, -1:]
-        return self.shared.hidden[tail.layer][:, -1:].to(hidden.device)
-
     def _chunks(self, rows: Sequence[int]) -> list[list[int]]:
         """Rows that have tokens, in order, cut where more than ``at_once`` tokens would come together."""
         chunks: list[list[int]] = []
         held = 0
         for row in rows:
-            count = len(self.tails[row].index)
+            count = len(self.held.index[row])
             if not count:
                 continue
             if not chunks or held + count > self.at_once:
@@ -164,7 +130,7 @@ class Continuation:
         """Runs of neighbouring rows with equally many tokens."""
         runs: list[tuple[int, int, int]] = []
         for row in rows:
-            count = len(self.tails[row].index)
+            count = len(self.held.index[row])
             if runs and runs[-1][2] == count and runs[-1][0] + runs[-1][1] == row:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1, count)
             else:
@@ -199,6 +165,7 @@ class Continuation:
             which = slice(row - segment.first, row - segment.first + rows)
             keys, values = segment.keys[which, :, : segment.filled], segment.values[which, :, : segment.filled]
             keys[:, :, -count:], values[:, :, -count:] = key, value
+            self.held.watch(row, replace(seen, query=query, key=keys, value=values, mask=None))
             out = seen.kernel(query, keys, values, self._causal(count, query))[0]
             outputs.append(out.flatten(0, 1))
         return torch.cat(outputs)[None], None

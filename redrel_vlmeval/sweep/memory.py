@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from redrel_vlmeval.bases import BlockShape
-from redrel_vlmeval.sweep.continuation import Tail
+from redrel_vlmeval.sweep.tails import Tail
 
 ACTIVATIONS = 2**24  # bytes that one call of a block may take even where the prompt itself takes less
 FALLBACK = 2**31  # where the system does not say what is free

@@ -32,10 +32,9 @@ def check_data(data: str, console: Console) -> None:
 def show(plan: Plan, console: Console) -> None:
     """Print how many variants, and what they cost: FLOPs, hours, memory; or why there is no price."""
     count = f"{plan.limit} questions" if plan.limit else "all questions"
-    rules = f" x {len(plan.rules)} rules" if len(plan.rules) > 1 else ""
     say = partial(console.print, soft_wrap=True, highlight=False)
     say(f"{len(plan.specs)} variants of {plan.base} and the base itself, on {count} of {plan.data}:")
-    say(f"{len(plan.layers)} layers x {len(plan.keeps)} K{rules}, from {plan.specs[0]} to {plan.specs[-1]}")
+    say(plan.words)
     base = bases.row(plan.base)
     if base is None or base.tokens is None:
         unknown = "its sizes are not known here" if base is None else "a picture's tokens depend on the picture's size"

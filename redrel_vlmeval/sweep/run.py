@@ -1,4 +1,4 @@
-"""``redrel sweep``: every (L, K) of a grid on every question, resumed where it stopped, scored by the host, drawn."""
+"""``redrel sweep``: a grid of (L, K), or settings by name, on every question; resumed, scored by the host, drawn."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Request:
 
     model: str
     data: str
-    layers: str
-    keep: str
+    layers: str = ""
+    keep: str = ""
     rules: str = DEFAULT
     limit: int | None = None
     work_dir: Path = Path("outputs")
@@ -45,6 +45,7 @@ class Request:
     budget: str | None = None
     judge: str = "exact_matching"
     margin: float = 2.0
+    settings: str | None = None
 
 
 # Results, base, benchmark, folder for figures, console, margin, budget -> the exit code.
@@ -58,7 +59,8 @@ def run(request: Request, show: Show) -> int:
         PlanError: arguments that mean nothing. StoreError: a folder with other answers, or a full disk.
         Busy: another sweep is in this folder. HostMissing, TruncationError, CheckpointError: as for a single variant.
     """
-    plan = read_plan(request.model, request.data, request.layers, request.keep, request.rules, request.limit)
+    asked = request.layers, request.keep, request.rules, request.limit, request.settings
+    plan = read_plan(request.model, request.data, *asked)
     memory = read_memory(request.memory)
     budget = Budget.read(request.budget) if request.budget is not None else None
     if not 0 < request.margin < 100:

@@ -12,8 +12,10 @@ from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec
+from redrel_vlmeval.rules import Tower
 from redrel_vlmeval.truncation import (
     OF_ATTENTION,
+    OF_INPUT,
     OF_TOWER,
     Attention,
     Call,
@@ -38,7 +40,9 @@ class Shared:
         ids: long [1, S]. prompts: setting -> its decisions, for every setting.
         hidden: layer L -> what enters block L + 1 (numbered from 1) from position P on, [1, S - P, width].
         keys, values: block (numbered from 0) -> [1, h_kv, S, d]; P only where no setting attends to the rest.
-        arguments: the blocks' other arguments. noted: see :meth:`Decoder.noting`.
+        arguments: the blocks' other arguments. noted, added: see :meth:`Decoder.noting` and :meth:`Decoder.added`.
+        embeddings: what entered block 1, [1, S, width], and towers: as :class:`Evidence` has them, where a later stage
+            asks for them.
         logits: of the first new token, [vocabulary].
     """
 
@@ -50,6 +54,9 @@ class Shared:
     values: dict[int, torch.Tensor] = field(default_factory=dict)
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
     noted: list[torch.Tensor] = field(default_factory=list)
+    added: list[torch.Tensor] = field(default_factory=list)
+    embeddings: torch.Tensor | None = None
+    towers: Sequence[Tower | None] = ()
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
@@ -62,9 +69,16 @@ class Shared:
         return {setting: prompt for setting, prompt in self.prompts.items() if prompt.stages}
 
     @property
+    def later(self) -> frozenset[str]:
+        """What the rules of second and later stages need."""
+        rules = (prompt.spec.rule_of(stage) for prompt in self.prompts.values() for stage in prompt.stages[1:])
+        return frozenset().union(*(rule.needs for rule in rules))
+
+    @property
     def bytes(self) -> int:
         """Of the recorded tensors."""
-        held = [*self.hidden.values(), *self.keys.values(), *self.values.values()]
+        held = [*self.hidden.values(), *self.keys.values(), *self.values.values(), *self.added]
+        held += [] if self.embeddings is None else [self.embeddings]
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -147,6 +161,7 @@ class Recorder:
             return seen.own()
 
         shared.noted = self._undo.enter_context(self.decoder.noting())
+        shared.added = self._undo.enter_context(self.decoder.added())
         self._undo.enter_context(self.decoder.attending(range(len(blocks)), attend))
         if not bool(cut[0].image[0, -1]):
             self._undo.callback(blocks[0].register_forward_pre_hook(self._first, with_kwargs=True).remove)
@@ -218,6 +233,10 @@ class Recorder:
         self.done = True
         logits = output.logits if hasattr(output, "logits") else output[0]
         self.shared.logits = logits.detach()[0, -1].float()
+        if self.shared.later & OF_INPUT:
+            self.shared.embeddings = self._embeddings
+        if "tower" in self.shared.later and self._watch is not None:
+            self.shared.towers = self._watch.towers(next(iter(self.shared.cut.values())).image_counts)
         self._undo.close()
         if self.shared.cut:
             missing = set(range(len(self.decoder.blocks))) - self.shared.keys.keys()

@@ -14,10 +14,12 @@ from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models import MEASURED, computed, find_torch_model, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
-from redrel_vlmeval.sweep.continuation import Continuation, Tail
+from redrel_vlmeval.sweep.continuation import Continuation
 from redrel_vlmeval.sweep.decoding import Request, decode
 from redrel_vlmeval.sweep.memory import Sizes, default_budget
+from redrel_vlmeval.sweep.plan import not_swept
 from redrel_vlmeval.sweep.shared import Recorder, Shared
+from redrel_vlmeval.sweep.tails import Tail
 from redrel_vlmeval.truncation import (
     Prompt,
     PromptTrace,
@@ -28,7 +30,6 @@ from redrel_vlmeval.truncation import (
     replaced_generate,
 )
 
-DEEP = 3  # blocks of Qwen3-VL behind which features are added
 ROOM = 4  # tokens of an answer that memory is first set aside for, at least
 
 
@@ -56,7 +57,7 @@ class Sweeper:
 
     Args:
         host_model: a model of the host, built, not itself a variant.
-        specs: one-stage settings of one base: no prompt, no beams, not official.
+        specs: settings of one base: no prompt, no beams, not official.
         memory: bytes for all that is held beside the weights and the untouched answer's own working memory; where not
             even one setting fits, they go one at a time. Half precision rounds otherwise in batches of another size, so
             the default, a share of what is free now, is a power of two.
@@ -72,11 +73,6 @@ class Sweeper:
         self.decoder = find_decoder(self.torch_model)
         for spec in self.specs:
             check_setting(spec, self.decoder)
-        if hasattr(self.decoder.text, "_deepstack_process") and any(s.stages[0].layer < DEEP for s in self.specs):
-            raise TruncationError(
-                f"{type(self.torch_model).__name__} adds visual features behind its first {DEEP} blocks (DeepStack): "
-                f"layers below {DEEP} cannot be swept; run those variants one by one"
-            )
         device = next(self.torch_model.parameters()).device
         self.memory = default_budget(device) if memory is None else memory
         own = getattr(host_model, "recorder", None)
@@ -94,14 +90,10 @@ class Sweeper:
             raise TruncationError(f"a sweep has settings of one base, got {len(bases)}: {', '.join(bases) or 'none'}")
         seen = set()
         for spec in self.specs:
-            plain = VariantSpec(spec.base, spec.stages, spec.rule, spec.row, positions=spec.positions, seed=spec.seed)
-            reason = (
-                "needs exactly one stage" if len(spec.stages) != 1
-                else "takes neither 'official' nor a prompt nor beams" if spec != plain
-                else "is given twice" if spec.setting in seen else None
-            )  # fmt: skip
-            if reason:
-                raise TruncationError(f"{spec.setting or 'the untouched base'}: a setting of a sweep {reason}")
+            if reason := not_swept(spec):
+                raise TruncationError(f"{spec.setting or 'the untouched base'}: a sweep {reason}")
+            if spec.setting in seen:
+                raise TruncationError(f"{spec.setting}: given twice")
             seen.add(spec.setting)
 
     def _facts(self) -> dict[str, Any]:
@@ -285,10 +277,13 @@ class Question:
 
 
 def tail_of(prompt: Prompt, prefix: int, setting: str) -> Tail:
-    """What has to be computed anew for one setting; settings that keep the same tokens share it, unless they merge."""
+    """What has to be computed anew for one setting; settings that keep the same tokens share it.
+
+    They do not where a rule merges, or chooses again later.
+    """
     layer = prompt.stages[0].layer
     view = prompt.views[layer]
     own = view.index[0] >= prefix
     turned = None if view.turned is None else tuple(view.turned[0][own].tolist())
-    merges = setting if layer in prompt.merges else ""
-    return Tail(layer, tuple(view.index[0][own].tolist()), turned, merges)
+    alone = layer in prompt.merges or len(prompt.stages) > 1
+    return Tail(layer, tuple(view.index[0][own].tolist()), turned, setting if alone else "")

@@ -17,6 +17,7 @@ from .refusals import (
 )
 from .seeing import (
     OF_ATTENTION as OF_ATTENTION,
+    OF_INPUT as OF_INPUT,
     OF_TOWER as OF_TOWER,
     Evidence as Evidence,
     gathered as gathered,

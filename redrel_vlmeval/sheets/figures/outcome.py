@@ -4,6 +4,7 @@ layers and the best setting."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,14 @@ from redrel_vlmeval.results import choosing, grid as grids, published
 from redrel_vlmeval.sheets.figures import accuracy, grid as gridfigures
 from redrel_vlmeval.sheets.figures.curves import Curves, curves_of
 from redrel_vlmeval.sheets.plain_csv import write_csv
+from redrel_vlmeval.sheets.tables import measured
+from redrel_vlmeval.sheets.terminal import terminal_width, to_text
 
 
 def show(found: results.Results, base: str, benchmark: str, folder: Path, console: Console, margin: float,
          budget: choosing.Budget | None) -> int:  # fmt: skip
     """Print and write everything about one base on one benchmark; 1 if a cell of it failed or there is no grid."""
-    rows = found.scores[(found.scores["base"] == base) & (found.scores["benchmark"] == benchmark)]
-    failed = rows.loc[rows["status"] == "failed", ["model", "reason"]].drop_duplicates()
-    for model, reason in failed.itertuples(index=False, name=None):
-        console.print(f"failed: {model}: {reason}", style="red", soft_wrap=True, highlight=False)
+    failed = _say_failed(found, base, benchmark, console)
     grid = next((one for one in grids.grids_of(found) if (one.base, one.benchmark) == (base, benchmark)), None)
     if grid is None:
         console.print(f"no variant on {benchmark} can be compared with {base}: redrel sheet says why", style="red")
@@ -43,7 +43,30 @@ def show(found: results.Results, base: str, benchmark: str, folder: Path, consol
     written += [write_csv(layers, folder / "cliffs.csv", "%.6g")]
     for line in ending(written):
         console.print(line, soft_wrap=True, highlight=False)
-    return int(len(failed) > 0)
+    return int(failed > 0)
+
+
+def listed(found: results.Results, base: str, benchmark: str, folder: Path, console: Console, margin: float,
+           budget: choosing.Budget | None) -> int:  # fmt: skip
+    """Print the settings of one base beside it; 1 if a cell of it on ``benchmark`` failed."""
+    failed = _say_failed(found, base, benchmark, console)
+    table = measured(found)
+    rows = table.frame[table.frame["base"] == base].reset_index(drop=True)
+    console.print()
+    print(to_text(replace(table, frame=rows), terminal_width()))
+    scores = next((one for one in grids.scores_of(found) if (one.base, one.benchmark) == (base, benchmark)), None)
+    if budget is not None and scores is not None:
+        _print_best(scores, budget, console)
+    return int(failed > 0)
+
+
+def _say_failed(found: results.Results, base: str, benchmark: str, console: Console) -> int:
+    """Name each failed cell of one base on one benchmark; how many there are."""
+    rows = found.scores[(found.scores["base"] == base) & (found.scores["benchmark"] == benchmark)]
+    failed = rows.loc[rows["status"] == "failed", ["model", "reason"]].drop_duplicates()
+    for model, reason in failed.itertuples(index=False, name=None):
+        console.print(f"failed: {model}: {reason}", style="red", soft_wrap=True, highlight=False)
+    return len(failed)
 
 
 def draw_all(found: results.Results, folder: Path, margin: float) -> list[Path]:

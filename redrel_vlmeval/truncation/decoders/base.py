@@ -109,6 +109,14 @@ class Decoder(ABC):
         """
         return nullcontext()
 
+    @contextmanager
+    def added(self) -> Iterator[list[torch.Tensor]]:
+        """Within the context, what a forward call adds to its visual tokens behind blocks 1, 2, .. is collected.
+
+        One [n, width] for each such block, of the prompt's n visual tokens in order.
+        """
+        yield []
+
     @abstractmethod
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         """A block's prefill arguments (rotary tables, masks, positions) cut to ``view``; made once a forward."""

@@ -167,6 +167,23 @@ class NativeDecoder(Decoder):
         with replaced(self.text, "_deepstack_process", fitting):
             yield
 
+    @contextmanager
+    def added(self) -> Iterator[list[torch.Tensor]]:
+        found: list[torch.Tensor] = []
+        if not hasattr(self.text, "_deepstack_process"):
+            yield found
+            return
+
+        def noting(add: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def process(hidden: torch.Tensor, visual: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+                found.append(features.detach())
+                return add(hidden, visual, features)
+
+            return process
+
+        with replaced(self.text, "_deepstack_process", noting):
+            yield found
+
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         short = dict(kwargs)
         if kwargs.get("position_embeddings") is not None:
