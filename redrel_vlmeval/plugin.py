@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import ModuleType
@@ -46,8 +47,12 @@ def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
     """Our entries: bases that run on a class of ours, and those of the host that ask for an engine without blocks."""
     for name, entry in table.items():
         asked = engines(getattr(entry, "keywords", {}))
-        if asked and not getattr(entry.func, "is_api", False) and not _without_blocks(name, entry):
-            yield name, partial(build_plain, name, entry.func, **(entry.keywords | dict.fromkeys(asked, False)))
+        together = bool(os.environ.get("REDREL_BATCH")) and hasattr(entry, "func")
+        if not (asked or together) or getattr(entry.func, "is_api", False) or _without_blocks(name, entry):
+            continue
+        plain = partial(build_plain, name, entry.func) if asked else entry.func
+        kind = partial(build_batched, name, plain) if together else plain
+        yield name, partial(kind, **(entry.keywords | dict.fromkeys(asked, False)))
     for name, base in BASES.items():
         there = name in table
         if not base.ours or (there and name == TINY) or (base.alias and not there):
@@ -74,6 +79,13 @@ def build_plain(name: str, kind: Any, **kwargs: Any) -> Any:
     else:
         logger.warning("%s: on transformers, as its variants, in place of the host's engine", name)
     return kind(**kwargs)
+
+
+def build_batched(name: str, kind: Any, **kwargs: Any) -> Any:
+    """The host's own class, with several questions in one call."""
+    from redrel_vlmeval.models import batch_size, batched
+
+    return batched(kind(**kwargs), name, batch_size())
 
 
 def build_variant(table: VariantTable, *, base: str, spec: str, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from .question import (
     asked_by_host as asked_by_host,
     failed_answer as failed_answer,
     failures as failures,
+    upcoming as upcoming,
 )
 from .runner import HostMissing as HostMissing, host_folder as host_folder
 from .scores import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redrel_vlmeval.errors import InvalidValue, RedrelError
-from redrel_vlmeval.host import pictures
+from redrel_vlmeval.host import pictures, question
 from redrel_vlmeval.host.runner import host_folder
 from redrel_vlmeval.host.tables import one_line
 
@@ -122,9 +122,7 @@ class Benchmark:
         line = self.lines.iloc[position]
         if "image" in line and hasattr(self.dataset, "dump_image"):
             pictures.renew(self.dataset, line)
-        if not getattr(self.dataset, "force_use_dataset_prompt", False) and model.use_custom_prompt(self.name):
-            return list(model.build_prompt(line, dataset=self.name))
-        return list(self.dataset.build_prompt(line))
+        return list(question.message_of(self.dataset, model, line, self.name))
 
     def digest(self, position: int) -> str:
         """16 hexadecimal digits of everything the benchmark says about a question: its words, options and pictures."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -76,6 +77,34 @@ def failed_answer() -> str | None:
     count = names["lt"] if "lt" in names else len(names["sample_indices_subrem"])
     others = names["i"] + 1 < count or any(mark not in str(answer) for answer in names["res"].values())
     return mark if others else None
+
+
+def message_of(dataset: Any, model: Any, line: Any, name: str) -> Any:
+    """The message of one line of benchmark ``name``, as ``vlmeval.inference.infer_data`` builds it.
+
+    Raises:
+        What the host raises for a line that it cannot ask.
+    """
+    if not getattr(dataset, "force_use_dataset_prompt", False) and model.use_custom_prompt(name):
+        return model.build_prompt(line, dataset=name)
+    return dataset.build_prompt(line)
+
+
+def upcoming(model: Any) -> Iterator[Callable[[], Any]]:
+    """What builds the message of each question that the host's loop over single questions will ask ``model`` next."""
+    frame = _loop()
+    names: Mapping[str, Any] = {} if frame is None else frame.f_locals
+    data: Any = names.get("data")
+    place, dataset = names.get("i"), names.get("dataset")
+    if frame is None or frame.f_globals["__name__"] != HOST_MODULES[0] or dataset is None:
+        return
+    if not hasattr(data, "iloc") or not isinstance(place, int):  # a loop of another make
+        return
+    answered = names.get("res", {})
+    for number in range(place + 1, len(data)):
+        line = data.iloc[number]
+        if line["index"] not in answered:
+            yield partial(message_of, dataset, model, line, names["dataset_name"])
 
 
 def _loop() -> FrameType | None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.models import Meter, costs, now, versions
+from redrel_vlmeval.models import Meter, answer_length, costs, ends, now, shares, versions
 from redrel_vlmeval.truncation import PromptTrace
 
 Question = tuple[str, str, int]  # task, split, document
-# of a batch, each of its questions has the same share
-_SHARED = ("prefill_ms", "decode_ms_per_token", "seconds", "kv_bytes_measured")
 _MEANS = ("image_tokens", "average_image_tokens", "prefill_ms", "decode_ms_per_token")
 _RATIOS = {"flops_ratio": "prefill_flops", "kv_ratio": "kv_bytes"}
 
@@ -27,42 +25,12 @@ def record(
         meter: around its ``generate``. holder: the harness's model. ids: prompts [b, s]. given: keywords of generate.
         traces: the truncated prompts', one per row and beam; empty for an untouched model. output: ids [b, t].
     """
-    rows, wholes = len(ids), _whole(meter, ids, given.get("attention_mask"))
-    beams = len(traces) // rows
-    made = []
-    for row in range(rows):
-        meter.prompt = wholes[row]
-        own = traces[row * beams] if beams else None
-        found = costs(meter, own, holder.spec, answer_length(ids[row], output[row], ends(holder, given)))
-        found |= {name: found[name] / rows for name in _SHARED if found[name] is not None}
-        made.append(found | {"batch": rows} | facts(holder) | {"time": now()})
-    return made
-
-
-def _whole(meter: Meter, ids: torch.Tensor, mask: torch.Tensor | None) -> list[PromptTrace | None]:
-    """Tokens and visual tokens of each prompt as it came, padding left out; None where they cannot be found."""
-    decoder = meter.decoder
-    if decoder is None or meter.prompt is None:
-        return [None] * len(ids)
-    real = torch.ones_like(ids) if mask is None else mask
-    images, blocks = decoder.image_mask(ids).sum(1).tolist(), len(decoder.blocks)
-    counts = real.sum(1).tolist()
-    return [PromptTrace([n] * blocks, [seen] * blocks) for n, seen in zip(counts, images, strict=True)]
-
-
-def ends(holder: Any, given: dict[str, Any]) -> set[int]:
-    """Ids that end an answer."""
-    found = given.get("eos_token_id")
-    if found is None:
-        found = holder.model.generation_config.eos_token_id
-    return set(found if isinstance(found, (list, tuple)) else [found]) - {None}
-
-
-def answer_length(prompt: torch.Tensor, output: torch.Tensor, stops: set[int]) -> int:
-    """Tokens of an answer up to its end; behind it a batch is padded."""
-    begun = len(prompt) if torch.equal(output[: len(prompt)], prompt) else 0
-    answer = output[begun:].tolist()
-    return next((number for number, token in enumerate(answer, 1) if token in stops), len(answer))
+    stops = ends(holder.model, given)
+    begun = ids.shape[1] if torch.equal(output[: len(ids), : ids.shape[1]], ids) else 0
+    lengths = [answer_length(row[begun:].tolist(), stops) for row in output]
+    found = shares(meter, ids, given.get("attention_mask"), lengths, traces)
+    more = {"batch": len(ids)} | facts(holder)
+    return [costs(share, share.own, holder.spec) | more | {"time": now()} for share in found]
 
 
 def facts(holder: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from redrel_vlmeval.lmms.records import answer_length
+from redrel_vlmeval.models import answer_length
 
 # Of a picture or a video, where a class has such attributes: keywords of its processor.
 _MEDIA = ("min_patches", "max_patches", "num_frames", "fps")
@@ -78,7 +78,7 @@ class Batching:
         )
         answers = ids[:, inputs["input_ids"].shape[1] :]
         spoken = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        lengths = [answer_length(answer[:0], answer, {self.eot_token_id}) for answer in answers]
+        lengths = [answer_length(answer.tolist(), {self.eot_token_id}) for answer in answers]
         for text, setting, answer in zip(texts, settings, spoken, strict=True):
             self.cache_hook.add_partial("generate_until", (text, setting), answer)
         return [

@@ -1,4 +1,6 @@
 from . import gpus as gpus, tiny as tiny
+from .batching import batch_size as batch_size
+from .calls import answer_length as answer_length, ends as ends
 from .checkpoint import choose_placement as choose_placement, weight_files as weight_files
 from .efficiency import (
     MEASURED as MEASURED,
@@ -8,6 +10,7 @@ from .efficiency import (
     kv_bytes as kv_bytes,
     now as now,
     prefill_flops as prefill_flops,
+    shares as shares,
 )
 from .llava import (
     TINY_FOLDER as TINY_FOLDER,
@@ -18,6 +21,7 @@ from .llava import (
     square_box as square_box,
 )
 from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened
+from .plain import batched as batched
 from .qwen import (
     QwenCore as QwenCore,
     RedrelQwenVL as RedrelQwenVL,

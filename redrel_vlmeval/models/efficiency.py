@@ -11,10 +11,12 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
@@ -111,6 +113,10 @@ class Meter:
             self._cache = self.decoder.cache_after(output, getattr(output, "past_key_values", None))
 
     @property
+    def new_tokens(self) -> int:
+        return len(self.seconds)
+
+    @property
     def prefill_ms(self) -> float | None:
         return self.seconds[0] * 1e3 if self.seconds else None
 
@@ -120,16 +126,80 @@ class Meter:
         return sum(later) / len(later) * 1e3 if later else None
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one prompt of a batch cost, in the place of the :class:`Meter` of a prompt that was alone.
+
+    ``prefill_ms`` is shared by the prompts' tokens, decoding by the answers', what is left of ``total`` evenly. A row
+    of the cache is as long as the longest prompt; ``peak_bytes`` is the whole batch's: the machine had to have it.
+    """
+
+    batch: int
+    new_tokens: int
+    prompt: PromptTrace | None
+    own: PromptTrace | None
+    decoder: Decoder | None
+    prefill_ms: float | None
+    decode_ms: float | None
+    total: float | None
+    kv_bytes: int | None
+    peak_bytes: int | None
+
+
+def shares(
+    meter: Meter, ids: torch.Tensor, mask: torch.Tensor | None, lengths: Sequence[int], traces: Sequence[PromptTrace]
+) -> list[Share]:
+    """What each prompt of a measured batch cost.
+
+    Args:
+        meter: around the batch's ``generate``.
+        ids, mask: padded prompts, long [b, s].
+        lengths: tokens of each answer.
+        traces: the truncated prompts', of one or, with beams, several rows each; empty for an untouched model.
+    """
+    count = len(ids)
+    real = torch.ones_like(ids) if mask is None else mask
+    tokens = real.sum(1).tolist()
+    wholes: list[PromptTrace | None] = [None] * count
+    if meter.decoder is not None and meter.prompt is not None:
+        images, blocks = (meter.decoder.image_mask(ids) & real.bool()).sum(1).tolist(), len(meter.decoder.blocks)
+        wholes = [PromptTrace([n] * blocks, [seen] * blocks) for n, seen in zip(tokens, images, strict=True)]
+    firsts = traces[:: len(traces) // count or 1]
+    owns = [_shorter(trace, max(lengths) - length) for trace, length in zip(firsts, lengths, strict=bool(firsts))]
+    steps = sum(length - 1 for length in lengths)
+    each = sum(meter.seconds[1:]) * 1e3 / steps if steps else None
+    rest = None if meter.total is None else (meter.total - sum(meter.seconds)) / count
+    found = []
+    for row, length in enumerate(lengths):
+        prefill = None if meter.prefill_ms is None else meter.prefill_ms * tokens[row] / sum(tokens)
+        total = None if rest is None else rest + ((prefill or 0.0) + (each or 0.0) * (length - 1)) / 1e3
+        found.append(
+            Share(
+                count, length, wholes[row], owns[row] if owns else None, meter.decoder, prefill,
+                each if length > 1 else None, total, None if meter.kv_bytes is None else meter.kv_bytes // count,
+                meter.peak_bytes,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _shorter(trace: PromptTrace, steps: int) -> PromptTrace:
+    """The trace without the last ``steps`` tokens, which a row of a batch makes behind the end of its answer."""
+    return replace(trace, kv=[held - steps for held in trace.kv])
+
+
 # Of a record's entries, those that a clock or the machine's memory gives, and no arithmetic.
 MEASURED = ("prefill_ms", "decode_ms_per_token", "seconds", "kv_bytes_measured", "peak_bytes")
 
 
-def costs(meter: Meter, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None) -> dict[str, Any]:
+def costs(
+    meter: Meter | Share, trace: PromptTrace | None, spec: VariantSpec, new_tokens: int | None = None
+) -> dict[str, Any]:
     """The measured and computed part of an efficiency record for one prompt; ``trace`` None for an untouched model.
 
     ``new_tokens`` is the answer's length where it is not the number of forward calls: several options were tried.
     """
-    new_tokens = len(meter.seconds) if new_tokens is None else new_tokens
+    new_tokens = meter.new_tokens if new_tokens is None else new_tokens
     found: dict[str, Any] = {
         "prefill_ms": meter.prefill_ms,
         "decode_ms_per_token": meter.decode_ms,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval.errors import RedrelError, Refused, Unaskable
 from redrel_vlmeval.host import asked_by_host, failed_answer
+from redrel_vlmeval.models.batching import Batches, batch_size
 from redrel_vlmeval.models.pictures import check_readable, is_local
 from redrel_vlmeval.models.recorder import Recorder
+from redrel_vlmeval.truncation import Trace
 
 
 class HostedModel(BaseModel):
@@ -26,8 +28,9 @@ class HostedModel(BaseModel):
 
     INSTALL_REQ = False
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int | None = None) -> None:
         super().__init__()
+        self._batches = Batches(self, batch_size(batch))
         self.recorder: Recorder | None = None  # None: a variant around this model keeps the records
         self._caught: RedrelError | None = None  # the first of the answer at hand
         self._refusal: RedrelError | None = None  # stops all that is asked afterwards
@@ -60,15 +63,32 @@ class HostedModel(BaseModel):
         self._begin()
         try:
             with self.answering([message]):
-                if isinstance(message, GivenUp):
-                    raise message.error
-                return super().generate(message, dataset)
+                return self._batches.answer(message, dataset)
         except Unaskable as error:
             return self._failed(error)
         except RedrelError as error:
             if isinstance(error, RuntimeError) and os.environ.get("SKIP_ERR") == "1":
                 raise Refused(str(error)) from error
             raise
+
+    # -- several questions at once, see batching -----------------------------------------------------------------------
+
+    def decoding(self) -> Any:
+        return self.model
+
+    def host(self) -> Any:
+        return self
+
+    def ask(self, message: Any, dataset: str | None) -> Any:
+        if isinstance(message, GivenUp):
+            raise message.error
+        return super().generate(message, dataset)
+
+    def cut(self) -> AbstractContextManager[Trace | None]:
+        return nullcontext()
+
+    def looking_ahead(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def chat(self, messages: Any, dataset: str | None = None) -> Any:
         """The answer to the last turn of a conversation.

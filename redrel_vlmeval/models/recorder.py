@@ -16,7 +16,7 @@ from torch import nn
 import redrel_vlmeval
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import HostQuestion, asked_by_host, facts as hostfacts, failures
-from redrel_vlmeval.models.efficiency import Meter, RecordFile, costs, now
+from redrel_vlmeval.models.efficiency import Meter, RecordFile, Share, costs, now
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
 
@@ -66,6 +66,8 @@ class Recorder:
     def __init__(self, model: nn.Module, spec: VariantSpec, facts: dict[str, Any]) -> None:
         self.model, self.spec = model, spec
         self.facts = facts | {"versions": versions()}
+        self.silent = False  # True while questions are prepared that the host has not asked
+        self.share: Share | None = None  # of the batch in which the answer at hand was made before
         self._files: dict[Path, RecordFile] = {}
         self._warned: set[str] = set()
 
@@ -79,20 +81,25 @@ class Recorder:
         Raises:
             ValueError: the host's name for this model says another setting than the model's own.
         """
-        asked = asked_by_host()
+        asked = None if self.silent else asked_by_host()
         if asked is not None:
             check_name(asked.model, self.spec)
         file = None if asked is None else self._open(asked.record_path)
         more: dict[str, Any] = {}
+        self.share = None
         with Meter(self.model) as meter:
             yield more
+        share, self.share = self.share, None
         if asked is None or file is None:
             return
         if wrong := asked.stale_pictures:
             more["stale_pictures"] = wrong
             self._warn_once(asked.dataset, wrong[0])
         prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
-        measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
+        if share is not None:
+            measured = costs(share, share.own, self.spec) | {"batch": share.batch}
+        else:
+            measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
         file.append(self._head(asked) | measured | more | self.facts | {"time": now()})
 
     def failed(self, error: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.truncation import replaced_generate, truncated
+from redrel_vlmeval.truncation import Trace, replaced_generate, truncated
 
 HOST_SETS = ("nframe", "fps", "VIDEO_LLM")  # what the host sets on a model for a benchmark of videos
 
@@ -32,6 +32,7 @@ class TruncatedVLM(HostedModel):
         base: a model name the host knows, or a built model of the host.
         spec: a setting (``"l5_k128"``) or a whole variant name.
         table: where names are looked up; the host's own table when not given.
+        batch: questions that are answered at once, see :mod:`~redrel_vlmeval.models.batching`.
         kwargs: passed to the base's builder.
 
     Raises:
@@ -41,8 +42,10 @@ class TruncatedVLM(HostedModel):
 
     recorder: Recorder
 
-    def __init__(self, base: Any, spec: str, table: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__()
+    def __init__(
+        self, base: Any, spec: str, table: Mapping[str, Any] | None = None, batch: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(batch)
         parsed = parse(spec)
         name = base if isinstance(base, str) else parsed.base
         if parsed.base not in ("", name):
@@ -207,13 +210,27 @@ class TruncatedVLM(HostedModel):
             record |= ranker.record
         return answer
 
+    def decoding(self) -> Any:
+        return self.torch_model
+
+    def cut(self) -> AbstractContextManager[Trace | None]:
+        return truncated(self.torch_model, self.spec) if self.spec.stages else nullcontext()
+
+    @contextmanager
+    def looking_ahead(self) -> Iterator[None]:
+        """The question at hand stays the one that was built for it."""
+        asked = self._asked
+        try:
+            yield
+        finally:
+            self._asked = asked
+
     @contextmanager
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
         model = self.torch_model
         room = answer_room(model, prompts.answer_tokens(self.spec.prompt))
-        cut = truncated(model, self.spec) if self.spec.stages else nullcontext()
         with (
-            self.answering(messages), unrecorded(self.inner), beams(model, self.spec.beam), room, cut as trace,
+            self.answering(messages), unrecorded(self.inner), beams(model, self.spec.beam), room, self.cut() as trace,
             self.recorder.question(trace) as record, unswallowed(model),
         ):  # fmt: skip
             yield record

@@ -19,7 +19,7 @@ class LLaVA15(HostedModel):
 
     Args:
         model_path: ``llava-hf/llava-1.5-7b-hf``, ``-13b-hf``, a local folder, or ``redrel_tiny``.
-        kwargs: device, dtype, revision, attn, and keywords of ``generate`` (``num_beams``, ``max_new_tokens``, ...).
+        kwargs: batch, device, dtype, revision, attn, and keywords of ``generate`` (``num_beams``, ...).
 
     Raises:
         CheckpointError: the checkpoint cannot be had or used; says how to mend it.
@@ -28,7 +28,7 @@ class LLaVA15(HostedModel):
     INTERLEAVE = True
 
     def __init__(self, model_path: str = "llava-hf/llava-1.5-7b-hf", **kwargs: Any) -> None:
-        super().__init__()
+        super().__init__(kwargs.pop("batch", None))
         kwargs.pop("use_vllm", None)
         if model_path == TINY:
             kwargs.setdefault("max_new_tokens", 32)

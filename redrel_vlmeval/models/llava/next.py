@@ -41,7 +41,7 @@ class LLaVANext(HostedModel):
         revision: commit or tag on the hub.
         device, dtype: see :func:`choose_placement`.
         attn: attention kernel, as transformers names it.
-        generation: keywords of ``generate``.
+        generation: keywords of ``generate``; ``batch``: questions that are answered at once.
 
     Raises:
         CheckpointError: the checkpoint cannot be had or used; says how to mend it.
@@ -53,7 +53,7 @@ class LLaVANext(HostedModel):
         self, model_path: str = "llava-hf/llava-v1.6-vicuna-7b-hf", revision: str | None = None,
         device: str | None = None, dtype: str | None = None, attn: str = "sdpa", **generation: Any,
     ) -> None:  # fmt: skip
-        super().__init__()
+        super().__init__(generation.pop("batch", None))
         generation.pop("use_vllm", None)
         config = open_config(model_path, revision, KNOWN)
         kind = config.get("model_type")

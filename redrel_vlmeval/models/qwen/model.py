@@ -17,7 +17,7 @@ class RedrelQwenVL(HostedModel):
 
     Args:
         model_path: ``Qwen/Qwen-VL``, or a local folder in its format.
-        kwargs: device, dtype, revision, attn, and keywords of ``generate``.
+        kwargs: batch, device, dtype, revision, attn, and keywords of ``generate``.
 
     Raises:
         CheckpointError: the checkpoint cannot be had or used; says how to mend it.
@@ -27,7 +27,7 @@ class RedrelQwenVL(HostedModel):
     chatty = False
 
     def __init__(self, model_path: str = "Qwen/Qwen-VL", **kwargs: Any) -> None:
-        super().__init__()
+        super().__init__(kwargs.pop("batch", None))
         kwargs.pop("use_vllm", None)
         self.model_path = model_path
         self.core = QwenCore(model_path, self.chatty, **kwargs)
@@ -45,7 +45,7 @@ class RedrelQwenVLChat(RedrelQwenVL):
 
     Args:
         model_path: ``Qwen/Qwen-VL-Chat``, or a local folder in its format.
-        kwargs: device, dtype, revision, attn, and keywords of ``generate``.
+        kwargs: batch, device, dtype, revision, attn, and keywords of ``generate``.
 
     Raises:
         CheckpointError: the checkpoint cannot be had or used; says how to mend it.

@@ -20,12 +20,13 @@ def find_decoder(model: nn.Module) -> Decoder:
     """
     if not isinstance(model, nn.Module):
         raise TruncationError(f"truncated() takes a torch model, got {type(model).__name__}")
-    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in model.modules()):
+    parts = list(model.modules())
+    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in parts):
         raise TruncationError(
             f"{type(model).__name__}: compiled by torch.compile, whose code would go on as it was traced; give the "
             "model that was compiled (model._orig_mod)"
         )
-    found = [(adapter, module) for module in model.modules() for adapter in ADAPTERS if adapter.owns_blocks(module)]
+    found = [(adapter, module) for module in parts for adapter in ADAPTERS if adapter.owns_blocks(module)]
     if len(found) != 1:
         raise TruncationError(
             f"{type(model).__name__}: unknown decoder ({len(found)} modules are laid out as known, expected one). "

@@ -1,0 +1,302 @@
+"""Several questions in one call, although the host asks one at a time: ``REDREL_BATCH=8``.
+
+```
+host asks 1   1 2 .. 8: the class's own code, up to its generate(), whose arguments are kept        captured
+              one generate() for all of them, padded on the left                                  joined
+              1: the class's own code again, to its end; its generate() gives the answer at once    dealt
+host asks 2   2: the class's own code, to its end
+```
+
+Nothing is assumed about a class but that the same message makes the same call of ``generate``; that is compared when an
+answer is dealt, and where it does not hold, the model answers one by one from there on, and says so once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.host import asked_by_host, upcoming
+from redrel_vlmeval.models.calls import Alone, Call, answer_length, ends, joined, padding
+from redrel_vlmeval.models.efficiency import Meter, Share, shares
+from redrel_vlmeval.models.recorder import Recorder
+from redrel_vlmeval.truncation import Trace, find_decoder, replaced_generate
+
+logger = logging.getLogger("redrel_vlmeval")
+BATCH = "REDREL_BATCH"
+
+
+def batch_size(given: Any = None) -> int:
+    """Questions that are answered at once: ``given``, else what ``REDREL_BATCH`` says, else 1.
+
+    Raises:
+        InvalidValue: it is no number from 1.
+    """
+    where, value = ("batch", given) if given is not None else (BATCH, os.environ.get(BATCH) or "1")
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InvalidValue(f"{where}={text}: how many questions are answered at once, a number from 1")
+    return int(text)
+
+
+class Asked(Protocol):
+    """A model of the host whose questions are answered together."""
+
+    recorder: Recorder | None
+
+    def decoding(self) -> Any:
+        """The torch model whose ``generate`` its class calls."""
+
+    def host(self) -> Any:
+        """The model as the host holds it: it builds the messages."""
+
+    def ask(self, message: Any, dataset: str | None) -> Any:
+        """The answer to one message, by the class's own code."""
+
+    def cut(self) -> AbstractContextManager[Trace | None]:
+        """Around the call for all questions: as around that for one."""
+
+    def looking_ahead(self) -> AbstractContextManager[None]:
+        """Around messages that the host has not asked for yet: what a message leaves in the model is put back."""
+
+
+class _Captured(BaseException):
+    """Ends the class's own code at its ``generate``; no class that catches every ``Exception`` catches it."""
+
+    def __init__(self, found: Call | Alone) -> None:
+        super().__init__()
+        self.found = found
+
+
+class _Finished(Exception):
+    """The class answered without ``generate`` of its torch model."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The answer to one call: its ``digest``, prompt and answer [1, s + t], and what it cost."""
+
+    digest: list[Any]
+    ids: torch.Tensor
+    share: Share
+
+
+class Batches:
+    """Answers of a model's questions, ``size`` at a time, kept until the host asks for them."""
+
+    def __init__(self, asked: Asked, size: int) -> None:
+        self.asked, self.size = asked, size
+        self.wanted = size
+        self._kept: dict[str, Dealt] = {}
+        self._alone: set[str] = set()  # questions of a batch that failed
+        self._said: set[str] = set()
+
+    def answer(self, message: Any, dataset: str | None) -> Any:
+        """The answer to a message; inside the host's loop with the following ones."""
+        if self.size == 1 or asked_by_host() is None:
+            return self.asked.ask(message, dataset)
+        key = _key(message, dataset)
+        if key not in self._kept and key not in self._alone:
+            try:
+                self._fill(key, message, dataset)
+            except _Finished as done:
+                self._one_by_one("its class does not call generate() of its torch model")
+                return done.answer
+        dealt = self._kept.pop(key, None)
+        if dealt is None:
+            return self._by_itself(key, message, dataset)
+        return self._deal(dealt, message, dataset)
+
+    # -- what is answered together ------------------------------------------------------------------------------------
+
+    def _fill(self, key: str, message: Any, dataset: str | None) -> None:
+        """Answer this question and those that come next, and keep what comes of it.
+
+        Raises:
+            _Finished: the class answered this one without its torch model.
+        """
+        try:
+            first = self._captured(message, dataset)
+        except Alone as reason:
+            self._one_by_one(str(reason))
+            return
+        calls = {key: first}
+        for old in list(self._kept)[: -4 * self.wanted]:  # of questions that the host has passed over
+            del self._kept[old]
+        with self.asked.looking_ahead(), _silent(self.asked.recorder):
+            for other, call in self._ahead(dataset, self.size - 1):
+                if call.joins(first):
+                    calls[other] = call
+        self._answer_together(calls)
+
+    def _captured(self, message: Any, dataset: str | None) -> Call:
+        """The call of ``generate`` that a message leads to.
+
+        Raises:
+            Alone: it cannot be answered with others. _Finished: none was made.
+        """
+        model = self.asked.decoding()
+
+        def capture(_generate: Callable[..., Any]) -> Callable[..., Any]:
+            def generate(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    found: Call | Alone = Call.of(model, args, kwargs)
+                except Alone as reason:
+                    found = reason
+                raise _Captured(found)
+
+            return generate
+
+        try:
+            with replaced_generate(model, capture):
+                answer = self.asked.ask(copy.deepcopy(message), dataset)
+        except _Captured as captured:
+            if isinstance(captured.found, Alone):
+                raise captured.found from None
+            return captured.found
+        raise _Finished(answer)
+
+    def _ahead(self, dataset: str | None, count: int) -> Iterator[tuple[str, Call]]:
+        """Key and call of up to ``count`` questions that the host asks next; what fails is left to its own turn."""
+        for build in upcoming(self.asked.host()):
+            if count == 0:
+                return
+            try:
+                message = build()
+                key = _key(message, dataset)
+                if key in self._kept or key in self._alone:
+                    continue
+                count -= 1
+                yield key, self._captured(message, dataset)
+            except (Exception, _Finished):
+                count -= 1
+
+    def _answer_together(self, calls: dict[str, Call]) -> None:
+        """Keep the answers to ``calls``; where that cannot be, they are asked one by one, or in smaller batches."""
+        while len(calls) > 1:
+            try:
+                self._kept |= self._generated(calls)
+                return
+            except Exception as error:
+                failed, full = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", _out_of_memory(error)
+            if not full:
+                self._alone |= calls.keys()
+                self._say(f"a batch of {len(calls)} questions failed ({failed}); they are asked one by one")
+                return
+            # behind the handler: what the error held is free now
+            torch.cuda.empty_cache()
+            self.size = len(calls) // 2 if self.size == self.wanted else 1
+            self._say(f"out of memory with {len(calls)} questions at once; from here on {self.size}")
+            calls = dict(list(calls.items())[: self.size])
+
+    @torch.no_grad()
+    def _generated(self, calls: dict[str, Call]) -> dict[str, Dealt]:
+        model = self.asked.decoding()
+        given = list(calls.values())
+        decoder, settings = find_decoder(model), given[0].settings
+        args, kwargs = joined(given, padding(model, settings, decoder))
+        ids = args[0] if args else kwargs["input_ids"]
+        with self.asked.cut() as trace, Meter(model) as meter:
+            output = model.generate(*args, **kwargs)
+        width = ids.shape[1]
+        if not isinstance(output, torch.Tensor) or not torch.equal(output[:, :width], ids):
+            raise Alone(f"{type(model).__name__}.generate() does not give prompts and answers")
+        stops = ends(model, settings)
+        lengths = [answer_length(row[width:].tolist(), stops) for row in output]
+        costs = shares(meter, ids, kwargs["attention_mask"], lengths, trace.prompts if trace else [])
+        found = {}
+        for row, (key, call) in enumerate(calls.items()):
+            whole = torch.cat([call.tensors["input_ids"], output[row : row + 1, width : width + lengths[row]]], 1)
+            found[key] = Dealt(call.digest(), whole, costs[row])
+        return found
+
+    # -- handing out --------------------------------------------------------------------------------------------------
+
+    def _deal(self, dealt: Dealt, message: Any, dataset: str | None) -> Any:
+        """The class's own code over an answer that is there already."""
+        model, calls = self.asked.decoding(), 0
+
+        def deal(original: Callable[..., Any]) -> Callable[..., Any]:
+            def generate(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > 1:
+                    self._one_by_one("its class calls generate() several times for one answer")
+                elif self._same(model, dealt, args, kwargs):
+                    if self.asked.recorder is not None:
+                        self.asked.recorder.share = dealt.share
+                    return dealt.ids
+                return original(*args, **kwargs)
+
+            return generate
+
+        with replaced_generate(model, deal):
+            return self.asked.ask(message, dataset)
+
+    def _same(self, model: Any, dealt: Dealt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        try:
+            if Call.of(model, args, kwargs).digest() == dealt.digest:
+                return True
+        except Alone:
+            pass
+        self._one_by_one("its class asks another thing when it is given the same message again")
+        return False
+
+    def _by_itself(self, key: str, message: Any, dataset: str | None) -> Any:
+        try:
+            return self.asked.ask(message, dataset)
+        except Exception as error:
+            asked = asked_by_host()
+            if key in self._alone and asked is not None:
+                logger.error("%s: it was question %s of %s: %s", asked.model, asked.index, asked.dataset, error)
+            raise
+        finally:
+            self._alone.discard(key)
+
+    def _one_by_one(self, reason: str) -> None:
+        self.size = 1
+        self._kept.clear()
+        self._say(f"answers one by one: {reason}")
+
+    def _say(self, words: str) -> None:
+        asked = asked_by_host()
+        if asked is not None and words not in self._said:
+            self._said.add(words)
+            logger.warning("%s: %s", asked.model, words)
+
+
+@contextmanager
+def _silent(recorder: Recorder | None) -> Iterator[None]:
+    """Within the context no record is written: the question at hand is not the one that is asked."""
+    if recorder is None:
+        yield
+        return
+    recorder.silent = True
+    try:
+        yield
+    finally:
+        recorder.silent = False
+
+
+def _key(message: Any, dataset: str | None) -> str:
+    return json.dumps([dataset, message], sort_keys=True, default=str)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the computer, where torch says it in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
