@@ -14,7 +14,7 @@ import typer
 
 from redrel_vlmeval.console import App, ending
 from redrel_vlmeval.errors import RedrelError
-from redrel_vlmeval.explain import app as explaining
+from redrel_vlmeval.explain import app as explaining, list_methods, list_rules
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.rules import DEFAULT
 
@@ -25,6 +25,8 @@ app = App(
     pretty_exceptions_enable=False,
 )
 app.add_typer(explaining, name="explain")
+app.command("rules")(list_rules)
+app.command("methods")(list_methods)
 DEBUG = "REDREL_DEBUG"
 _LONG = re.compile(r"\S{300,}")
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -93,37 +95,6 @@ def list_bases(
         typer.echo(f"{one.name:{wide[0]}}  {one.kind:{wide[1]}}  {one.verdict:7}  {one.evidence:8}{why}".rstrip())
     counts = Counter(one.verdict for one in found)
     typer.echo(f"{len(found)} names: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
-
-
-@app.command("rules")
-def _rules(
-    goldens: Annotated[
-        Path | None, typer.Option(help="Run this file of golden vectors instead; exit code 1 if one differs.")
-    ] = None,
-) -> None:
-    """The rules that choose visual tokens, your own among them: name, what it keeps and needs, where it is from."""
-    from redrel_vlmeval import rules
-
-    if goldens is None:
-        typer.echo(rules.listing.table())
-        return
-    results = []
-    for case, difference in rules.goldens.run(goldens):
-        results.append(not difference)
-        typer.echo(f"{case}: {difference or 'same'}")
-    typer.echo(f"{sum(results)} of {len(results)} vectors")
-    raise typer.Exit(int(not all(results)))
-
-
-@app.command("methods")
-def _methods(
-    names: Annotated[list[str] | None, typer.Argument(help="Only these, such as FastV; all if not given.")] = None,
-) -> None:
-    """Published methods as settings per budget: paper, licence of the authors' code, what is exact and what is not."""
-    from redrel_vlmeval import methods
-
-    for method in map(methods.find, names or methods.known()):
-        typer.echo(methods.text(method))
 
 
 @app.command()
@@ -236,6 +207,7 @@ def bench(
     ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="What choosing costs instead, rule by rule.")] = False,
 ) -> None:
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
     if what not in ("prefill", "sweep", "explain"):
@@ -243,8 +215,14 @@ def bench(
     from redrel_vlmeval.bench import command
 
     request = command.Request(family, size, model, code, device, dtype, rounds, settings, check)
-    if what == "prefill":
+    if rules and (what != "prefill" or settings):
+        raise typer.BadParameter("--rules times every rule in a prefill; leave sweep, explain and --settings out")
+    if what == "prefill" and not rules:
         raise typer.Exit(command.run(request))
+    if rules:
+        from redrel_vlmeval.bench import ranking
+
+        raise typer.Exit(ranking.run(request))
     from redrel_vlmeval.bench import maps, sweep
 
     raise typer.Exit((sweep if what == "sweep" else maps).run(request))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_models import TinyModel
 
-from redrel_vlmeval.bench import command, prefill as bench, subjects
+from redrel_vlmeval import rules
+from redrel_vlmeval.bench import command, prefill as bench, ranking, subjects
 from redrel_vlmeval.bench.command import Request
 from redrel_vlmeval.bench.prefill import Arm
 from redrel_vlmeval.errors import InvalidValue
@@ -132,3 +133,27 @@ def test_names_of_the_host_are_timed_by_their_weights(monkeypatch) -> None:
     assert asked == ["llava-hf/llava-1.5-7b-hf", "redrel_tiny", "own/folder"]
     with pytest.raises(InvalidValue, match="llava_next_72b.*LLaVA-1.5 and Qwen-VL alone"):
         subjects.loaded_subject("llava", "llava_next_72b", None, None)
+
+
+def test_choosing_is_timed_rule_by_rule_where_it_happens(llava: TinyModel) -> None:
+    some = [rules.find(name) for name in ("attention", "random", "cls", "downsample")]
+    subject = subjects.llava_subject(llava.model, {})
+    ids = subject.inputs["input_ids"]
+    prefills, costs = ranking.measure(subject, some, rounds=2)
+    assert [cost.setting for cost in costs] == ["l2_k64", "l0_k64_random", "l0_k64_cls", "l0_k64_downsample"]
+    assert int((ids == 99).sum()) < ranking.KEEP  # so there was nothing to choose, and choosing took no time
+    assert all(cost.seconds == [0, 0] and cost.share(prefills) == 0 for cost in costs)
+
+
+def test_choosing_takes_time_and_a_refused_rule_none(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "KEEP", 3)
+    some = [rules.find(name) for name in ("next", "mmtok", "downsample")]
+    prefills, costs = ranking.measure(subjects.llava_subject(llava.model, {}), some, rounds=2)
+    assert len(prefills) == 2 and all(len(cost.seconds) == 2 and min(cost.seconds) > 0 for cost in costs[:2])
+    assert "cannot be made one of 3" in costs[2].why and costs[2].seconds == []
+
+
+@pytest.mark.parametrize(("seconds", "holds"), [(0.031, [False, True]), (0.101, [False, False]), (0.029, [True, True])])
+def test_greedy_rules_have_a_wider_bar(seconds: float, holds: list[bool]) -> None:
+    costs = [ranking.Cost(name, "", [seconds]) for name in ("cls", "divprune", "downsample")]
+    assert [check.holds for check in ranking.checks([1.0], costs)] == holds  # none of what is no ranking

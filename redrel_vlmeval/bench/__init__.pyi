@@ -1,1 +1,1 @@
-from . import command as command, maps as maps, sweep as sweep
+from . import command as command, maps as maps, ranking as ranking, sweep as sweep

@@ -5,6 +5,7 @@ In all of them X is float [n, D], the projected features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from redrel_vlmeval.rules.geometry import greedy, unit
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
     from redrel_vlmeval.rules.seen import Seen
 
 
-def max_min(distances: Tensor, first: Tensor, count: int) -> Tensor:
+def max_min(distances: Callable[[Tensor], Tensor], first: Tensor, count: int) -> Tensor:
     """From ``first`` (long [1]) on, always the token that is farthest from the nearest one chosen: long [count].
 
-    ``distances``: float [n, n].
+    ``distances``: a token, long [1] -> its distances from all, float [n].
     """
-    nearest = distances.index_select(0, first)[0]
+    nearest = distances(first)
 
     def take(token: Tensor) -> None:
         nonlocal nearest
-        nearest = nearest.minimum(distances.index_select(0, token)[0])
+        nearest = nearest.minimum(distances(token))
 
     return greedy(count, lambda: nearest, take, [first])
 
@@ -36,7 +37,7 @@ def divprune_order(x: Tensor, count: int) -> Tensor:
     x = unit(x)
     distances = 1 - x @ x.T
     second = distances.kthvalue(min(2, len(x)), dim=0).values  # the smallest is a token's distance from itself
-    return max_min(distances, second.argmax()[None], count)
+    return max_min(lambda token: distances.index_select(0, token)[0], second.argmax()[None], count)
 
 
 def farthest_points(x: Tensor, count: int) -> Tensor:
@@ -44,7 +45,10 @@ def farthest_points(x: Tensor, count: int) -> Tensor:
     import torch
 
     x = x.float()
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def distances(token: Tensor) -> Tensor:  # of the chosen alone; exact, so that equal tokens tie
+        return torch.cdist(x.index_select(0, token), x, compute_mode="donot_use_mm_for_euclid_dist")[0]
+
     return max_min(distances, (x - x.mean(0)).norm(dim=-1).argmax()[None], count)
 
 

@@ -257,7 +257,7 @@ class _Engine:
         def attend(seen: Attention) -> Any:
             prompt = self.prompt
             if prompt is not None and stage in prompt.stages and self._deciding() and prompt.asks(stage):
-                self.evidence[stage.layer] = self._seen(prompt, stage, seen)
+                self.evidence[stage.layer] = self.trace.timed(self._seen, prompt, stage, seen)
             return seen.own()
 
         return attend
@@ -289,7 +289,7 @@ class _Engine:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             if block == stage.layer and self._deciding():
-                self._decide(prompt, stage, hidden, kwargs)
+                self.trace.timed(self._decide, prompt, stage, hidden, kwargs)
             if self.spec.official:
                 return args, self._hide(prompt, stage, block, kwargs)
             view = prompt.views[stage.layer]

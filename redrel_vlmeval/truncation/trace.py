@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +35,26 @@ class PromptTrace:
 
 @dataclass
 class Trace:
-    """Everything that happened inside one ``with truncated(...)``; ``prompts`` has one entry per prompt, in order."""
+    """Everything that happened inside one ``with truncated(...)``; ``prompts`` has one entry per prompt, in order.
+
+    ``clock``: where it is set, ``ranking`` is how long choosing has taken by it: reading what rules need, and rules.
+    """
 
     variant: str
     blocks: int
     prompts: list[PromptTrace] = field(default_factory=list)
+    clock: Callable[[], float] | None = None
+    ranking: float = 0.0
+
+    def timed(self, do: Callable[..., Any], *args: Any) -> Any:
+        """``do(*args)``, counted as ranking."""
+        if self.clock is None:
+            return do(*args)
+        begin = self.clock()
+        try:
+            return do(*args)
+        finally:
+            self.ranking += self.clock() - begin
 
     @property
     def last(self) -> PromptTrace:

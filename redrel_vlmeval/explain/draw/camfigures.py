@@ -73,13 +73,13 @@ def grid(
     remarks = _remarks([one], width, quantity(stored, where, method), words)
     head = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12
     height = head + ceil(len(one.layers) / across) * tall + _foot(remarks, scale)
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     _head(figure, one, f"{method}, {NAMES[where]}s", texts)
     _targets(figure.axes[0], stored, picture)
     for number, layer in enumerate(one.layers):
         row, column = divmod(number, across)
         bottom = height - head - (row + 1) * tall + GAP
-        axis = _axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
+        axis = axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
         peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
         draw_map(axis, one, number, peak)
         _targets(axis, stored, picture)
@@ -115,13 +115,13 @@ def rows(
     words += "; %: share on the kept tokens" if notes else ""
     remarks = _remarks(sheets, width, f"{quantity(many[0], where, method)}; {NAMES[where]}s", words)
     height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + _foot(remarks, scale)
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     top = height - 0.06
     for row, (one, text) in enumerate(zip(sheets, texts, strict=True)):
         put(figure, EDGE, top, text, SMALL)
         top -= LINE * (len(text) + 1.2)
         for number, layer in enumerate(chosen):
-            axis = _axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
+            axis = axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
             peak = shared_peak(sheets if scale == "shared" else [other.at([layer]) for other in sheets])
             draw_map(axis, one, number, peak)
             _targets(axis, many[row], picture)
@@ -159,7 +159,7 @@ def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
     )  # fmt: skip
     axis.set(xlim=(0, width), ylim=(height, 0))
     if one.dropped[number].any():
-        axis.add_patch(_hatched(PathPatch(_cells(one.dropped[number], one.box))))
+        axis.add_patch(_hatched(PathPatch(cells(one.dropped[number], one.box))))
 
 
 def _targets(axis: Axes, stored: Stored, picture: int) -> None:
@@ -170,7 +170,7 @@ def _targets(axis: Axes, stored: Stored, picture: int) -> None:
             axis.add_patch(box).set_zorder(4)
 
 
-def _cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
+def cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
     """One path around every true cell: a patch per cell would be thousands."""
     x = np.linspace(box[0], box[2], mask.shape[1] + 1)
     y = np.linspace(box[1], box[3], mask.shape[0] + 1)
@@ -197,13 +197,13 @@ def _picture(axis: Axes, one: Sheet, grey: bool) -> None:
     axis.imshow(shown.astype(np.uint8), extent=(0, one.size[0], one.size[1], 0), interpolation=smooth, zorder=1)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
-def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
+def axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     """Axes at left, bottom, width, height in inches."""
     width, height = figure.get_size_inches()
     axis = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
@@ -229,7 +229,7 @@ def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
     """The picture itself and, beside it, what is drawn and of what."""
     width, height = figure.get_size_inches()
     wide = 0.28 * width
-    axis = _axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
+    axis = axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
     _picture(axis, one, grey=False)
     axis.set(xticks=[], yticks=[])
     bold = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
@@ -258,7 +258,7 @@ def _key(figure: Figure, sheets: Sequence[Sheet], remarks: list[str], scale: str
     put(figure, EDGE, above, remarks, SMALL - 0.5, color="#444444")
     if scale != "shared":
         return
-    axis = _axes(figure, (EDGE, above + 0.14, width - 2 * EDGE - 0.12, 0.07))
+    axis = axes(figure, (EDGE, above + 0.14, width - 2 * EDGE - 0.12, 0.07))
     peak = shared_peak(sheets)
     shades = ScalarMappable(Normalize(0, peak), _over(np.mean([greyed(ground(one.picture)) for one in sheets], axis=0)))
     bar = figure.colorbar(shades, cax=axis, orientation="horizontal")
@@ -292,15 +292,25 @@ def _check(scale: str) -> None:
         raise ExplainError(f"scale {scale!r}: choose one of {', '.join(SCALES)}")
 
 
+def check_ending(path: FilePath) -> str:
+    """``png`` or ``pdf``.
+
+    Raises:
+        ExplainError: another ending.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf"):
+        raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
+    return kind
+
+
 def save(figure: Figure, path: FilePath) -> FilePath:
     """Write a figure as .png or .pdf, whole or not at all.
 
     Raises:
         ExplainError: another ending. WriteError: a place that cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "pdf"):
-        raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
+    kind = check_ending(path)
     facts: Any = {"CreationDate": None} if kind == "pdf" else None  # the same explanation makes the same file
 
     def write(stream: IO[bytes]) -> None:
