@@ -187,7 +187,7 @@ def demo(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="prefill; sweep: a grid in one pass; explain: maps of all layers in one pass.")
+        str, typer.Argument(help="prefill; batch: eight at a time; sweep: a grid, and explain: all maps, in one pass.")
     ] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
@@ -210,22 +210,12 @@ def bench(
     rules: Annotated[bool, typer.Option("--rules", help="What choosing costs instead, rule by rule.")] = False,
 ) -> None:
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
-    if what not in ("prefill", "sweep", "explain"):
-        raise typer.BadParameter(f"{what!r}: choose prefill, sweep or explain")
     from redrel_vlmeval.bench import command
 
     request = command.Request(family, size, model, code, device, dtype, rounds, settings, check)
     if rules and (what != "prefill" or settings):
         raise typer.BadParameter("--rules times every rule in a prefill; leave sweep, explain and --settings out")
-    if what == "prefill" and not rules:
-        raise typer.Exit(command.run(request))
-    if rules:
-        from redrel_vlmeval.bench import ranking
-
-        raise typer.Exit(ranking.run(request))
-    from redrel_vlmeval.bench import maps, sweep
-
-    raise typer.Exit((sweep if what == "sweep" else maps).run(request))
+    raise typer.Exit(command.measure("rules" if rules else what, request))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from modelbox import QUESTION, in_host, message, records
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import Benchmark
-from redrel_vlmeval.models.batching import Batches, batch_size
+from redrel_vlmeval.models.batching import batch_size
 from redrel_vlmeval.models.efficiency import MEASURED
 from redrel_vlmeval.models.plain import batched
 
@@ -42,10 +42,7 @@ def model_of(classes, base, setting, batch):
     """A model of its own around the torch model that all tests share."""
     if setting:
         return classes.TruncatedVLM(base, setting, batch=batch)
-    own = classes.LLaVA15.__new__(classes.LLaVA15)
-    own.__dict__ |= base.__dict__
-    own._batches = Batches(own, batch)
-    return own
+    return base.again(batch)
 
 
 def name_of(setting):
@@ -270,6 +267,20 @@ def test_outside_of_the_hosts_loop_nothing_is_looked_ahead_for(classes, base, mi
         assert model.generate(mixed[0]) == base.generate(mixed[0])
         in_host(lambda: model.generate(mixed[0]), 1, tmp_path)  # a loop without the benchmark's lines
     assert calls.sizes == [1, 1, 1]
+
+
+def test_the_bench_asks_in_the_hosts_loop_and_misses_bars(monkeypatch, tmp_path, capsys):
+    from redrel_vlmeval.bench import batch, command
+
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    monkeypatch.setattr(batch, "QUESTIONS", 4)
+    monkeypatch.setattr(batch, "BARS", {2: 1e9, 1: 0.0})
+    request = command.Request(device="cpu", rounds=1, settings="l2_k16", check=True)
+    assert command.measure("batch", request) == 1
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines() if line.startswith(("base ", "l2_k16 "))]
+    assert [row[:3] for row in rows] == [[arm, new, at] for new in "21" for arm in ("base", "l2_k16") for at in "18"]
+    assert said.count("MISSED") == 2 and said.count("those of one by one") == 4
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "eight", "2.5", "²"])

@@ -75,4 +75,4 @@ def test_the_command(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweepbench, "checks", lambda *_: [sweepbench.Check("impossible", 1.0, "< 0", False)])
     assert CliRunner().invoke(cli.app, [*arguments, "--check"]).exit_code == 1
     wrong = CliRunner().invoke(cli.app, ["bench", "swep"])
-    assert wrong.exit_code == 2 and "choose prefill, sweep" in wrong.output
+    assert isinstance(wrong.exception, ValueError) and "choose prefill, rules, batch, sweep" in str(wrong.exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.bench import prefill, subjects
-from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.errors import InvalidValue, RedrelError
 from redrel_vlmeval.names import Stage, VariantSpec, parse
 from redrel_vlmeval.sheets import terminal
 from redrel_vlmeval.truncation import find_decoder
@@ -22,6 +23,11 @@ FULL = 576  # image tokens that these are meant for
 ROUNDS = 5
 # FLOPs of a prefill below which Python's own time is what is measured, and no bar that follows from FLOPs can hold.
 MEASURABLE = 10**10
+
+# what is measured -> the module that does it
+MEASURES = {name: f"{__package__}.{module}" for name, module in (
+    ("prefill", "command"), ("rules", "ranking"), ("batch", "batch"), ("sweep", "sweep"), ("explain", "maps"),
+)}  # fmt: skip
 
 
 class BenchError(RedrelError, ValueError):
@@ -50,6 +56,17 @@ class Request:
             return subjects.loaded_subject(self.family, self.model, self.device, self.dtype)
         placement = choose_placement(self.device, self.dtype, 0)
         return subjects.random_subject(self.family, self.size, placement.device, placement.dtype, self.code)
+
+
+def measure(what: str, request: Request) -> int:
+    """The exit code of ``redrel bench WHAT``.
+
+    Raises:
+        InvalidValue: no such thing to measure; and what each of them raises.
+    """
+    if what not in MEASURES:
+        raise InvalidValue(f"redrel bench {what}: choose {', '.join(MEASURES)}")
+    return int(importlib.import_module(MEASURES[what]).run(request))
 
 
 def run(request: Request) -> int:

@@ -111,6 +111,20 @@ class Benchmark:
         if hasattr(self.dataset, "dump_image"):
             model.set_dump_image(self.dataset.dump_image)
 
+    def ask(self, model: Any, name: str, folder: Path) -> dict[Any, Any]:
+        """Index -> answer of a built model, by the host's own loop over single questions, unmodified.
+
+        ``name`` is the model's in what the host writes into ``folder``, which is there.
+        """
+        infer = importlib.import_module("vlmeval.inference").infer_data
+        file, whole = folder / "answers.pkl", self.dataset.data
+        self.dataset.data = self.lines
+        try:
+            infer(model, name, str(folder), self.dataset, str(file))
+        finally:
+            self.dataset.data = whole
+        return dict(importlib.import_module("vlmeval.smp").load(str(file)))
+
     def message(self, model: Any, position: int) -> list[dict[str, Any]]:
         """The message of a line for ``model`` (see :meth:`prepare`), as ``vlmeval.inference.infer_data`` builds it.
 

@@ -30,7 +30,7 @@ class HostedModel(BaseModel):
 
     def __init__(self, batch: int | None = None) -> None:
         super().__init__()
-        self._batches = Batches(self, batch_size(batch))
+        self.together(batch)
         self.recorder: Recorder | None = None  # None: a variant around this model keeps the records
         self._caught: RedrelError | None = None  # the first of the answer at hand
         self._refusal: RedrelError | None = None  # stops all that is asked afterwards
@@ -72,6 +72,10 @@ class HostedModel(BaseModel):
             raise
 
     # -- several questions at once, see batching -----------------------------------------------------------------------
+
+    def together(self, batch: int | None) -> None:
+        """From here on ``batch`` questions at once; as ``REDREL_BATCH`` says where None."""
+        self._batches = Batches(self, batch_size(batch))
 
     def decoding(self) -> Any:
         return self.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from vlmeval.dataset import DATASET_TYPE
@@ -36,6 +37,12 @@ class LLaVA15(HostedModel):
         self.model = self.core.model
         facts = {"backend": self.core.backend, "weights": self.core.weights, "revision": self.core.revision}
         self.recorder = Recorder(self.model, VariantSpec(), facts)
+
+    def again(self, batch: int) -> LLaVA15:
+        """The same loaded model, with ``batch`` questions at once."""
+        own = copy(self)
+        own.together(batch)
+        return own
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
         return dataset is not None and DATASET_TYPE(dataset) == "MCQ"
