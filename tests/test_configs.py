@@ -70,15 +70,16 @@ def average(setting: str) -> float:
 
 
 def pyramid(layers: list[int], ratio: float) -> str:
-    return "_".join(f"l{layer}_k{round(TOKENS * ratio**number)}" for number, layer in enumerate(layers, 1))
+    stages = "_".join(f"l{layer}_k{round(TOKENS * ratio**number)}" for number, layer in enumerate(layers, 1))
+    return f"{stages}_next_pos-new"  # ranked by the block behind each, positions counted anew
 
 
 @pytest.mark.parametrize(
     ("target", "pdrop", "settings"),
     [
-        (192, [8, 16, 24], ["l2_k166", "l8_k146_l16_k37_l24_k9", "l11_k0"]),
-        (128, [4, 8, 12], ["l2_k98", "l4_k216_l8_k81_l12_k30", "l7_k0"]),
-        (64, [2, 4, 6], ["l2_k30", "l2_k176_l4_k54_l6_k17", "l4_k0"]),
+        (192, [8, 16, 24], ["l2_k166", "l8_k146_l16_k37_l24_k9_next_pos-new", "l11_k0"]),
+        (128, [4, 8, 12], ["l2_k98", "l4_k216_l8_k81_l12_k30_next_pos-new", "l7_k0"]),
+        (64, [2, 4, 6], ["l2_k30", "l2_k176_l4_k54_l6_k17_next_pos-new", "l4_k0"]),
     ],
 )
 def test_presets_of_other_papers_are_the_settings_nearest_to_the_budget(target, pdrop, settings):
