@@ -203,7 +203,7 @@ def bench(
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Measurements of each arm; medians are printed. 5; 2 for a sweep, 1 for explain."),
+        typer.Option(min=1, help="Measurements of each arm; medians are printed. 9; batch 3, sweep 2, explain 1."),
     ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,

@@ -74,6 +74,13 @@ def test_the_table_narrows_with_the_terminal() -> None:
     assert max(map(len, lines)) <= 60 and int(lines[-1].split()[0]) > 0 and "l5_k128" in lines[-2]
 
 
+@pytest.mark.parametrize(("again", "verdict"), [(102.9, "MISSED"), (103.1, "too noisy"), (96.9, "too noisy")])
+def test_a_noisy_machine_misses_no_bar(again: float, verdict: str) -> None:
+    arms = [arm("base", 100, 1000), arm("l5_k128", 60, 500, "l5_k128"), arm(bench.GONE, again, 1000)]
+    (check,) = bench.checks(arms, {"l5_k128": 1.04}, race=False)
+    assert check.verdict == verdict and check.missed is (verdict == "MISSED")
+
+
 def test_a_setting_that_keeps_everything_has_no_bar() -> None:
     arms = [arm("base", 100, 1000), arm("l5_k64", 99, 1000, "l5_k64"), arm("published l5_k64", 101, 0, "l5_k64")]
     assert bench.checks(arms, {}) == []

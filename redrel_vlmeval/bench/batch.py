@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.bases import TINY, row
-from redrel_vlmeval.bench.command import Request, defaults, heading
-from redrel_vlmeval.bench.prefill import Check
+from redrel_vlmeval.bench.command import Request, defaults, drawn_checks, heading
+from redrel_vlmeval.bench.prefill import Check, clock_of, seconds_of
 from redrel_vlmeval.host import Benchmark
 from redrel_vlmeval.models import LLaVA15, TruncatedVLM, gpus
 from redrel_vlmeval.names import parse
@@ -74,8 +73,7 @@ def _run(base: LLaVA15, arm: Arm, questions: Benchmark, new_tokens: int) -> tupl
     base.core.generation |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     name = f"{TINY}_trunc_{arm.setting}" if arm.setting else TINY
     model: Any = TruncatedVLM(base, arm.setting, batch=arm.batch) if arm.setting else base.again(arm.batch)
-    devices = gpus.gpus(base.model)
-    clock = time.perf_counter if devices else time.process_time
+    devices, clock = gpus.gpus(base.model), clock_of(base.model)
     with tempfile.TemporaryDirectory(prefix="redrel-") as folder:
         began = clock()
         answers = questions.ask(model, name, Path(folder))
@@ -120,9 +118,8 @@ def run(request: Request) -> int:
         blocks, images = len(find_decoder(base.model).blocks), base.core.per_image
         given = [parse(one.strip()).setting for one in (request.settings or "").split(",") if one.strip()]
         arms = bench(base, given or list(defaults({}, blocks, images)[:1]), questions, rounds, status.update)
-    print(heading(base.model, asked, rounds, f"{QUESTIONS} questions of {DATA}"))
+    print(heading(base.model, asked, rounds, f"{QUESTIONS} questions of {DATA}{seconds_of(base.model)}"))
     print(tabulate(table(arms), headers="keys", floatfmt=".3f"))
     found = checks(arms)
-    rows = [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found]
-    print(tabulate(rows, headers=["bar", "measured", "bound", ""], floatfmt=".3f"))
-    return int(request.check and not all(c.holds for c in found))
+    print(drawn_checks(found))
+    return int(request.check and any(c.missed for c in found))

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval.bench.command import Request, heading
+from redrel_vlmeval.bench.command import Request, drawn_checks, heading
 from redrel_vlmeval.bench.prefill import Check, peak_above
 from redrel_vlmeval.bench.subjects import Subject
 from redrel_vlmeval.explain import (
@@ -179,6 +179,5 @@ def run(request: Request) -> int:
     ]
     print(tabulate(rows, headers="keys", floatfmt=".3f", missingval="-"))
     found = checks(arms, row_bytes, blocks)
-    lines = [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in found]
-    print(tabulate(lines, headers=["bar", "measured", "bound", ""], floatfmt=".3f"))
+    print(drawn_checks(found))
     return int(request.check and not all(c.holds for c in found))

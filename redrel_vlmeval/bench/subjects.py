@@ -45,7 +45,7 @@ class Subject:
 
 FAMILIES = ("llava", "qwen")
 # setting -> largest prefill ratio, in units of the FLOPs ratio
-LLAVA_BARS = {"l5_k128": 1.05, "l2_k144": 1.05, "l12_k0": 1.10, "l1_k0": 1.25}
+LLAVA_BARS = {"l5_k128": 1.04, "l2_k144": 1.04, "l12_k0": 1.10, "l1_k0": 1.12}
 QWEN_BARS = {"l3_k64": 1.15, "l5_k128": 1.15}
 
 

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval.bench.command import Request, heading
+from redrel_vlmeval.bench.command import Request, drawn_checks, heading
 from redrel_vlmeval.bench.prefill import Check, peak_above
 from redrel_vlmeval.bench.subjects import Subject
 from redrel_vlmeval.models import gpus
@@ -265,6 +265,5 @@ def run(request: Request) -> int:
     print(tabulate(table(plan, specs, found), headers="keys", floatfmt=".3f"))
     fixed = request.model is None and (request.family, request.size) == ("llava", "small") and not request.settings
     bars = checks(plan, specs, found, fixed, next(subject.model.parameters()).dtype == torch.float32)
-    rows = [(c.what, c.value, c.bound, "holds" if c.holds else "MISSED") for c in bars]
-    print(tabulate(rows, headers=["bar", "measured", "bound", ""], floatfmt=".3f"))
+    print(drawn_checks(bars))
     return int(request.check and not all(c.holds for c in bars))

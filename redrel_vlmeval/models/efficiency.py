@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,8 +61,8 @@ class Meter:
     the weights; on a CPU None, where the allocator gives back too little to tell.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.model, self.clock = model, clock
         self.decoder: Decoder | None
         try:
             self.decoder = find_decoder(model)
@@ -83,12 +83,12 @@ class Meter:
         self._gpus = gpus.gpus(self.model)
         gpus.wait(self._gpus)
         self._before = gpus.start_peak(self._gpus)
-        self._entered = time.perf_counter()
+        self._entered = self.clock()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         gpus.wait(self._gpus)
-        self.total = time.perf_counter() - self._entered
+        self.total = self.clock() - self._entered
         self.peak_bytes = gpus.peak(self._gpus, self._before)
         if self.decoder is not None and self._cache is not None:
             self.kv_bytes = self.decoder.held_bytes(self._cache)
@@ -104,11 +104,11 @@ class Meter:
                 blocks = len(self.decoder.blocks)
                 self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
         gpus.wait(self._gpus)
-        self._began = time.perf_counter()
+        self._began = self.clock()
 
     def _stop(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         gpus.wait(self._gpus)
-        self.seconds.append(time.perf_counter() - self._began)
+        self.seconds.append(self.clock() - self._began)
         if self.decoder is not None:
             self._cache = self.decoder.cache_after(output, getattr(output, "past_key_values", None))
 
