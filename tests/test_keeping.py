@@ -72,6 +72,7 @@ def test_every_rule_has_a_panel_with_what_it_keeps(picture: Path, monkeypatch: p
     assert Image.open(output).size[0] > 1000 and f"open this: {output}" in done.output
     assert set(drawn) == {name if rule.before_block_1 else f"{name}*" for name, rule in rules.known().items()}
     assert drawn.pop("downsample").kept is None and "refused: " in done.output and "near it are 6 and 8" in done.output
+    assert drawn.pop("cdpruner").kept is None and "set REDREL_CLIP" in done.output
     assert all(int(panel.kept.sum()) == 7 for panel in drawn.values() if panel.kept is not None)
     assert all(panel.kept is not None for panel in drawn.values())
     asked = keeping.ask_host(

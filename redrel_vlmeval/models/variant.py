@@ -14,7 +14,7 @@ from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
-from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, unrecorded, unswallowed
+from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, tokenizer_of, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import Trace, replaced_generate, truncated
 
@@ -214,7 +214,7 @@ class TruncatedVLM(HostedModel):
         return self.torch_model
 
     def cut(self) -> AbstractContextManager[Trace | None]:
-        return truncated(self.torch_model, self.spec) if self.spec.stages else nullcontext()
+        return truncated(self.torch_model, self.spec, tokenizer_of(self.inner)) if self.spec.stages else nullcontext()
 
     @contextmanager
     def looking_ahead(self) -> Iterator[None]:

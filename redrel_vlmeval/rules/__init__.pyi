@@ -1,4 +1,4 @@
-from . import goldens as goldens, listing as listing
+from . import clip as clip, goldens as goldens, listing as listing
 from .deciding import Choice as Choice, decide as decide
 from .ordering import highest as highest
 from .registry import (

@@ -29,6 +29,8 @@ from redrel_vlmeval.errors import RedrelError
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from redrel_vlmeval.rules.clip import Clip
+
 # Field of Seen -> what it is. `needs` of a rule names some of these.
 FIELDS = {
     "attention": "float32 [n]: the ranking row's softmax in block L, averaged over heads (eq. 7-9)",
@@ -51,6 +53,8 @@ FIELDS = {
     "text_ones": "[m, d]: the same of the text after the pictures",
     "places": "long [n]: places in the prompt, 0 its first token",
     "text_places": "long [m]: the same of the text after the pictures",
+    "question": "str: the text after the pictures, as the model's tokenizer reads it",
+    "clip": "Clip: the CLIP that REDREL_CLIP names, whose vision tower is the model's",
     "tower": "Tower: what the vision tower makes of the pictures, token by token",
     "smaller": "Smaller: the pictures' tokens, had the pictures been made smaller; before block 1 alone",
     "generator": "torch.Generator on the CPU, seeded by the prompt's token ids and the name's _seed<n>",
@@ -178,6 +182,8 @@ class Seen:
     text_ones: Tensor
     places: Tensor
     text_places: Tensor
+    question: str
+    clip: Clip
     tower: Tower
     smaller: Smaller
     generator: Generator

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.rules.clip import asked_words
 from redrel_vlmeval.rules.geometry import by_picture, greedy, unit
 from redrel_vlmeval.rules.registry import rule
 
@@ -115,6 +116,30 @@ def dpp_text(seen: Seen, budget: int) -> Tensor:
     for place, share in by_picture(seen, budget):
         x = seen.embeddings[place]
         chosen.append(determinantal(x, rescaled((unit(x) @ unit(question).T)[:, 0]), share) + place.start)
+    return torch.cat(chosen)
+
+
+@rule(
+    "cdpruner",
+    needs={"embeddings", "tower", "question", "clip"},
+    cost=_pairs,
+    says="that are unlike each other and that CLIP finds apart from the question's words",
+)
+def cdpruner(seen: Seen, budget: int) -> Tensor:
+    """CDPruner (NeurIPS 2025); its relevance is the cosine in CLIP's space, negated as in the authors' code.
+
+    Raises:
+        InvalidValue: there is no question.
+    """
+    import torch
+
+    words, v = asked_words(seen.question), seen.tower.features
+    if not words:
+        raise InvalidValue("rule 'cdpruner': no text comes after the pictures, so there is no question to go by")
+    segments, chosen = seen.clip.segments(words, v.device), []
+    for place, share in by_picture(seen, budget):
+        r = rescaled(relevance(seen.clip.patches(v[place]), segments))
+        chosen.append(determinantal(seen.embeddings[place], r.to(seen.embeddings.device), share) + place.start)
     return torch.cat(chosen)
 
 

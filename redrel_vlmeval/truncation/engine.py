@@ -38,12 +38,13 @@ from redrel_vlmeval.truncation.views import View
 
 
 @contextmanager
-def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
+def truncated(model: nn.Module, spec: VariantSpec | str, tokenizer: Any = None) -> Iterator[Trace]:
     """Within the context ``model`` runs truncated; afterwards it is exactly as before, also after an exception.
 
     Args:
         model: a transformers vision-language model whose decoder :func:`find_decoder` knows.
         spec: a :class:`VariantSpec`, a setting (``"l5_k128"``) or a whole variant name; its base is not looked at.
+        tokenizer: the model's, for rules that need the question's words.
 
     Yields:
         The :class:`Trace`, one entry per prompt that went through.
@@ -55,9 +56,9 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
     check_spec(spec)
     spec = parse(spec) if isinstance(spec, str) else spec
     decoder = find_decoder(model)
-    check_setting(spec, decoder)
+    check_setting(spec, decoder, tokenizer)
     with claimed(decoder, str(spec)), ExitStack() as undo:
-        engine = _Engine(decoder, spec)
+        engine = _Engine(decoder, spec, tokenizer)
         engine.attach(undo)
         yield engine.trace
 
@@ -65,8 +66,8 @@ def truncated(model: nn.Module, spec: VariantSpec | str) -> Iterator[Trace]:
 class _Engine:
     """The hooks of one ``truncated`` context. State belongs to the prompt at hand and is replaced at every prefill."""
 
-    def __init__(self, decoder: Decoder, spec: VariantSpec) -> None:
-        self.decoder, self.spec = decoder, spec
+    def __init__(self, decoder: Decoder, spec: VariantSpec, tokenizer: Any = None) -> None:
+        self.decoder, self.spec, self.tokenizer = decoder, spec, tokenizer
         self.trace = Trace(str(spec), len(decoder.blocks))
         self.needs = {stage.layer: spec.rule_of(stage).needs for stage in spec.stages if not stage.empty}
         self.prompt: Prompt | None = None
@@ -315,7 +316,7 @@ class _Engine:
             if prompt.asks(stage) and needs & seeing.OF_ATTENTION:
                 raise self.decoder.unseen(stage.layer - 1)
             evidence = Evidence()
-        evidence.embeddings = self.entered
+        evidence.embeddings, evidence.questions = self.entered, prompt.questions(self.tokenizer, needs)
         if prompt.asks(stage):
             view = prompt.view_before(stage.layer - 1)
             given = kwargs if view is None else self.decoder.shorten(stage.layer, kwargs, view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -122,6 +122,13 @@ class Prompt:
         positions = torch.arange(self.image.shape[1])
         end = torch.where(self.image & self.real, positions, -1).amax(1, keepdim=True)
         return self.real & (positions > end)
+
+    def questions(self, tokenizer: Any, needs: Collection[str]) -> list[str]:
+        """The text of each prompt after its last picture, in words; nothing where nobody needs it."""
+        if "question" not in needs:
+            return []
+        chosen = zip(self.ids.cpu(), self._text(), strict=True)
+        return [tokenizer.decode(ids[text].tolist(), skip_special_tokens=True) for ids, text in chosen]
 
     @staticmethod
     def _places(rows: list[list[int]], view: View | None) -> torch.Tensor:

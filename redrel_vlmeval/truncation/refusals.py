@@ -6,7 +6,7 @@ from typing import Any
 
 from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.rules import Rule
+from redrel_vlmeval.rules import Rule, clip
 from redrel_vlmeval.truncation.decoders import Decoder
 from redrel_vlmeval.truncation.layout import layout_of
 from redrel_vlmeval.truncation.smaller import check_smaller
@@ -22,7 +22,7 @@ def check_spec(spec: object) -> None:
         raise InvalidValue(f"truncated(model, {spec!r}): give a setting such as 'l5_k128', or a VariantSpec")
 
 
-def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
+def check_setting(spec: VariantSpec, decoder: Decoder, tokenizer: Any = None) -> None:
     """Refuse a setting without stages, with layers that the decoder lacks, or that its kernel cannot run.
 
     Raises:
@@ -47,14 +47,14 @@ def check_setting(spec: VariantSpec, decoder: Decoder) -> None:
         )
     for stage in spec.stages:
         if not stage.empty:
-            check_needs(spec, spec.rule_of(stage), decoder)
+            check_needs(spec, spec.rule_of(stage), decoder, tokenizer)
     if decoder.kernel.startswith(("flex", "paged")):
         raise TruncationError(
             f"{spec}: attention kernel {decoder.kernel!r} is not supported; load with sdpa, eager or flash_attention_2"
         )
 
 
-def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder) -> None:
+def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder, tokenizer: Any = None) -> None:
     """Refuse a rule that needs what this model does not show.
 
     Raises:
@@ -65,11 +65,18 @@ def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder) -> None:
             layout_of(decoder)
         if "smaller" in rule.needs:
             check_smaller(decoder)
+        if "clip" in rule.needs:
+            clip.given().check(decoder.tower())
+        if "question" in rule.needs and tokenizer is None:
+            raise TruncationError(
+                "the question's words are not known here; they are in the hosts' runner, and in truncated(model, "
+                "setting, tokenizer)"
+            )
         if rule.needs & {"ones", "text_ones"} and decoder.rotary != "position_embeddings":
             raise TruncationError(
                 f"{type(decoder.root).__name__}: its rotary tables are not laid out as rules that need 'ones' know them"
             )
-    except TruncationError as error:
+    except (TruncationError, InvalidValue) as error:
         raise TruncationError(f"{spec}: rule {rule.name!r}: {error}") from error
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.rules import Picture, Seen, Smaller, Tower
+from redrel_vlmeval.rules import Picture, Seen, Smaller, Tower, clip
 from redrel_vlmeval.truncation.decoders import Attention, Decoder
 from redrel_vlmeval.truncation.ranking import head_rows, row_mean
 
@@ -38,6 +38,7 @@ class Evidence:
     rows of the longest text after the pictures. queries [b, h, n', d]; keys, values [b, g, n', d]; states [b, n', D].
     normed: states under the last norm. ones [b, n', d]: vectors of ones, rotated. embeddings [b, s, D]: of all s
     positions of the prompt. towers, smaller: one per prompt, of all its visual tokens.
+    questions: of every prompt the text after its pictures, in words.
     """
 
     attention: torch.Tensor | None = None
@@ -52,6 +53,7 @@ class Evidence:
     embeddings: torch.Tensor | None = None
     towers: Sequence[Tower | None] = ()
     smaller: Sequence[Smaller | None] = ()
+    questions: Sequence[str] = ()
 
     def look_behind(
         self, decoder: Decoder, needs: Collection[str], hidden: torch.Tensor, kwargs: Mapping[str, Any]
@@ -182,6 +184,10 @@ def one_prompt(
         given["tower"] = whole.at(torch.searchsorted(where["entered"], where["visual_full"]))
     if "smaller" in needs:
         given["smaller"] = evidence.smaller[row]
+    if "question" in needs:
+        given["question"] = evidence.questions[row]
+    if "clip" in needs:
+        given["clip"] = clip.given()
     if "generator" in needs:
         given["generator"] = torch.Generator().manual_seed(seed)
     return Seen(len(visual), layer, pictures, **given)

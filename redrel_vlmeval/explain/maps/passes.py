@@ -130,7 +130,7 @@ class _Watch:
             # Inside generate, because there the engine knows the second call, longer by the answer, for a continuation
             # of the first: it keeps what the prompt alone decided. By itself the longer call would be a new prompt.
             undo.enter_context(replaced_generate(model, lambda _original: once))
-            trace = undo.enter_context(truncated(model, asked.spec))
+            trace = undo.enter_context(truncated(model, asked.spec, asked.tokenizer))
             out = model.generate(**prompt)  # type: ignore[operator]
         logits = out.logits if hasattr(out, "logits") else out[0]
         taken = Taken(
