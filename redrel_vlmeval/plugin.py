@@ -13,7 +13,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from redrel_vlmeval.bases import BASES, ENGINES, TINY, host_class
+from redrel_vlmeval.bases import BASES, BOXED, ENGINES, host_class
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.host import VariantTable
 
@@ -55,7 +55,7 @@ def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
         yield name, partial(kind, **(entry.keywords | dict.fromkeys(asked, False)))
     for name, base in BASES.items():
         there = name in table
-        if not base.ours or (there and name == TINY) or (base.alias and not there):
+        if not base.ours or (there and name in BOXED) or (base.alias and not there):
             continue
         # a user may have pointed the host's entry at a folder; weights of another format are not ours to load
         given = {} if base.reformatted else getattr(table.get(name), "keywords", {})
@@ -105,7 +105,7 @@ def build_ours(name: str, **kwargs: Any) -> Any:
     """Our class under the host's name ``name``; logged, because class and weights are not the host's entry's."""
     base, weights = BASES[name], kwargs["model_path"]
     kind = getattr(importlib.import_module("redrel_vlmeval.models"), base.ours)
-    if name != TINY:
+    if name not in BOXED:
         logger.warning("%s: %s in place of the host's class, with %s", name, base.ours, weights)
     return kind(**kwargs)
 
@@ -131,12 +131,12 @@ def expose_models(vlm: ModuleType) -> None:
 
 
 def add_dataset(dataset: ModuleType) -> None:
-    """``--data RedRelShapes``: the runner walks ``DATASET_CLASSES``, ``vlmutil`` lists ``SUPPORTED_DATASETS``."""
-    from redrel_vlmeval.models import tiny
+    """Our benchmarks for ``--data``: the runner walks ``DATASET_CLASSES``, ``vlmutil`` lists ``SUPPORTED_DATASETS``."""
+    from redrel_vlmeval.models import smol, tiny
 
     if "RedRelShapes" in dataset.SUPPORTED_DATASETS:
         return
-    for shapes in tiny.dataset_classes():
-        dataset.DATASET_CLASSES.append(shapes)
-        dataset.SUPPORTED_DATASETS.extend(shapes.supported_datasets())
-        setattr(dataset, shapes.__name__, shapes)
+    for kind in (*tiny.dataset_classes(), smol.dataset_class()):
+        dataset.DATASET_CLASSES.append(kind)
+        dataset.SUPPORTED_DATASETS.extend(kind.supported_datasets())
+        setattr(dataset, kind.__name__, kind)

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
+from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.explain.ask.asking import Asked
 from redrel_vlmeval.explain.maps.bands import flat_from
 from redrel_vlmeval.explain.maps.formulas import elementwise, objective
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.maps.modes import differentiable
 from redrel_vlmeval.explain.trust.faithfulness import compare
-from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.tiny import scenes
 from tools.tiny import evidence
 from tools.tiny.evidence import SMOOTH, Case

@@ -10,6 +10,7 @@ import torch
 from explain_box import ask_box, ask_tiny
 from tiny_models import TinyModel, build
 
+from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.maps.gradcam import Request, explain
 from redrel_vlmeval.explain.trust import faithfulness
@@ -23,7 +24,7 @@ from redrel_vlmeval.explain.trust.faithfulness import (
     randomisation,
 )
 from redrel_vlmeval.explain.trust.testing import examine
-from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.tiny import scenes
 
 

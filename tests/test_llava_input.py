@@ -20,8 +20,9 @@ from PIL import Image
 from skimage import data
 from transformers import AutoTokenizer
 
+from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.models.llava import input
-from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 
 SIDE, PATCH = 336, 42
 TOKENIZERS = ("sentencepiece", "new", "legacy")

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import sheet_files
 
+from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.demo import show
+from redrel_vlmeval.models.boxed import TINY_FOLDER
 from redrel_vlmeval.models.checkpoint import weight_files
-from redrel_vlmeval.models.llava.core import TINY_FOLDER
 from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.sheets import terminal
 
@@ -58,10 +59,10 @@ def test_the_end_says_what_to_open(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_the_second_table_fits_a_narrow_terminal() -> None:
-    row = {"model": f"{show.BASE}_trunc_l12_k16_uniform", "L": 12, "K": 16, "rule": "uniform"}
+    row = {"model": f"{TINY}_trunc_l12_k16_uniform", "L": 12, "K": 16, "rule": "uniform"}
     frame = pd.DataFrame([row | dict.fromkeys(("one-hop", "two-hop", "three-hop", "all", "score"), 12.5)])
     whole = show.needed_table(frame, None)
-    assert terminal.wide(whole) > 80 and show.needed_table(frame, 200) == whole and show.BASE in whole
+    assert terminal.wide(whole) > 80 and show.needed_table(frame, 200) == whole and TINY in whole
     narrow = show.needed_table(frame, 80)
     assert terminal.wide(narrow) <= 80 and "l12_k16_uniform" in narrow and "three-hop" in narrow
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from redrel_vlmeval.models.llava.core import TINY, TINY_FOLDER, LlavaCore
+from redrel_vlmeval.bases import TINY
+from redrel_vlmeval.models.boxed import TINY_FOLDER
+from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.tiny import scenes
 from redrel_vlmeval.truncation import truncated
 

@@ -1,4 +1,4 @@
-"""How often a rule keeps the cells that a RedRelShapes question depends on, beside what the variant scores."""
+"""How often a rule keeps the cells that a question of our benchmarks depends on, beside what the variant scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval.models import benchmark
+from redrel_vlmeval import models
 from redrel_vlmeval.results import Results, records
 from redrel_vlmeval.sheets import write_csv
 
@@ -17,7 +17,7 @@ def needed_cells_kept(found: Results, data: str) -> pd.DataFrame:
     Columns: model, L, K, rule, one per category with cells, ``all`` of them, and ``score`` (accuracy on the same
     questions).
     """
-    table = benchmark.make(data)
+    table = models.table(data)
     indices = [str(index) for index in table["index"]]
     cells = dict(zip(indices, map(_numbers, table["cells"]), strict=True))
     category = dict(zip(indices, table["category"], strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -12,10 +13,11 @@ import pandas as pd
 from rich.console import Console
 from tabulate import tabulate
 
-from redrel_vlmeval import files, results, sheets
+from redrel_vlmeval import files, models, results, sheets
+from redrel_vlmeval.bases import SMOL, TINY, cautions
 from redrel_vlmeval.console import bar, ending
 from redrel_vlmeval.demo import kept
-from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.errors import RedrelError, UnknownName
 from redrel_vlmeval.files import usable
 from redrel_vlmeval.host import child, runner as hostrun
 from redrel_vlmeval.models import benchmark, scenes
@@ -23,42 +25,79 @@ from redrel_vlmeval.names import MARK
 from redrel_vlmeval.results import records
 from redrel_vlmeval.sheets import accuracy, curves_of, page, terminal
 
-BASE = "redrel_tiny"
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
-LAYERS, KEEPS = (1, 2, 4, 6), (0, 8, 32)
-CONTROLS = ("l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
-# Seconds that a busy machine of two cores took to start the host, and for each answer; an idle one is faster.
-START, EACH = 30, 0.04
-QUICK = ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0")
+START = 30  # seconds that a busy machine of two cores took to start the host; an idle one is faster
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a demo shows: settings of a base on a benchmark drawn for it.
+
+    Attributes:
+        data: the benchmark; ``<data>_MINI`` is the quick demo's. each: seconds for an answer, on a busy machine.
+    """
+
+    base: str
+    data: str
+    settings: tuple[str, ...]
+    quick: tuple[str, ...]
+    each: float
+
+
+SUBJECTS = {
+    TINY: Subject(
+        TINY,
+        "RedRelShapes",
+        (
+            "l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest",
+            *(f"l{layer}_k{keep}" for layer in (1, 2, 4, 6) for keep in (0, 8, 32)),
+        ),
+        ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0"),
+        0.04,
+    ),
+    SMOL: Subject(
+        SMOL,
+        "RedRelPairs",
+        ("l0_k0", *(f"l{layer}_k{keep}{rule}" for layer, keep in ((5, 32), (8, 16), (18, 8))
+                    for rule in ("", "_rowmean", "_random", "_uniform", "_lowest")), "l18_k0", "l22_k0", "l24_k0"),
+        ("l0_k0", "l5_k32", "l5_k32_random", "l18_k0", "l24_k0"),
+        0.6,
+    ),
+}  # fmt: skip
 
 
 class DemoError(RedrelError, RuntimeError):
     """The runner did not get through; says where its log lies."""
 
 
-def variants(quick: bool) -> list[str]:
+def variants(quick: bool, subject: Subject = SUBJECTS[TINY]) -> list[str]:
     """Model names, the base first."""
-    settings = QUICK if quick else (*CONTROLS, *(f"l{layer}_k{keep}" for layer in LAYERS for keep in KEEPS))
-    return [BASE, *(f"{BASE}_trunc_{setting}" for setting in settings)]
+    settings = subject.quick if quick else subject.settings
+    return [subject.base, *(f"{subject.base}_trunc_{setting}" for setting in settings)]
 
 
-def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
+def run(work_dir: Path, quick: bool, runner: Path | None, model: str = TINY) -> int:
     """Everything of the demo; returns the exit code of its sheet (1 if a cell failed).
 
     Raises:
+        UnknownName: there is no demo of this model. CheckpointError: its weights are not here.
         HostMissing: no VLMEvalKit. DemoError: the runner failed, or the folder holds answers of other weights.
         PermissionError: a folder cannot be written to.
         Busy: another demo runs in this folder.
     """
+    if model not in SUBJECTS:
+        raise UnknownName(f"--model {model}: there is a demo of {' and of '.join(SUBJECTS)}")
+    subject = SUBJECTS[model]
+    models.checkpoint_path(model)  # refuses now what the runner would only log
     console = Console()
     work_dir = work_dir.absolute()
     prepare(work_dir)
-    data = "RedRelShapes_MINI" if quick else "RedRelShapes"
-    models = variants(quick)
+    data = f"{subject.data}_MINI" if quick else subject.data
+    questions, chosen = len(models.table(data)), variants(quick, subject)
     command = [
         *hostrun.command(runner),
         "--model",
-        *models,
+        *chosen,
         "--data",
         data,
         "--judge",
@@ -67,33 +106,32 @@ def run(work_dir: Path, quick: bool, runner: Path | None) -> int:
         str(work_dir),
         "--reuse",
     ]
-    console.print(f"[bold]The stock runner, on {len(models)} model names and {len(benchmark.make(data))} questions:[/]")
+    console.print(f"[bold]The stock runner, on {len(chosen)} model names and {questions} questions:[/]")
     console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
     with files.only_one(work_dir) as lock:
-        check_weights(work_dir, models, data)
-        console.print(
-            duration(len(models) * len(benchmark.make(data)), answered(work_dir, models, data)), soft_wrap=True
-        )
-        follow(command, work_dir, models, data, console, lock)
+        check_weights(work_dir, chosen, data)
+        total = len(chosen) * questions
+        console.print(duration(total, answered(work_dir, chosen, data), subject.each), soft_wrap=True)
+        follow(command, work_dir, chosen, data, console, lock)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.measured(found), terminal.terminal_width()))
-    written = write(found, data, work_dir)
-    console.print("redrel_tiny is a toy, trained on generated pictures: its numbers say nothing about LLaVA-1.5.")
-    for model, name, reason in found.failed:
-        console.print(f"failed: {model} on {name}: {reason}", style="red")
+    written = write(found, data, work_dir, model)
+    console.print(f"{'; '.join(cautions([model]))}: its numbers say nothing about LLaVA-1.5.", soft_wrap=True)
+    for failed, name, reason in found.failed:
+        console.print(f"failed: {failed} on {name}: {reason}", style="red")
     for line in ending(written):
         console.print(line, soft_wrap=True, highlight=False)
     return int(bool(found.failed))
 
 
-def duration(total: int, done: int) -> str:
+def duration(total: int, done: int, each: float = SUBJECTS[TINY].each) -> str:
     """About how long the answers that are missing will take."""
-    minutes = max(1, round((START + max(total - done, 0) * EACH) / 60))
+    minutes = max(1, round((START + max(total - done, 0) * each) / 60))
     there = f", {done} of them there already" if done else ""
     return f"{total} answers{there}: about {minutes} minute{'s' * (minutes > 1)} on two CPU cores"
 
 
-def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
+def write(found: results.Results, data: str, work_dir: Path, base: str) -> list[Path]:
     """Print how often the cells that matter were kept; write it, the sheets and the figure of accuracy against K."""
     written = [sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")]
     written.append(page.write(found, work_dir / "page.html", PICTURES))
@@ -103,10 +141,10 @@ def write(found: results.Results, data: str, work_dir: Path) -> list[Path]:
         print(needed_table(needed, terminal.terminal_width()))
         written.append(kept.write(needed, work_dir / "needed_cells_kept.csv"))
     for curves in curves_of(found):
-        if (curves.base, curves.benchmark, curves.first) == (BASE, data, True):
+        if (curves.base, curves.benchmark, curves.first) == (base, data, True):
             hops = {name: number for number, name in enumerate(("", *scenes.CATEGORIES))}
             frame = curves.over_keep.sort_values("category", key=lambda names: names.map(hops), kind="stable")
-            title = f"{BASE} on {data}: accuracy over image tokens kept"
+            title = f"{base} on {data}: accuracy over image tokens kept"
             file = work_dir / "accuracy_against_keep.png"
             written.append(accuracy.accuracy_against_keep(frame, curves.baselines, file, title))
     return written
@@ -134,28 +172,28 @@ def prepare(work_dir: Path) -> None:
     benchmark.data_root()
 
 
-def follow(command: list[str], work_dir: Path, models: list[str], data: str, console: Console, lock: IO[bytes]) -> None:
+def follow(command: list[str], work_dir: Path, names: list[str], data: str, console: Console, lock: IO[bytes]) -> None:
     """Run the command with its output in ``runner.log`` and a bar that counts the questions answered.
 
     ``lock``, the folder's, is held until the last of its processes is gone.
     """
     log = work_dir / "runner.log"
-    total = len(models) * len(benchmark.make(data))
+    total = len(names) * len(models.table(data))
     # more threads than one only wait for each other on a model this small
     environment = {"OMP_NUM_THREADS": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
     with open(log, "wb") as output, bar(console, "starting the host", total) as progress:
         with child.started(command, output, environment, [lock]) as process:
             while process.poll() is None:
-                done = answered(work_dir, models, data)
+                done = answered(work_dir, names, data)
                 progress.to(done, "questions" if done else None)
                 time.sleep(0.5)
-        progress.to(answered(work_dir, models, data))
+        progress.to(answered(work_dir, names, data))
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise DemoError(f"the runner stopped with exit code {process.returncode}: {last[0]} (its output: {log})")
 
 
-def check_weights(work_dir: Path, models: list[str], data: str) -> None:
+def check_weights(work_dir: Path, names: list[str], data: str) -> None:
     """Stop where the host would take earlier answers for its own: those of other weights than the model has now.
 
     Raises:
@@ -163,28 +201,26 @@ def check_weights(work_dir: Path, models: list[str], data: str) -> None:
     """
     earlier = {
         str(record.get("revision"))
-        for path in record_files(work_dir, models, data)
+        for path in record_files(work_dir, names, data)
         for record in records.read_records(path).values()
     }
     if not earlier:
         return
-    from redrel_vlmeval.models import TINY_FOLDER, weight_files
-
-    _, now = weight_files(str(TINY_FOLDER), None)
+    _, now = models.weight_files(models.checkpoint_path(names[0]), None)
     if earlier != {now}:
         raise DemoError(
-            f"{work_dir} holds answers of other weights ({', '.join(sorted(earlier - {now}))}; {BASE} is {now}), "
+            f"{work_dir} holds answers of other weights ({', '.join(sorted(earlier - {now}))}; {names[0]} is {now}), "
             "which the host would reuse: delete it, or give another --work-dir"
         )
 
 
-def record_files(work_dir: Path, models: list[str], data: str) -> Iterator[Path]:
+def record_files(work_dir: Path, names: list[str], data: str) -> Iterator[Path]:
     """The files of efficiency records that earlier runs left."""
-    for model in models:
+    for model in names:
         yield from (work_dir / model).rglob(f"{model}_{data}_redrel*.jsonl")
 
 
-def answered(work_dir: Path, models: list[str], data: str) -> int:
+def answered(work_dir: Path, names: list[str], data: str) -> int:
     """Questions answered so far, from the efficiency records."""
-    files = (path.read_bytes() for path in record_files(work_dir, models, data))
+    files = (path.read_bytes() for path in record_files(work_dir, names, data))
     return sum(b'"index"' in line for text in files for line in text.splitlines())

@@ -13,7 +13,7 @@ from typing import Any
 from redrel_vlmeval import names
 from redrel_vlmeval.errors import UnknownName
 
-HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all` and redrel_tiny"
+HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all`, redrel_tiny and redrel_smol"
 
 
 class VariantTable(dict[str, Any]):

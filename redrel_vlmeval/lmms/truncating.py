@@ -23,11 +23,9 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.lmms.door import Door
 from redrel_vlmeval.lmms.records import Question, means, record
-from redrel_vlmeval.models import TINY_FOLDER, Meter
+from redrel_vlmeval.models import Meter, checkpoint_path
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace, replaced_generate, truncated
-
-TINY = "redrel_tiny"
 
 
 class Truncating:
@@ -50,8 +48,8 @@ class Truncating:
             self.spec = setting(trunc)
             check_needs(type(self).__name__, self.door)
             self.weights = kwargs.get("pretrained")
-            if kwargs.get("pretrained") == TINY:
-                kwargs["pretrained"] = str(TINY_FOLDER)
+            if self.weights:
+                kwargs["pretrained"] = checkpoint_path(self.weights)
             super().__init__(**kwargs)
             tokenizer = getattr(getattr(self, "processor", None), "tokenizer", None)
             if tokenizer is not None:

@@ -1,5 +1,6 @@
-from . import gpus as gpus, tiny as tiny
+from . import gpus as gpus, smol as smol, tiny as tiny
 from .batching import batch_size as batch_size
+from .boxed import checkpoint_path as checkpoint_path, table as table
 from .calls import answer_length as answer_length, ends as ends
 from .checkpoint import choose_placement as choose_placement, weight_files as weight_files
 from .efficiency import (
@@ -13,7 +14,6 @@ from .efficiency import (
     shares as shares,
 )
 from .llava import (
-    TINY_FOLDER as TINY_FOLDER,
     LLaVA15 as LLaVA15,
     LlavaCore as LlavaCore,
     LLaVANext as LLaVANext,

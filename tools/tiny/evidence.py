@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.explain.ask.asking import Asked, ask_model
 from redrel_vlmeval.explain.explanation import option_tokens
 from redrel_vlmeval.explain.maps.bands import flat_from
@@ -28,7 +29,7 @@ from redrel_vlmeval.explain.maps.passes import run
 from redrel_vlmeval.explain.maps.taken import Wanted
 from redrel_vlmeval.explain.trust import faithfulness
 from redrel_vlmeval.models.llava import input
-from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.tiny import benchmark, scenes
 
 SMOOTH = Request(("elementwise", "attn_grad", "gradcam", "attn"), smooth=64, noise=0.1, tower=True)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 import redrel_vlmeval
+from redrel_vlmeval.bases import cautions
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.draw import flowfigures, view
 from redrel_vlmeval.explain.draw.camfigures import EMBER
@@ -27,7 +28,6 @@ from redrel_vlmeval.sheets import encoded, render
 HERE = Path(__file__).resolve().parent
 MOST = 2_900_000  # bytes of a page
 FULL, NOTHING = 254, 255  # a byte's highest share; no token, or padding
-TOY = "redrel_tiny"
 
 
 def write(found: Sequence[Stored], path: Path) -> Path:
@@ -61,7 +61,7 @@ def html(found: Sequence[Stored]) -> str:
         meta = {
             "version": redrel_vlmeval.__version__,
             "targets": any(entry["targets"] for entry in shown),
-            "toy": any(str(entry["model"]).startswith(TOY) for entry in shown),
+            "toys": cautions(str(entry["model"]) for entry in shown),
         }
         data = {"entries": shown, "ramp": _ramp(), "left_out": most - tokens if most > 1 else 0, "states": view.STATES}
         data["veil"] = view.VEIL

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from redrel_vlmeval.bases import TINY
 from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.models.boxed import checkpoint_path
 from redrel_vlmeval.models.checkpoint import choose_placement, load_model, load_part, weight_files
 from redrel_vlmeval.models.llava import checkpoint, input
 from redrel_vlmeval.models.pictures import opened
 from redrel_vlmeval.truncation import image_token
 
 logger = logging.getLogger("redrel_vlmeval")
-TINY_FOLDER = Path(__file__).resolve().parents[1] / "tiny" / "checkpoint"
 
 
 class LlavaCore:
     """A loaded checkpoint that answers prompts.
 
     Args:
-        model_path: hub name, local folder, or ``redrel_tiny`` for the model in the box.
+        model_path: hub name, local folder, ``redrel_tiny`` or ``redrel_smol``.
         revision: commit or tag on the hub.
         device, dtype: see :func:`choose_placement`.
         attn: attention kernel, as transformers names it.
@@ -40,7 +38,7 @@ class LlavaCore:
         attn: str = "sdpa", **generation: Any,
     ) -> None:  # fmt: skip
         self.weights = model_path
-        path = str(TINY_FOLDER) if model_path == TINY else model_path
+        path = checkpoint_path(model_path)
         config = checkpoint.read_config(path, revision)
         size, self.revision = weight_files(path, revision, checkpoint.HUB_NAMES)
         self.preprocessing = checkpoint.read_preprocessing(path, revision, config)

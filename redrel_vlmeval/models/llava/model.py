@@ -7,9 +7,10 @@ from typing import Any
 
 from vlmeval.dataset import DATASET_TYPE
 
+from redrel_vlmeval.bases import BOXED
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.llava import input
-from redrel_vlmeval.models.llava.core import TINY, LlavaCore
+from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.prompts import check_question
@@ -19,7 +20,7 @@ class LLaVA15(HostedModel):
     """LLaVA-1.5 with the prompts, pictures and greedy decoding of the host's own ``LLaVA``.
 
     Args:
-        model_path: ``llava-hf/llava-1.5-7b-hf``, ``-13b-hf``, a local folder, or ``redrel_tiny``.
+        model_path: ``llava-hf/llava-1.5-7b-hf``, ``-13b-hf``, a local folder, ``redrel_tiny`` or ``redrel_smol``.
         kwargs: batch, device, dtype, revision, attn, and keywords of ``generate`` (``num_beams``, ...).
 
     Raises:
@@ -31,7 +32,7 @@ class LLaVA15(HostedModel):
     def __init__(self, model_path: str = "llava-hf/llava-1.5-7b-hf", **kwargs: Any) -> None:
         super().__init__(kwargs.pop("batch", None))
         kwargs.pop("use_vllm", None)
-        if model_path == TINY:
+        if model_path in BOXED:
             kwargs.setdefault("max_new_tokens", 32)
         self.core = LlavaCore(model_path, **kwargs)
         self.model = self.core.model

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from redrel_vlmeval import files
 from redrel_vlmeval.models.llava import question_text
@@ -65,7 +66,7 @@ def make(name: str = "RedRelShapes") -> pd.DataFrame:
             rows.append(
                 {
                     "index": number * 1000 + item,
-                    "image": _base64(things),
+                    "image": base64_of(scenes.render(things)),
                     "question": question.text,
                     "hint": hint,
                     **asked,
@@ -76,9 +77,10 @@ def make(name: str = "RedRelShapes") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _base64(things: list[scenes.Thing]) -> str:
+def base64_of(picture: Image.Image) -> str:
+    """A picture as the host's TSV holds it."""
     buffer = io.BytesIO()
-    scenes.render(things).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -102,6 +104,11 @@ def data_root() -> Path:
 
 
 def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
+    """:func:`written` for the table of :func:`make`."""
+    return written(make(name), name, folder)
+
+
+def written(table: pd.DataFrame, name: str, folder: Path | None = None) -> Path:
     """The TSV in ``folder`` (default: :func:`data_root`), made anew when missing or different; never half-written.
 
     What the host has decoded from an older one goes with it: it would show the model those pictures, by their numbers.
@@ -110,7 +117,7 @@ def write(name: str = "RedRelShapes", folder: Path | None = None) -> Path:
         PermissionError: the folder cannot be written to.
     """
     path = (folder or data_root()) / f"{name}.tsv"
-    text = make(name).to_csv(sep="\t", index=False)
+    text = table.to_csv(sep="\t", index=False)
     try:
         if _holds(path, text):
             return path

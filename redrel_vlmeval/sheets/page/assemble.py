@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import redrel_vlmeval
+from redrel_vlmeval.bases import cautions
 from redrel_vlmeval.files import WriteError, atomically, make_parent
 from redrel_vlmeval.results import Results, comparisons
 from redrel_vlmeval.sheets.figures import curves_of, looks
@@ -17,7 +18,6 @@ from redrel_vlmeval.sheets.page.explained import coverage, links
 from redrel_vlmeval.sheets.tables import KNOWN, runs
 
 HERE = Path(__file__).resolve().parent
-TOY = "redrel_tiny"
 NAMED = 3  # bases that the title names
 NOTED = (
     "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
@@ -121,8 +121,8 @@ def _meta(results: Results, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "states": {str(state): int(count) for state, count in states.items() if state != "ok"},
         "version": redrel_vlmeval.__version__,
         "written": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
-        "toy": any(row["base"].startswith(TOY) for row in rows),
-        "all_toy": all(row["base"].startswith(TOY) for row in rows),
+        "toys": cautions(row["base"] for row in rows),
+        "all_toys": all(cautions([row["base"]]) for row in rows),
     }
 
 
