@@ -96,6 +96,7 @@ setup(
             "**/*.pyi",
             "*.csv",
             "results/*.csv",
+            "table/*.csv",
             "models/tiny/checkpoint/*",
             "models/smol/parts/*",
             *(f"{folder}/*.{kind}" for folder in WEB for kind in ("j2", "css", "js")),

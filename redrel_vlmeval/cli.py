@@ -250,9 +250,7 @@ def sweep(
     layers: Annotated[str, typer.Option(help="Decoder blocks L, such as 1-31 or 1,2,5-8.")] = "",
     keep: Annotated[str, typer.Option(help="Image tokens K kept after block L, such as 0,72,128,244,432.")] = "",
     rules: Annotated[str, typer.Option(help="Rules, as `redrel rules` lists them; several with commas.")] = DEFAULT,
-    settings: Annotated[
-        str | None, typer.Option(help="Instead of a grid, settings by name: l0_k8_divprune,l1_k8_l3_k4,l2_k8_dart.")
-    ] = None,
+    settings: Annotated[str | None, typer.Option(help="Instead of a grid: l0_k8_cls,l1_k8_l3_k4,...")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
     memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
@@ -271,6 +269,26 @@ def sweep(
         model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin, settings
     )
     raise typer.Exit(run.run(request, outcome.show if settings is None else outcome.listed))
+
+
+@app.command()
+def table(
+    preset: Annotated[str, typer.Option(help="llava15, llava-next, qwen2.5-vl, qwen3-vl, internvl3 or tiny.")] = "",
+    base: Annotated[str, typer.Option(help="Instead of a preset, the base, such as llava_v1.5_7b.")] = "",
+    methods: Annotated[str | None, typer.Option(help="As `redrel methods` lists; and controls.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="Visual tokens as papers count them: 192,128,64.")] = None,
+    data: Annotated[str | None, typer.Option(help="Benchmarks of the host, with commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N questions of each.")] = None,
+    work_dir: Annotated[Path, typer.Option(help="As the runner's: results go there, and are taken.")] = Path("outputs"),
+    memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
+    judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, FLOPs, hours, memory; run nothing.")] = False,
+) -> None:
+    """The field's table: methods x budgets x benchmarks, what each keeps of the base. Exit code 1 if a cell failed."""
+    from redrel_vlmeval.table import run
+
+    request = run.Request(preset, base, methods, budgets, data, limit, work_dir, memory, judge, dry_run)
+    raise typer.Exit(run.run(request))
 
 
 def _failed(cells: list[tuple[str, str, str]]) -> int:

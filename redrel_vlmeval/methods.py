@@ -16,6 +16,7 @@ FAMILIES = {
     "LLaVA-NeXT": "LLaVA-NeXT-7B, up to 2880 tokens",
     "28 blocks": "Qwen2.5-VL-7B and InternVL3-8B, in percent of the tokens",
     "36 blocks": "Qwen3-VL-8B, in percent of the tokens",
+    "8 blocks": "redrel_tiny, the model in the box, 64 tokens; budgets are ours",
 }
 
 

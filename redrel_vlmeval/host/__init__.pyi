@@ -17,6 +17,7 @@ from .question import (
     failures as failures,
     upcoming as upcoming,
 )
+from .ratings import ratios as ratios
 from .runner import HostMissing as HostMissing, host_folder as host_folder
 from .scores import (
     Metric as Metric,

@@ -99,3 +99,40 @@ def _categories(table: Columns) -> np.ndarray:
     """In how many categories each question is."""
     index = table["index"]
     return np.array([str(value).count(",") + 1 for value in table.get("category", [""] * len(index))])
+
+
+def ratios(table: Columns, hits: np.ndarray, metric: str) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """A metric as ``100 * sum over parts of (sum of over / sum of under)``: (over, under) of every question, per part.
+
+    A metric of this form can be drawn again with other weights of the questions. Means, POPE's F1 and MME's perception
+    are; None where the table has not what it needs. A picture's share is told by its first question.
+    """
+    if metric == "F1":
+        if not {"answer", "extracted"} <= table.keys():
+            return None
+        times = _categories(table).astype(float)
+        right, said = (np.array([value == "Yes" for value in table[name]]) for name in ("answer", "extracted"))
+        return [(2 * times * (right & said), times * right + times * said)]
+    if metric == "perception":
+        if not {"category", "image_path"} <= table.keys():
+            return None
+        categories = np.array(table["category"], dtype=object)
+        parts = []
+        for name in _PERCEPTION:
+            inside = categories == name
+            if inside.any():
+                parts += [(hits * inside, inside.astype(float)), _whole_pictures(table["image_path"], hits, inside)]
+        return parts
+    return [(hits, np.ones(len(hits)))]
+
+
+def _whole_pictures(paths: Iterable[object], hits: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each picture's first question: whether all of the picture's are right, and 1; 0 and 0 of others."""
+    rows: dict[object, list[int]] = {}
+    for number, path in enumerate(paths):
+        if inside[number]:
+            rows.setdefault(path, []).append(number)
+    over, under = np.zeros(len(hits)), np.zeros(len(hits))
+    for own in rows.values():
+        over[own[0]], under[own[0]] = float(hits[own].min() >= 1), 1.0
+    return over, under

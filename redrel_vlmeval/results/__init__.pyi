@@ -1,16 +1,20 @@
 from . import (
+    asked as asked,
     blind as blind,
     choosing as choosing,
     comparisons as comparisons,
     flips as flips,
     grid as grid,
+    kept as kept,
     paired_tests as paired_tests,
     published as published,
     records as records,
 )
+from .asked import Asked as Asked, Line as Line
 from .choosing import Budget as Budget
 from .flips import DOWN as DOWN, SAME as SAME, UP as UP, letter as letter
 from .grid import Grid as Grid, grids as grids
+from .kept import Kept as Kept
 from .paired_tests import FEWEST as FEWEST, p_text as p_text
 from .reading import (
     NO_RULE as NO_RULE,

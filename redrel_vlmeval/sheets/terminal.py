@@ -17,7 +17,7 @@ from redrel_vlmeval.sheets.tables import KNOWN, STATES, Column, Table, cells
 
 NAMED = 3  # models that one remark names, each on a line
 INDENT = "\u2800"  # a blank that tabulate does not strip
-LEFT = ("model", "base", "rule", "backend", "status")
+LEFT = ("model", "base", "rule", "backend", "status", "method", "benchmark", "note")
 INTERVAL = "95 % CI"
 LEGEND = "verdict: paired test of each variant against its base; better or worse where p (Holm) < .05"
 
@@ -49,6 +49,20 @@ def to_text(table: Table, width: int | None = None) -> str:
         below += [f"{gone} more columns in the files: -o x.xlsx"] * bool(gone)
     below += _told_once(table)
     return "\n".join([text, *([""] if below else []), *below])
+
+
+def plain(table: Table, width: int | None = None) -> str:
+    """Any table for a terminal, its remarks below; on a narrow one costs and then the last columns go."""
+    columns = {column.name: column for column in table.layout}
+    names = [str(name) for name in table.frame if table.frame[name].notna().any()]
+
+    def draw(kept: list[str]) -> str:
+        return _drawn(table.frame[kept], [columns[name] for name in kept])
+
+    costs = [name for name in names if columns[name].cost]
+    spare = [*costs[::-1], *[name for name in names[2:][::-1] if name not in costs]]
+    text, gone = fitted(draw, names, spare, width)
+    return "\n".join([text, "", *table.remarks, *[f"{gone} more columns in the files"] * bool(gone)])
 
 
 def _drawn(shown: pd.DataFrame, columns: Sequence[Column]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from redrel_vlmeval.files import WriteError, atomically, make_parent
 from redrel_vlmeval.results import Results
 from redrel_vlmeval.sheets import markup, openvlm
 from redrel_vlmeval.sheets.plain_csv import write_csv
-from redrel_vlmeval.sheets.tables import SUMMARY, Table, every, leaderboard, printed
+from redrel_vlmeval.sheets.tables import SUMMARY, Table, every, leaderboard, printed, summed_up
 
 ENDINGS = (".xlsx", ".csv", ".md", ".tex", ".json")
 
@@ -64,20 +65,34 @@ def write(results: Results, path: str | Path) -> Path:
         return write_csv(leaderboard(results), path, error=SheetError)
     if kind == ".json":
         return _write_text(openvlm.openvlm(results), path)
-    tables = every(results, SUMMARY)
-    return _write_text(markup.markdown(tables) if kind == ".md" else markup.document(tables), path)
+    return write_tables(every(results, SUMMARY), path)
+
+
+def write_tables(tables: Sequence[Table], path: Path) -> Path:
+    """These tables alone as .xlsx, .md or .tex, or the first of them as .csv.
+
+    Raises:
+        SheetError: a place that cannot be written.
+    """
+    if path.suffix == ".xlsx":
+        return _write_xlsx(list(tables), path)
+    if path.suffix == ".csv":
+        return write_csv(tables[0].measured, path, error=SheetError)
+    shown = summed_up(tables)
+    return _write_text(markup.markdown(shown) if path.suffix.lower() == ".md" else markup.document(shown), path)
 
 
 def _write_folder(results: Results, folder: Path) -> Path:
     tables = every(results)
     _write_xlsx(tables, folder / "tables.xlsx")
     _write_text(openvlm.openvlm(results), folder / "leaderboard.json")
-    summary = [table for table in tables if table.name in SUMMARY]
+    summary = summed_up([table for table in tables if table.name in SUMMARY])
     _write_text(markup.document(summary), folder / "tables.tex")
     for table in tables:
         write_csv(table.measured, folder / f"{table.file}.csv", error=SheetError)
-        _write_text(markup.markdown([table]), folder / f"{table.file}.md")
-        _write_text(markup.latex(table), folder / f"{table.file}.tex")
+        (shown,) = summed_up([table])
+        _write_text(markup.markdown([shown]), folder / f"{table.file}.md")
+        _write_text(markup.latex(shown), folder / f"{table.file}.tex")
     write_csv(printed(results), folder / "published.csv", error=SheetError)
     return folder
 

@@ -1,2 +1,2 @@
-from . import run as run
+from . import plan as plan, preview as preview, run as run
 from .sweeper import Answer as Answer, Sweeper as Sweeper

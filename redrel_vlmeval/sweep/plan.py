@@ -27,7 +27,8 @@ class PlanError(RedrelError, ValueError):
 class Plan:
     """The settings of one base on one benchmark: a grid, or those ``chosen`` by name.
 
-    ``limit`` is the number of questions from the front, None for all.
+    ``limit`` is the number of questions from the front, None for all. ``base_there``: the base has a score already,
+    which is left as it is.
     """
 
     base: str
@@ -37,6 +38,7 @@ class Plan:
     rules: tuple[str, ...] = (DEFAULT,)
     limit: int | None = None
     chosen: tuple[VariantSpec, ...] = ()
+    base_there: bool = False
 
     @cached_property
     def specs(self) -> list[VariantSpec]:
@@ -53,6 +55,11 @@ class Plan:
     def settings(self) -> dict[str, str]:
         """Setting -> model name, the untouched base ('') first."""
         return {"": self.base} | {spec.setting: str(spec) for spec in self.specs}
+
+    @property
+    def scored(self) -> dict[str, str]:
+        """Those of them that are handed to the host."""
+        return {setting: model for setting, model in self.settings.items() if setting or not self.base_there}
 
     @property
     def words(self) -> str:

@@ -64,7 +64,12 @@ def show(plan: Plan, console: Console) -> None:
 
 def _priced(flops: float, size: float) -> tuple[str, str]:
     """FLOPs of one question in units of ``size``, and hours for a thousand questions."""
-    return f"{flops / size:.4g}", f"{2 * flops * 1000 / DONE / 3600:.2g}"
+    return f"{flops / size:.4g}", f"{hours(flops, 1000):.2g}"
+
+
+def hours(flops: float, questions: int) -> float:
+    """Of a GPU, for so many questions of ``flops`` multiply-adds each, two operations for each of these."""
+    return 2 * flops * questions / DONE / 3600
 
 
 def memory(base: Base, prompt: Prompt) -> tuple[int, int]:

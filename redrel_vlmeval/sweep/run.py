@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Request:
     judge: str = "exact_matching"
     margin: float = 2.0
     settings: str | None = None
+    base_there: bool = False  # the base has a score here, which is left as it is
 
 
 # Results, base, benchmark, folder for figures, console, margin, budget -> the exit code.
@@ -60,7 +61,7 @@ def run(request: Request, show: Show) -> int:
         Busy: another sweep is in this folder. HostMissing, TruncationError, CheckpointError: as for a single variant.
     """
     asked = request.layers, request.keep, request.rules, request.limit, request.settings
-    plan = read_plan(request.model, request.data, *asked)
+    plan = replace(read_plan(request.model, request.data, *asked), base_there=request.base_there)
     memory = read_memory(request.memory)
     budget = Budget.read(request.budget) if request.budget is not None else None
     if not 0 < request.margin < 100:
@@ -146,7 +147,7 @@ def check_free(plan: Plan, target: handover.Target) -> None:
     Raises:
         StoreError: names the runs.
     """
-    if there := handover.occupied(target, plan.settings.values()):
+    if there := handover.occupied(target, plan.scored.values()):
         raise StoreError(
             f"{target.work_dir} holds ordinary runs on {plan.data} that a sweep would replace "
             f"({', '.join(there[:3])}{', ...' * (len(there) > 3)}): give another --work-dir"
@@ -161,7 +162,7 @@ def hand_over(sweep: Sweep, target: handover.Target) -> None:
     """
     head = sweep.store.head() or {}
     facts = {name: head.get(name) for name in ("backend", "weights", "revision", "versions")}
-    settings = sweep.plan.settings
+    settings = sweep.plan.scored
     runs = ((model, *run_of(sweep, setting, facts)) for setting, model in settings.items())  # one at a time in memory
     with bar(sweep.console, "scored by the host", len(settings)) as progress:
         handover.write(target, runs, sweep.plan.limit, progress.to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from redrel_vlmeval.sheets.figures import curves_of, looks
 from redrel_vlmeval.sheets.offline import encoded, render
 from redrel_vlmeval.sheets.page import board, changes, curves, pictures
 from redrel_vlmeval.sheets.page.explained import coverage, links
-from redrel_vlmeval.sheets.tables import KNOWN, runs
+from redrel_vlmeval.sheets.tables import KNOWN, cells, field, runs, summed_up
 
 HERE = Path(__file__).resolve().parent
 NAMED = 3  # bases that the title names
@@ -95,7 +96,18 @@ def html(
         "provenance": _provenance(results),
         "meta": facts,
     }
-    return render(HERE, "report.html.j2", f"{facts['title']}: redrel report", data, meta=facts)
+    shown_first = _field(results)
+    return render(HERE, "report.html.j2", f"{facts['title']}: redrel report", data, meta=facts, field=shown_first)
+
+
+def _field(results: Results) -> list[dict[str, Any]]:
+    """The tables of ``redrel table`` as texts, none in other folders; a column without an entry is left out."""
+    found = []
+    for table in summed_up(field(results)):
+        shown = replace(table, frame=table.frame.dropna(axis=1, how="all"))
+        found.append({"name": table.name, "caption": table.caption, "remarks": table.remarks}
+                     | {"columns": shown.layout, "rows": cells(shown.frame, shown.layout)})  # fmt: skip
+    return found
 
 
 def _pictures(results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None) -> pictures.Shown:

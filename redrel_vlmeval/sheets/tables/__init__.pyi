@@ -1,5 +1,6 @@
 from .columns import KNOWN as KNOWN, Column as Column, cells as cells, yes_no as yes_no
 from .details import runs as runs
+from .field import field as field, summed_up as summed_up
 from .leaders import (
     COSTS as COSTS,
     NOT_RUN as NOT_RUN,

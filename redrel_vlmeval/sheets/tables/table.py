@@ -25,7 +25,7 @@ class Table:
     ``columns`` are those that this table alone has, by name; :data:`KNOWN` has the others. ``outcomes`` of its scores
     are by model and score. The best of a score is ``bold`` (row position, column). ``heat`` are spans of rows (first,
     last position), each a heat map of the ``heat_columns``, and the value where it turns. ``full`` makes the frame with
-    the rows that are left out here.
+    the rows that are left out here. ``printed``: the same as papers print it, for formats that people read.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Table:
     heat: tuple[tuple[int, int, float | None], ...] = ()
     heat_columns: tuple[str, ...] = ()
     full: Callable[[], pd.DataFrame] | None = None
+    printed: Table | None = None
 
     @property
     def layout(self) -> list[Column]:

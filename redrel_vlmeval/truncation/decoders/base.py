@@ -109,13 +109,12 @@ class Decoder(ABC):
         """
         return nullcontext()
 
-    @contextmanager
-    def added(self) -> Iterator[list[torch.Tensor]]:
+    def added(self) -> AbstractContextManager[list[torch.Tensor]]:
         """Within the context, what a forward call adds to its visual tokens behind blocks 1, 2, .. is collected.
 
         One [n, width] for each such block, of the prompt's n visual tokens in order.
         """
-        yield []
+        return nullcontext([])
 
     @abstractmethod
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -14,11 +14,11 @@ from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation.decoders import deepstack
 from redrel_vlmeval.truncation.decoders.base import Decoder
 from redrel_vlmeval.truncation.decoders.caches import longer, tensor, wider
 from redrel_vlmeval.truncation.decoders.calls import Attend, Observer, observing
 from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
-from redrel_vlmeval.truncation.hooks import replaced
 from redrel_vlmeval.truncation.views import View, is_per_token, take
 
 PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
@@ -145,44 +145,12 @@ class NativeDecoder(Decoder):
 
         return undo
 
-    @contextmanager
-    def extras(self, view: Callable[[], View | None]) -> Iterator[None]:
+    def extras(self, view: Callable[[], View | None]) -> AbstractContextManager[None]:
         """DeepStack (Qwen3-VL): visual features added behind the first blocks, for the tokens that are still there."""
-        if not hasattr(self.text, "_deepstack_process"):
-            yield
-            return
+        return deepstack.fitted(self.text, view)
 
-        def fitting(add: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-            def process(hidden: torch.Tensor, visual: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-                held = view()
-                if held is None:
-                    return add(hidden, visual, features)
-                number = (visual.flatten().cumsum(0) - 1).view(visual.shape)  # of each visual token among the features
-                index = held.index.to(visual.device)
-                there = visual.gather(1, index)
-                return add(hidden, there, features[number.gather(1, index)[there].to(features.device)])
-
-            return process
-
-        with replaced(self.text, "_deepstack_process", fitting):
-            yield
-
-    @contextmanager
-    def added(self) -> Iterator[list[torch.Tensor]]:
-        found: list[torch.Tensor] = []
-        if not hasattr(self.text, "_deepstack_process"):
-            yield found
-            return
-
-        def noting(add: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-            def process(hidden: torch.Tensor, visual: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-                found.append(features.detach())
-                return add(hidden, visual, features)
-
-            return process
-
-        with replaced(self.text, "_deepstack_process", noting):
-            yield found
+    def added(self) -> AbstractContextManager[list[torch.Tensor]]:
+        return deepstack.noted(self.text)
 
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         short = dict(kwargs)

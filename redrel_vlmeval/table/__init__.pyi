@@ -1,0 +1,1 @@
+from . import plan as plan, run as run

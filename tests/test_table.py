@@ -1,0 +1,147 @@
+"""``redrel table``: what is planned, that only what is missing runs, what fails is named, and how it is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from checkpoints import import_host, needs_host
+from openpyxl import load_workbook
+
+from redrel_vlmeval import bases
+from redrel_vlmeval.errors import TruncationError, UnknownName
+from redrel_vlmeval.models.tiny import benchmark
+from redrel_vlmeval.names import parse
+from redrel_vlmeval.sweep import plan as sweeping, run as sweep
+from redrel_vlmeval.table import plan
+from redrel_vlmeval.table.run import Request, run
+
+DATA = "TableShapes"
+
+
+@pytest.mark.parametrize("name", plan.presets())
+def test_every_preset_is_of_settings_that_a_sweep_takes(name: str) -> None:
+    wanted, preset = plan.read(name, None, None, None, None), plan.find(name)
+    assert not wanted.left_out and wanted.asked.data == preset.data
+    assert len(wanted.asked.lines) == len(preset.methods) * len(preset.budgets)
+    found = sweeping.read_plan(preset.base, preset.data[0], settings=",".join(wanted.asked.settings))
+    assert [spec.setting for spec in found.specs] == wanted.asked.settings
+    row = bases.row(preset.base)
+    assert row is None or row.tokens in (None, preset.tokens)
+
+
+def test_a_control_that_draws_is_one_row_of_five_draws() -> None:
+    (line,) = plan.read(None, "llava_v1.5_7b", "random", "64", "POPE").asked.lines
+    assert line.settings[0] == "l0_k64_random_pos-new" and len(set(line.settings)) == 5
+    assert [parse(setting).seed for setting in line.settings] == [0, 1, 2, 3, 4]
+    (line,) = plan.read("qwen2.5-vl", None, "random", "11.1%", "POPE").asked.lines
+    assert line.settings[1] == "l0_r11_random_seed1"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("nosuch", None, None, None, None), "--preset nosuch: choose one of llava15"),
+        (("tiny", "llava_v1.5_7b", None, None, None), "--base llava_v1.5_7b: --preset tiny is of redrel_tiny"),
+        ((None, None, None, None, None), "give --base, or --preset"),
+        ((None, "redrel_tiny", "fastv", None, "X"), "--budgets: give at least one"),
+        (("tiny", None, "fastv,nosuch", None, None), "--methods nosuch: unknown method .*or a control: random"),
+        (("tiny", None, "fastv,fastv", None, None), "--methods: fastv given more than once"),
+        (("tiny", None, "random", "some", None), "--budgets some: give tokens"),
+        (("tiny", None, "fastv", "33", None), "nothing to run: FastV: no setting for a budget of 33"),
+        ((None, "qwen_chat", "fastv", "64", "X"), "--base qwen_chat: no settings of methods are known for it"),
+    ],
+)
+def test_what_means_nothing_is_refused_by_name(given: Any, words: str) -> None:
+    with pytest.raises((plan.TableError, UnknownName), match=words):
+        plan.read(*given)
+
+
+def test_a_method_without_a_setting_is_left_out_and_named() -> None:
+    wanted = plan.read("qwen2.5-vl", None, "cdpruner,fastv", "11.1%", "POPE")
+    assert [line.method for line in wanted.asked.lines] == ["FastV"]
+    assert "CDPruner: not offered on 28 blocks: needs CLIP's text tower" in wanted.left_out[0]
+
+
+def test_a_dry_run_prints_cells_and_prices_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+    work = tmp_path / "new"
+    assert run(Request("llava15", work_dir=work, dry_run=True)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "POPE: 0 of 46 cells are there" in said and "TFLOPs a question in one pass" in said
+    assert "12.1 GiB for the decoder's weights" in said and not work.exists()
+    assert run(Request("qwen3-vl", dry_run=True, work_dir=work)) == 0
+    assert "no price: its sizes are not known here" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(scope="module")
+def lmu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("LMUData")
+    table = benchmark.make("RedRelShapes").iloc[[*range(6), *range(240, 246)]]
+    table.to_csv(folder / f"{DATA}.tsv", sep="\t", index=False)
+    before = os.environ.get("LMUData")
+    os.environ |= {"LMUData": str(folder), "REDREL_DEVICE": "cpu"}
+    yield folder
+    os.environ.pop("LMUData")
+    os.environ |= {} if before is None else {"LMUData": before}
+
+
+def swept(monkeypatch: pytest.MonkeyPatch, refuse: str = "") -> list[str]:
+    """What each sweep is asked for; one that holds the setting ``refuse`` fails as a rule would make it."""
+    asked: list[str] = []
+    real = sweep.run
+
+    def noted(request: Any, show: Any) -> int:
+        asked.append(request.settings)
+        if refuse and refuse in request.settings.split(","):
+            raise TruncationError(f"redrel_tiny_trunc_{refuse}: rule 'visionzip': no tower here")
+        return real(request, show)
+
+    monkeypatch.setattr(sweep, "run", noted)
+    return asked
+
+
+@needs_host
+@pytest.mark.timeout(300)
+def test_only_what_is_missing_runs_and_what_fails_is_named(
+    lmu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import_host()
+    some = {"base": "redrel_tiny", "budgets": "24", "data": DATA, "work_dir": tmp_path}
+    asked = swept(monkeypatch)
+    assert run(Request(methods="fastv,random", **some)) == 0
+    assert asked == ["l2_a24,l0_k24_random_pos-new," + ",".join(f"l0_k24_random_pos-new_seed{n}" for n in range(1, 5))]
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.xlsx") if path.name != "table.xlsx"}
+    monkeypatch.undo()
+
+    asked = swept(monkeypatch, refuse="l0_k24_visionzip_pos-new")
+    capsys.readouterr()
+    assert run(Request(methods="fastv,visionzip,downsample,random", **some)) == 1
+    said = capsys.readouterr().out
+    assert asked == ["l0_k24_visionzip_pos-new,l0_k24_downsample_pos-new", "l0_k24_downsample_pos-new"]
+    assert "failed: redrel_tiny_trunc_l0_k24_visionzip_pos-new on TableShapes" in " ".join(said.split())
+    assert all(path.stat().st_mtime_ns == at for path, at in first.items()), "what was there is left as it is"
+    frame = pd.read_csv(tmp_path / "table.csv")
+    assert list(frame["method"]) == ["redrel_tiny", "FastV", "VisionZip", "downsample", "random"]
+    assert frame[DATA].isna().tolist() == [False, False, True, False, False] and frame[DATA][0] == 100
+    assert frame["draws"][4].startswith("5: ") and frame["note"][2] == f"{DATA}: not run"
+    assert frame["average tokens"][3] == 24
+    monkeypatch.undo()
+
+    asked = swept(monkeypatch)
+    assert run(Request(methods="fastv,downsample", **some)) == 0 and asked == [], "nothing is missing"
+    looks(tmp_path)
+
+
+def looks(folder: Path) -> None:
+    """Every format has the two rows and the base, with the same numbers."""
+    frame = pd.read_csv(folder / "table.csv")
+    value = f"{frame['mean'][1]:.1f} ["
+    markdown, latex = ((folder / f"table.{kind}").read_text() for kind in ("md", "tex"))
+    assert value in markdown.replace("\\", "") and value in latex and r"\toprule" in latex
+    sheets = load_workbook(folder / "table.xlsx")
+    assert {"Methods", "Downsampling"} <= set(sheets.sheetnames)
+    page = (folder / "table.html").read_text(encoding="utf-8")
+    assert 'id="methods"' in page and value in page and "Downsampling" in page
