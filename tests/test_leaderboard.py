@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from redrel_vlmeval import sheets
 from redrel_vlmeval.results.paired_tests import newcombe
 from redrel_vlmeval.results.reading import Results, read
 from redrel_vlmeval.sheets import terminal
+from redrel_vlmeval.sheets.tables.details import efficiency
 
 BASE = sheet_files.BASE
 
@@ -35,7 +37,7 @@ def test_scores_deltas_and_costs(board: pd.DataFrame) -> None:
     assert (row["kept"], row["image tokens"], row["average tokens"]) == (16, 64, 40)
     assert row["prefill GFLOPs"] == pytest.approx(1.2) and row["FLOPs ratio"] == pytest.approx(0.6)
     assert row["KV MB"] == pytest.approx(0.25) and row["KV ratio"] == pytest.approx(0.625)
-    assert (row["prefill ms"], row["decode ms/token"], row["status"], row["note"]) == (6, 2, "ok", "")
+    assert (row["status"], row["note"]) == ("ok", "") and not [name for name in row.index if " ms" in name]
 
 
 def test_states_stand_where_scores_would(board: pd.DataFrame) -> None:
@@ -72,10 +74,10 @@ def test_a_benchmark_with_two_headlines_has_two_columns(tmp_path: Path) -> None:
 
 
 def test_costs_of_several_benchmarks_are_weighted_by_questions(tmp_path: Path) -> None:
-    for name, count, milliseconds in (("X", 30, 10.0), ("Y", 10, 50.0)):
+    for name, count, tokens in (("X", 30, 10.0), ("Y", 10, 50.0)):
         host.scored(tmp_path / "m", "m", name, 0.5)
-        host.records(tmp_path / "m", "m", name, indices=range(count), prefill_ms=milliseconds)
-    assert sheets.leaderboard(read(tmp_path)).iloc[0]["prefill ms"] == 20
+        host.records(tmp_path / "m", "m", name, indices=range(count), average_image_tokens=tokens)
+    assert sheets.leaderboard(read(tmp_path)).iloc[0]["average tokens"] == 20
 
 
 def test_no_records_at_all_still_gives_a_table(tmp_path: Path) -> None:
@@ -177,3 +179,16 @@ def test_a_benchmark_may_be_called_like_a_column(tmp_path: Path) -> None:
         assert columns[f"{benchmark} p"].of == benchmark and columns[f"{benchmark} delta"].title == "delta"
     lines = sheets.to_text(board).splitlines()
     assert "75.0" in " ".join(lines) and ".750" not in " ".join(lines)
+
+
+def test_times_are_compared_only_where_the_base_repeats_itself(tmp_path: Path) -> None:
+    for model, milliseconds in (("m", [10, 11, 12]), ("m_trunc_l2_k16", [6, 6.5, 7]), ("m_trunc_l3_k16", [10, 10, 12])):
+        host.scored(tmp_path / model, model, "X", 0.5)
+        path = host.records(tmp_path / model, model, "X", indices=(1, 2, 3), batch=8)
+        lines = [json.loads(line) for line in path.read_text().splitlines()[:3]]
+        told = zip(lines, milliseconds, strict=True)
+        path.write_text("".join(json.dumps(line | {"base": "m", "prefill_ms": ms}) + "\n" for line, ms in told))
+    frame = efficiency(read(tmp_path)).frame.set_index("model")
+    assert frame["prefill over base"].tolist() == [None, pytest.approx(6.5 / 11), "use redrel bench"]
+    times = frame.loc["m", ["prefill ms from", "prefill ms", "prefill ms to"]]
+    assert times.tolist() == [10.5, 11, 11.5] and set(frame["batch"].astype(str)) == {"8"}

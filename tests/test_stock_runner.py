@@ -24,7 +24,6 @@ BASE, VARIANT, DATA = "redrel_tiny", "redrel_tiny_trunc_l2_k16", "RedRelShapes_M
 EVALUATE = ["--data", DATA, "--judge", "exact_matching"]
 HOST = ["-m", "vlmeval"]
 QUESTIONS = len(benchmark.make(DATA))
-MEASURED_TIME = ["prefill ms", "decode ms/token"]
 
 
 class Workplace:
@@ -243,7 +242,7 @@ def test_a_killed_run_resumes_to_the_same_sheet(stock, tmp_path):
     sheets = []
     for other in (place, stock[0]):
         assert other.sheet("s.csv").returncode == 0
-        sheets.append(pd.read_csv(other.work / "s.csv").drop(columns=MEASURED_TIME))
+        sheets.append(pd.read_csv(other.work / "s.csv"))
     pd.testing.assert_frame_equal(*sheets)
 
 

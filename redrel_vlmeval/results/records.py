@@ -14,16 +14,18 @@ from redrel_vlmeval.host import RECORDS, STATUS, Cell, ResultsError, one_line, r
 from redrel_vlmeval.names import parse
 
 SETTINGS = ("backend", "weights", "revision", "device", "dtype", "kernel")
+_MEDIANS = ("prefill_ms", "decode_ms_per_token")
+# of each time the median, and where the middle half of its questions begins and ends
+TIMES = tuple(f"{name}{part}" for name in _MEDIANS for part in ("", "_from", "_to"))
 COLUMNS = (
     "n", "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes",
-    "kv_ratio", "prefill_ms", "decode_ms_per_token", "mode", *SETTINGS, "versions", "kv_bytes_measured",
+    "kv_ratio", *TIMES, "batch", "mode", *SETTINGS, "versions", "kv_bytes_measured",
     "questions_per_second", "peak_bytes", "new_tokens", "tokens_per_block", "errors",
 )  # fmt: skip
 # What a run says of itself, for the provenance of its cell.
 RUN = ("host", "host_version", "commit", "arguments")
 _MEANS = ("image_tokens", "average_image_tokens", "prefill_flops", "kv_bytes", "kv_bytes_measured", "new_tokens")
 SHOWN = 3  # errors of single questions that a sheet quotes
-_MEDIANS = ("prefill_ms", "decode_ms_per_token")
 
 
 def read_records(path: Path) -> dict[str, dict[str, object]]:
@@ -137,7 +139,9 @@ def _row(records: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     frame["kept"] = pd.Series([_last(record.get("images_per_block")) for record in records.values()], dtype=object)
     row: dict[str, object] = {"n": len(frame)}
     row |= {name: _numbers(frame, name).mean() for name in ("kept", *_MEANS)}
-    row |= {name: _numbers(frame, name).median() for name in _MEDIANS}
+    quartiles = {"": 0.5, "_from": 0.25, "_to": 0.75}
+    row |= {f"{name}{end}": _numbers(frame, name).quantile(q) for name in _MEDIANS for end, q in quartiles.items()}
+    row["batch"] = _values(record.get("batch", 1) for record in records.values())
     row["flops_ratio"] = _ratio(_numbers(frame, "prefill_flops"), _numbers(frame, "prefill_flops_untouched"))
     row["kv_ratio"] = _ratio(_numbers(frame, "kv_bytes"), _numbers(frame, "kv_bytes_untouched"))
     row |= {name: _values(frame.get(name, ())) for name in ("mode", *SETTINGS)}

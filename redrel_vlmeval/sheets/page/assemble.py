@@ -21,8 +21,7 @@ from redrel_vlmeval.sheets.tables import KNOWN, cells, field, runs, summed_up
 HERE = Path(__file__).resolve().parent
 NAMED = 3  # bases that the title names
 NOTED = (
-    "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio", "prefill ms",
-    "decode ms/token",
+    "L", "K", "rule", "backend", "kept", "average tokens", "FLOPs ratio", "KV ratio",
 )  # fmt: skip
 OWN_NOTES = {
     "interval": "the bar runs from the lower to the upper end of its 95 % confidence interval, of this variant alone: "

@@ -5,7 +5,7 @@
   const rows = data.rows;
   const KINDS = { better: "▲ better", worse: "▼ worse", same: "≈ not separable", base: "base", none: "not tested" };
   // Terms of an opened row that have a note.
-  const DETAILS = [["Rule", "rule"], ["Backend", "backend"], ["Tokens kept", "kept"], ["Decode ms/token", "decode ms/token"], ["p, uncorrected", "p"]];
+  const DETAILS = [["Rule", "rule"], ["Backend", "backend"], ["Tokens kept", "kept"], ["p, uncorrected", "p"]];
   redrel.badge = (row) => (row.status !== "ok" ? h("span", { class: `badge ${row.status}` }, row.status)
     : h("span", { class: `badge ${row.kind}` }, KINDS[row.kind]));
   // The setting alone names a variant beside its base; a replaced run keeps the name of its folder.
@@ -47,7 +47,6 @@
     ["Avg tokens", (r) => r.average_image_tokens, (r) => fixed(r.average_image_tokens), "r", false, ["average tokens"]],
     ["FLOPs ratio", (r) => r.flops_ratio, (r) => ratio(r.flops_ratio), "r", false, ["FLOPs ratio"]],
     ["KV ratio", (r) => r.kv_ratio, (r) => ratio(r.kv_ratio), "r", false, ["KV ratio"]],
-    ["Prefill ms", (r) => r.prefill_ms, (r) => fixed(r.prefill_ms, 2), "r", false, ["prefill ms"]],
   ].filter(Boolean);
 
   // Names may break behind an underscore, not within a word.
@@ -67,7 +66,7 @@
     if (own.detail) { own.detail.remove(); own.detail = null; button.setAttribute("aria-expanded", "false"); return; }
     const facts = [["Model", row.model], ["In words", row.verdict], ["Note", row.note], ["Questions", row.n], ["Metric", row.metric], [DETAILS[0][0], row.rule],
       ["Numbers as they stand", row.raw.map(([metric, value]) => `${metric}: ${value}`).join(", ")], [DETAILS[1][0], row.backend], [DETAILS[2][0], known(row.kept) && `${fixed(row.kept)} of ${fixed(row.image_tokens)} after the last stage`],
-      [DETAILS[3][0], fixed(row.decode_ms_per_token, 2)], [DETAILS[4][0], pText(row.p)]];
+      [DETAILS[3][0], pText(row.p)]];
     own.detail = h("tr", { class: "detail" }, h("td", { colspan: columns.length }, h("dl", { class: "facts" },
       facts.filter(([, value]) => value || value === 0).map(([term, value]) => [h("dt", {}, term), h("dd", {}, String(value))]))));
     own.line.after(own.detail);

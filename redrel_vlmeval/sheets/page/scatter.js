@@ -3,7 +3,7 @@
 (() => {
   const { h, s, data, byId, fixed, known, unique } = redrel;
   const COSTS = [["flops_ratio", "prefill FLOPs ratio", 3], ["average_image_tokens", "average image tokens per block", 1],
-    ["kv_ratio", "KV cache ratio", 3], ["prefill_ms", "prefill time, ms (median)", 2]];
+    ["kv_ratio", "KV cache ratio", 3]];
   const rows = data.rows.filter((row) => row.status === "ok" && known(row.value));
   const usable = COSTS.filter(([key]) => rows.some((row) => known(row[key])));
   if (!usable.length) {

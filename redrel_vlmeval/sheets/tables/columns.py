@@ -40,8 +40,13 @@ _NOTES = {
     "KV MB": "bytes of the KV cache when the answer ends, in 1e6, mean over questions; analytic: 2 x tokens x key "
     "heads x head width x bytes of a number, summed over blocks",
     "KV MB measured": "the same, read from the cache's own tensors after the answer, in 1e6",
-    "prefill ms": "wall time of the prefill, median over questions; of several benchmarks the weighted mean",
-    "decode ms/token": "wall time of one decoding step, median over questions; of several benchmarks the weighted mean",
+    "prefill ms": "wall time of the prefill, median over questions; of a batch each prompt's share, by its tokens",
+    "prefill ms from": "where the middle half of the questions begins", "prefill ms to": "where it ends",
+    "decode ms/token": "wall time of one decoding step, median over questions; of a batch a token's share",
+    "decode ms/token from": "where the middle half of the questions begins", "decode ms/token to": "where it ends",
+    "batch": "questions that were answered at once",
+    "prefill over base": "median prefill ms by the base's, where both ran alike (device, numbers, kernel, batch) and "
+    "the base's middle half is narrower than their difference; a machine that does other things too can tell no more",
     "questions/s": "questions over the sum of their wall times, vision tower and decoding included",
     "peak MB over weights": "highest memory of the accelerator during a question less that of the weights, in 1e6",
     "mode": "not truncated; dropped: tokens really leave; masked: the published code's way",
@@ -93,13 +98,13 @@ _NOTES = {
 _FORMS = {
     **dict.fromkeys(("L", "K", "n", "rest n", "resolution"), "d"),
     **dict.fromkeys(("FLOPs ratio", "KV ratio"), ".3f"),
-    **dict.fromkeys(("prefill GFLOPs", "prefill TFLOPs", "prefill ms", "decode ms/token", "questions/s"), ".2f"),
+    **dict.fromkeys(("prefill GFLOPs", "prefill TFLOPs", "questions/s", "prefill over base"), ".2f"),
+    **{f"{name}{end}": ".2f" for name in ("prefill ms", "decode ms/token") for end in ("", " from", " to")},
     **dict.fromkeys(("KV MB", "KV MB measured"), ".2f"),
     **dict.fromkeys(("hit", "base_hit"), "g"), "delta": "+.1f",
 }  # fmt: skip
 _COSTS = (
     "image tokens", "kept", "average tokens", "prefill GFLOPs", "prefill TFLOPs", "FLOPs ratio", "KV MB", "KV ratio",
-    "prefill ms", "decode ms/token",
 )  # fmt: skip
 _STATISTICS = {"delta": "+.1f", "CI low": "+.1f", "CI high": "+.1f", "up": "d", "down": "d", "p": "p", "p (Holm)": "p"}
 

@@ -15,6 +15,7 @@ from redrel_vlmeval.sheets.tables.table import Table, capped, left_out
 # Rows that a workbook shows of a long table, and of one with a row per model and benchmark: openpyxl writes some
 # 30 000 fields a second.
 MOST, CELLS = 3000, 5000
+BENCH = "use redrel bench"  # where a run's own times cannot tell two models apart
 HOSTS = {"ms": "ms-vlmeval", "upstream": "VLMEvalKit"}
 
 
@@ -61,11 +62,30 @@ def efficiency(results: Results) -> Table:
             frame[title] = values / divisor
         if name == "average_image_tokens" and "tokens_per_block" in rows:
             frame["tokens per block"] = rows["tokens_per_block"]
+    frame["batch"] = rows["batch"]
+    frame["prefill over base"] = _over_base(rows)
     frame["mode"] = rows["mode"].replace("untouched", "not truncated")
     for name in ("device", "dtype", "kernel"):
         frame[name] = rows[name]
     return capped("Efficiency", frame.reset_index(drop=True), CELLS, "cost per question; memory and time as measured",
                   "cells", "no rows: no efficiency records (<model>_<data>_redrel.jsonl) in this folder")  # fmt: skip
+
+
+def _over_base(rows: pd.DataFrame) -> pd.Series:
+    """Median prefill by that of the base where the times can tell, else what can; None of bases and where one lacks."""
+    alike = ["benchmark", "device", "dtype", "kernel", "batch"]
+    bases = {tuple(row[["model", *alike]].astype(str)): row for _, row in rows.iterrows()}
+
+    def told(row: pd.Series) -> object:
+        base = bases.get(tuple(row[["base", *alike]].astype(str)))
+        if base is None or row["model"] == row["base"] or pd.isna(row["prefill_ms"]) or pd.isna(base["prefill_ms"]):
+            return None
+        spread = base["prefill_ms_to"] - base["prefill_ms_from"]
+        if spread >= abs(row["prefill_ms"] - base["prefill_ms"]):
+            return BENCH
+        return row["prefill_ms"] / base["prefill_ms"]
+
+    return pd.Series([told(row) for _, row in rows.iterrows()], rows.index, object)
 
 
 def blind_rate(results: Results) -> Table:

@@ -19,7 +19,6 @@ NOT_RUN = Outcome("not run")
 # What of a cell's efficiency stands beside its scores.
 COSTS = (
     "image_tokens", "kept", "average_image_tokens", "prefill_flops", "flops_ratio", "kv_bytes", "kv_ratio",
-    "prefill_ms", "decode_ms_per_token",
 )  # fmt: skip
 STATES = ("failed", "running", "partial", NO_RULE, "ok")
 
@@ -141,7 +140,9 @@ def units(efficiency: pd.DataFrame) -> dict[str, tuple[str, float]]:
         "image_tokens": ("image tokens", 1), "kept": ("kept", 1), "average_image_tokens": ("average tokens", 1),
         "prefill_flops": (f"prefill {flops[1]}", flops[0]), "flops_ratio": ("FLOPs ratio", 1),
         "kv_bytes": ("KV MB", 1e6), "kv_bytes_measured": ("KV MB measured", 1e6),
-        "kv_ratio": ("KV ratio", 1), "prefill_ms": ("prefill ms", 1), "decode_ms_per_token": ("decode ms/token", 1),
+        "kv_ratio": ("KV ratio", 1), "prefill_ms": ("prefill ms", 1), "prefill_ms_from": ("prefill ms from", 1),
+        "prefill_ms_to": ("prefill ms to", 1), "decode_ms_per_token": ("decode ms/token", 1),
+        "decode_ms_per_token_from": ("decode ms/token from", 1), "decode_ms_per_token_to": ("decode ms/token to", 1),
         "questions_per_second": ("questions/s", 1), "peak_bytes": ("peak MB over weights", 1e6),
     }  # fmt: skip
 
