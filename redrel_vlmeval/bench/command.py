@@ -23,6 +23,7 @@ FULL = 576  # image tokens that these are meant for
 ROUNDS = 9
 # FLOPs of a prefill below which Python's own time is what is measured, and no bar that follows from FLOPs can hold.
 MEASURABLE = 10**10
+NO_BARS = "no bars: a prefill of {:.2g} GFLOPs takes as long as Python needs to start its parts"
 
 # what is measured -> the module that does it
 MEASURES = {name: f"{__package__}.{module}" for name, module in (
@@ -91,9 +92,7 @@ def run(request: Request) -> int:
     print(drawn(prefill.table(arms), terminal.terminal_width()))
     found = prefill.checks(arms, subject.bars, subject.race and arms[0].flops >= MEASURABLE)
     if not found:
-        print(
-            f"no bars: a prefill of {arms[0].flops / 1e9:.2g} GFLOPs takes as long as Python needs to start its parts"
-        )
+        print(NO_BARS.format(arms[0].flops / 1e9))
         return 0
     if prefill.noise(arms) > prefill.NOISE:
         print(f"too noisy: the base timed twice differs by {prefill.noise(arms):.1%}")
