@@ -145,3 +145,12 @@ def test_a_checkpoint_is_loaded_from_its_folder(made: tuple[TinyModel, Clip], tm
 )
 def test_the_call_for_a_short_answer_is_no_part_of_the_question(text: str, words: str) -> None:
     assert asked_words(text) == words
+
+
+def test_a_sweep_refuses_it_by_name(given: tuple[TinyModel, Clip]) -> None:
+    from sweepbox import compare
+
+    from redrel_vlmeval.names import parse
+
+    with pytest.raises(TruncationError, match="rule 'cdpruner': the question's words are not known here"):
+        compare(given[0].model, given[0].prompt("ttItttt"), [parse("base_trunc_l0_k3_cdpruner")])

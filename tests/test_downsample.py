@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, IMAGE, TinyModel, build
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from redrel_vlmeval.errors import InvalidValue, TruncationError
-from redrel_vlmeval.names import parse
+from redrel_vlmeval.names import nearest, parse
 from redrel_vlmeval.rules.controls import smaller_grid
 from redrel_vlmeval.truncation import truncated
 
@@ -95,6 +95,7 @@ def test_other_layouts_are_refused_by_name(family: str) -> None:
 def test_behind_block_1_it_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="l2_k8: rule 'downsample' changes what enters block 1, so it is for l0 alone"):
         parse("x_trunc_l2_k8_downsample")
+    assert nearest("x_trunc_l2_k8_downsampl") == "x_trunc_l0_k8_downsample"
     with pytest.raises(KeyError, match="l0 alone"):
         parse("x_trunc_l0_k8-random_l2_k4-downsample")
 

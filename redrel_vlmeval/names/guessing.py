@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from redrel_vlmeval import rules
 from redrel_vlmeval.errors import RedrelError
@@ -21,6 +22,8 @@ def guesses(name: object) -> Iterator[str]:
     stages = _nearest_stages(suffix, rule is not None and rule.before_block_1)
     if MARK.strip("_") in name and not stages:
         stages = (Stage(5, keep=MISSING),)
+    if rule is not None and rule.before_block_1_only:
+        stages = tuple(replace(stage, layer=0) for stage in stages[:1])
     if rule is not None and not rule.by_row:
         fields.pop("row", None)
     base = re.sub(r"_(p-[a-z0-9-]*|ppl|beam[a-z0-9-]*)(?=_|$)", "", base)
