@@ -65,14 +65,20 @@ def run(context: typer.Context) -> None:
 @app.command()
 def check(
     names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")],
+    data: Annotated[str | None, typer.Option(help="Also FLOPs and memory of a run on this benchmark.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="And whether it fits into a GPU of, such as, 24GB.")] = None,
 ) -> None:
-    """What each model name means in words, or why it cannot be one; imports no host. Exit code 1 if any is wrong."""
+    """What each model name means in words, or why it cannot be one. Exit code 1 if any is wrong."""
     from redrel_vlmeval import checking
 
     wrong = False
     for name in names:
         try:
             typer.echo(checking.check(name))
+            if data or gpu:
+                from redrel_vlmeval.bench import price
+
+                typer.echo(price.text(name, data, gpu))
         except KeyError as error:
             wrong = True
             typer.echo(_brief(error), err=True)

@@ -1,1 +1,10 @@
-from . import command as command, maps as maps, ranking as ranking, sweep as sweep
+from . import (
+    batch as batch,
+    command as command,
+    maps as maps,
+    prefill as prefill,
+    price as price,
+    ranking as ranking,
+    subjects as subjects,
+    sweep as sweep,
+)

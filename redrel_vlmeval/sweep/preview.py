@@ -40,7 +40,7 @@ def show(plan: Plan, console: Console) -> None:
         unknown = "its sizes are not known here" if base is None else "a picture's tokens depend on the picture's size"
         say(f"no price: {unknown}. The sweep itself runs all the same")
         return
-    prompt = Prompt(TEXT["before"], base.tokens, TEXT["after"])
+    prompt = typical_prompt(base.tokens)
     tokens = f"{prompt.before} + {prompt.images} image + {prompt.after} tokens (text assumed)"
     say(f"a prompt of {tokens}, {base.blocks} blocks")
     found = cost(plan.specs, prompt, base.blocks, base.shape)
@@ -75,8 +75,17 @@ def hours(flops: float, questions: int) -> float:
 def memory(base: Base, prompt: Prompt) -> tuple[int, int]:
     """Bytes in float16: of the decoder's blocks, and of the keys and values of one whole prompt in all of them."""
     keys = base.shape.kv_heads * base.shape.head_dim
-    block = continued_flops(1, 0, base.shape)  # each weight is used once for a token
-    return 2 * base.blocks * block, 2 * base.blocks * 2 * keys * prompt.kept(prompt.images)
+    return decoder_bytes(base), 2 * base.blocks * 2 * keys * prompt.kept(prompt.images)
+
+
+def decoder_bytes(base: Base) -> int:
+    """Bytes of the weights of all blocks in float16."""
+    return 2 * base.blocks * continued_flops(1, 0, base.shape)  # each weight is used once for a token
+
+
+def typical_prompt(images: int) -> Prompt:
+    """A short multiple-choice question about one picture of ``images`` tokens."""
+    return Prompt(TEXT["before"], images, TEXT["after"])
 
 
 def unit_of(flops: float) -> tuple[float, str]:
