@@ -75,7 +75,7 @@ lint: .venv/.lint
 	.venv/bin/mypy redrel_vlmeval
 
 docs: .venv/.docs
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,7 +35,9 @@ def commands(text: str) -> list[str]:
 
 
 COMMANDS = [command for text in PAGES.values() for command in commands(text)]
-RUNNABLE = list(dict.fromkeys(command for command in COMMANDS if command.startswith(("redrel ", "cp ", "export "))))
+RUNNABLE = list(
+    dict.fromkeys(command for command in COMMANDS if command.startswith(("redrel ", "cp ", "export ", "python my_")))
+)
 # Python that a page says to save: a block that begins with a file's name
 SAVED = {
     name: block
@@ -46,6 +48,8 @@ OTHERS = (
     ". .venv/bin/activate",
     "make ",
     "pip install ",
+    "hf download ",
+    "torchrun ",
     "python run.py ",
     "python -m vlmeval ",
     "python -m lmms_eval ",

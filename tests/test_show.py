@@ -16,7 +16,9 @@ from redrel_vlmeval.models.checkpoint import weight_files
 from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.sheets import terminal
 
-DATA, MODELS = "RedRelShapes_MINI", show.variants(True)
+DATA = "RedRelShapes_MINI"
+SUBJECT = show.SUBJECTS[TINY]
+MODELS = SUBJECT.plan(True)[DATA]
 
 
 def leave(folder: Path, revision: str) -> None:
@@ -35,13 +37,13 @@ def test_answers_of_other_weights_stop_the_demo(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("total", "done", "said"),
     [
-        (11900, 0, "11900 answers: about 8 minutes on two CPU cores"),
-        (1260, 0, "1260 answers: about 1 minute on"),
-        (1260, 1260, "1260 answers, 1260 of them there already: about 1 minute on"),
+        (17500, 0, "17500 answers: about 8 minutes on two idle CPU cores"),
+        (1680, 0, "1680 answers: about 1 minute on"),
+        (1680, 1680, "1680 answers, 1680 of them there already: about 1 minute on"),
     ],
 )
 def test_it_says_how_long_it_takes(total: int, done: int, said: str) -> None:
-    assert show.duration(total, done).startswith(said)
+    assert show.duration(total, done, SUBJECT.each, 2).startswith(said)
 
 
 def test_the_end_says_what_to_open(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -53,7 +55,7 @@ def test_the_end_says_what_to_open(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(show.kept, "needed_cells_kept", lambda *_: pd.DataFrame())
     assert show.run(tmp_path, True, None) == 0
     said = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("1260 answers: about 1 minute") for line in said[:4])
+    assert any(line.startswith("1680 answers: about 1 minute") for line in said[:4])
     assert said[-2:] == [f"written: 4 files in {tmp_path}", f"open this: {tmp_path / 'page.html'}"]
     assert (tmp_path / "page.html").is_file() and (tmp_path / "accuracy_against_keep.png").is_file()
 
@@ -72,3 +74,10 @@ def test_its_own_answers_are_gone_on_from(tmp_path: Path) -> None:
     leave(tmp_path, weight_files(str(TINY_FOLDER), None)[1])
     show.check_weights(tmp_path, MODELS, DATA)
     assert show.answered(tmp_path, MODELS, DATA) == 1
+
+
+def test_both_forms_are_asked_of_the_same_rules() -> None:
+    for quick, count in ((True, 1680), (False, 17500)):
+        choice, open_form = SUBJECT.plan(quick).items()
+        assert open_form[0] == choice[0].replace("Shapes", "Shapes_VQA") and set(open_form[1]) <= set(choice[1])
+        assert sum(len(names) * len(benchmark.make(data)) for data, names in (choice, open_form)) == count

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from redrel_vlmeval import files, models, results, sheets
 from redrel_vlmeval.bases import SMOL, TINY, cautions
 from redrel_vlmeval.console import bar, ending
-from redrel_vlmeval.demo import kept
+from redrel_vlmeval.demo import kept, rulesfigure
 from redrel_vlmeval.errors import RedrelError, UnknownName
 from redrel_vlmeval.files import usable
 from redrel_vlmeval.host import child, runner as hostrun
@@ -26,7 +26,8 @@ from redrel_vlmeval.results import records
 from redrel_vlmeval.sheets import accuracy, curves_of, page, terminal
 
 PICTURES = 700  # in the page: those of all questions of RedRelShapes
-START = 30  # seconds that a busy machine of two cores took to start the host; an idle one is faster
+START = 10  # seconds that two idle cores take to start the host
+LOG = "runner.log"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Subject:
     """What a demo shows: settings of a base on a benchmark drawn for it.
 
     Attributes:
-        data: the benchmark; ``<data>_MINI`` is the quick demo's. each: seconds for an answer, on a busy machine.
+        data: the benchmark; ``<data>_MINI`` is the quick demo's. each: seconds for an answer, on two idle cores.
+        opened: settings that answer the same questions in open form, too, on ``<data>_VQA``; of the quick demo, three.
     """
 
     base: str
@@ -42,18 +44,29 @@ class Subject:
     settings: tuple[str, ...]
     quick: tuple[str, ...]
     each: float
+    opened: tuple[str, ...] = ()
 
+    def plan(self, quick: bool) -> dict[str, list[str]]:
+        """Benchmark -> model names, the base first; the second benchmark, if there is one, is in open form."""
+        ending = "_MINI" if quick else ""
+        chosen = {f"{self.data}{ending}": self.quick if quick else self.settings}
+        if self.opened:
+            chosen[f"{self.data}_VQA{ending}"] = self.opened[:3] if quick else self.opened
+        return {data: [self.base, *(f"{self.base}{MARK}{one}" for one in names)] for data, names in chosen.items()}
+
+
+RULES = ("l2_k8", "l2_k8_rowmean", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest")
 
 SUBJECTS = {
     TINY: Subject(
         TINY,
         "RedRelShapes",
         (
-            "l0_k0", "l2_k8_random", "l2_k8_uniform", "l2_k8_lowest",
-            *(f"l{layer}_k{keep}" for layer in (1, 2, 4, 6) for keep in (0, 8, 32)),
+            "l0_k0", *RULES[1:], *(f"l{layer}_k{keep}" for layer in (1, 2, 4, 6) for keep in (0, 8, 32)),
         ),
-        ("l0_k0", "l1_k0", "l1_k16", "l2_k0", "l2_k16", "l3_k0", "l4_k0", "l6_k0"),
-        0.04,
+        ("l0_k0", "l2_k0", "l4_k0", "l6_k0", *RULES[:3]),
+        0.025,
+        (*RULES, "l0_k0"),
     ),
     SMOL: Subject(
         SMOL,
@@ -68,12 +81,6 @@ SUBJECTS = {
 
 class DemoError(RedrelError, RuntimeError):
     """The runner did not get through; says where its log lies."""
-
-
-def variants(quick: bool, subject: Subject = SUBJECTS[TINY]) -> list[str]:
-    """Model names, the base first."""
-    settings = subject.quick if quick else subject.settings
-    return [subject.base, *(f"{subject.base}_trunc_{setting}" for setting in settings)]
 
 
 def run(work_dir: Path, quick: bool, runner: Path | None, model: str = TINY) -> int:
@@ -92,30 +99,23 @@ def run(work_dir: Path, quick: bool, runner: Path | None, model: str = TINY) -> 
     console = Console()
     work_dir = work_dir.absolute()
     prepare(work_dir)
-    data = f"{subject.data}_MINI" if quick else subject.data
-    questions, chosen = len(models.table(data)), variants(quick, subject)
-    command = [
-        *hostrun.command(runner),
-        "--model",
-        *chosen,
-        "--data",
-        data,
-        "--judge",
-        "exact_matching",
-        "--work-dir",
-        str(work_dir),
-        "--reuse",
-    ]
-    console.print(f"[bold]The stock runner, on {len(chosen)} model names and {questions} questions:[/]")
-    console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
+    runs, start = subject.plan(quick), hostrun.command(runner)
     with files.only_one(work_dir) as lock:
-        check_weights(work_dir, chosen, data)
-        total = len(chosen) * questions
-        console.print(duration(total, answered(work_dir, chosen, data), subject.each), soft_wrap=True)
-        follow(command, work_dir, chosen, data, console, lock)
+        for data, chosen in runs.items():
+            check_weights(work_dir, chosen, data)
+        total = sum(len(chosen) * len(models.table(data)) for data, chosen in runs.items())
+        done = sum(answered(work_dir, chosen, data) for data, chosen in runs.items())
+        console.print(duration(total, done, subject.each, len(runs)), soft_wrap=True)
+        (work_dir / LOG).unlink(missing_ok=True)
+        for data, chosen in runs.items():
+            own = ["--model", *chosen, "--data", data, "--judge", "exact_matching", "--work-dir", str(work_dir)]
+            command, questions = [*start, *own, "--reuse"], len(models.table(data))
+            console.print(f"[bold]The stock runner, on {len(chosen)} model names and {questions} questions:[/]")
+            console.print(" ".join([Path(command[0]).name, *command[1:]]), soft_wrap=True, highlight=False)
+            follow(command, work_dir, chosen, data, console, lock)
     found = results.read(work_dir)
     print(sheets.to_text(sheets.measured(found), terminal.terminal_width()))
-    written = write(found, data, work_dir, model)
+    written = write(found, list(runs), work_dir, model)
     console.print(f"{'; '.join(cautions([model]))}: its numbers say nothing about LLaVA-1.5.", soft_wrap=True)
     for failed, name, reason in found.failed:
         console.print(f"failed: {failed} on {name}: {reason}", style="red")
@@ -124,15 +124,19 @@ def run(work_dir: Path, quick: bool, runner: Path | None, model: str = TINY) -> 
     return int(bool(found.failed))
 
 
-def duration(total: int, done: int, each: float = SUBJECTS[TINY].each) -> str:
-    """About how long the answers that are missing will take."""
-    minutes = max(1, round((START + max(total - done, 0) * each) / 60))
+def duration(total: int, done: int, each: float, starts: int = 1) -> str:
+    """About how long the answers that are missing will take, and as many starts of the host."""
+    minutes = max(1, round((starts * START + max(total - done, 0) * each) / 60))
     there = f", {done} of them there already" if done else ""
-    return f"{total} answers{there}: about {minutes} minute{'s' * (minutes > 1)} on two CPU cores"
+    return f"{total} answers{there}: about {minutes} minute{'s' * (minutes > 1)} on two idle CPU cores"
 
 
-def write(found: results.Results, data: str, work_dir: Path, base: str) -> list[Path]:
-    """Print how often the cells that matter were kept; write it, the sheets and the figure of accuracy against K."""
+def write(found: results.Results, forms: list[str], work_dir: Path, base: str) -> list[Path]:
+    """Print how often the cells that matter were kept; write it, the sheets and the figures.
+
+    ``forms``: the benchmark as multiple choice, then in open form if that was run.
+    """
+    data = forms[0]
     written = [sheets.write(found, work_dir / f"sheet.{kind}") for kind in ("xlsx", "csv", "md")]
     written.append(page.write(found, work_dir / "page.html", PICTURES))
     needed = kept.needed_cells_kept(found, data)
@@ -147,6 +151,9 @@ def write(found: results.Results, data: str, work_dir: Path, base: str) -> list[
             title = f"{base} on {data}: accuracy over image tokens kept"
             file = work_dir / "accuracy_against_keep.png"
             written.append(accuracy.accuracy_against_keep(frame, curves.baselines, file, title))
+    titles = dict(zip(forms, ("multiple choice", "open form"), strict=False))
+    if len(forms) > 1 and (rules := rulesfigure.draw(found, base, titles, work_dir / "rules.png")):
+        written.append(rules)
     return written
 
 
@@ -177,11 +184,11 @@ def follow(command: list[str], work_dir: Path, names: list[str], data: str, cons
 
     ``lock``, the folder's, is held until the last of its processes is gone.
     """
-    log = work_dir / "runner.log"
+    log = work_dir / LOG
     total = len(names) * len(models.table(data))
     # more threads than one only wait for each other on a model this small
     environment = {"OMP_NUM_THREADS": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"} | os.environ
-    with open(log, "wb") as output, bar(console, "starting the host", total) as progress:
+    with open(log, "ab") as output, bar(console, "starting the host", total) as progress:
         with child.started(command, output, environment, [lock]) as process:
             while process.poll() is None:
                 done = answered(work_dir, names, data)
