@@ -13,10 +13,11 @@ PATH = Path(__file__).parent.parent / "docs" / "tutorial.ipynb"
 
 
 def said(notebook) -> list[str]:
-    outputs = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") != "stderr"
+    """The text of each cell: how a kernel cuts it into pieces is chance."""
+    cells = [
+        [output for output in cell.get("outputs", []) if output.get("name") != "stderr"] for cell in notebook.cells
     ]
-    return [output.get("text") or output["data"]["text/plain"] for output in outputs]
+    return ["".join(output.get("text") or output["data"]["text/plain"] for output in cell) for cell in cells]
 
 
 def test_the_notebook_runs_and_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +25,7 @@ def test_the_notebook_runs_and_says_what_it_said(tmp_path: Path, monkeypatch: py
     notebook = nbformat.read(PATH, as_version=4)
     before = said(notebook)
     nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": tmp_path}}).execute()
-    assert said(notebook) == before and len(before) > 5
+    assert said(notebook) == before and sum(map(bool, before)) > 4
     assert (
         sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])) == 1
     )
