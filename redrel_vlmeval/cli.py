@@ -88,12 +88,19 @@ def check(
 @app.command(name="bases")
 def list_bases(
     family: Annotated[str, typer.Option(help="Only names or classes that hold this text, such as qwen.")] = "",
+    name: Annotated[
+        str, typer.Option("--try", help="Try this one: its class on a tiny checkpoint; exit code 1 if it is wrong.")
+    ] = "",
 ) -> None:
     """Every model name of the host here: works, works with a note, or refused and why; imports no host."""
     from collections import Counter
 
     from redrel_vlmeval import checking
 
+    if name:
+        from redrel_vlmeval import trying
+
+        raise typer.Exit(trying.report(name))
     found = checking.verdicts(family)
     wide = [max((len(getattr(one, part)) for one in found), default=0) for part in ("name", "kind")]
     for one in found:

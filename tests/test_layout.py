@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "redrel_vlmeval"
 # A folder, or a module at the root, imports only from what stands left of its own group.
 ROWS = """
 errors | files console | rules | names bases prompts methods | truncation host | models results | sweep sheets plugin |
-explain lmms demo table checking | bench | cli | __main__
+explain lmms demo table checking | bench trying | cli | __main__
 """.split("|")
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row.split()}
 HOSTS = {"host", "plugin", "models"}  # may import the host: the door, and classes that inherit its base

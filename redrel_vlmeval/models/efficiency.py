@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,10 +77,12 @@ class Meter:
         self._cache: Any = None
 
     def __enter__(self) -> Meter:
-        self._handles = [
-            self.model.register_forward_pre_hook(self._start, with_kwargs=True),
-            self.model.register_forward_hook(self._stop),
-        ]
+        called = self.model if self.decoder is None else self.decoder.heard(self.model)
+        self._undo = ExitStack()
+        self._undo.callback(called.register_forward_pre_hook(self._start, with_kwargs=True).remove)
+        self._undo.callback(called.register_forward_hook(self._stop).remove)
+        if self.decoder is not None:
+            self._undo.enter_context(self.decoder.entered(self.clock))
         self._gpus = gpus.gpus(self.model)
         gpus.wait(self._gpus)
         self._before = gpus.start_peak(self._gpus)
@@ -93,8 +96,7 @@ class Meter:
         if self.decoder is not None and self._cache is not None:
             self.kv_bytes = self.decoder.held_bytes(self._cache)
         self._cache = None
-        for handle in self._handles:
-            handle.remove()
+        self._undo.close()
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.seconds and self.decoder is not None:
@@ -104,7 +106,8 @@ class Meter:
                 blocks = len(self.decoder.blocks)
                 self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
         gpus.wait(self._gpus)
-        self._began = self.clock()
+        entrance = self.decoder.entrance if self.decoder is not None and not self.seconds else None
+        self._began = self.clock() if entrance is None else entrance.began
 
     def _stop(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         gpus.wait(self._gpus)

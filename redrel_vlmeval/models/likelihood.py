@@ -129,13 +129,14 @@ class _Continuation:
     """
 
     def __init__(self, model: Any, cache: Any, length: int, mask: Any, variant: str) -> None:
+        self.model: Any
         decoder = find_decoder(model)
         if isinstance(mask, torch.Tensor) and not bool(mask.all()):
             raise TruncationError(f"{variant}: options of several tokens cannot be ranked behind a padded prompt")
-        self.model, self.length = model, max(length, decoder.past(cache))
+        self.model, self.length = decoder.heard(model), max(length, decoder.past(cache))
         decoder.check_cache(cache, self.length)
         self.restored = _restorer(cache)
-        self.takes_position = "cache_position" in inspect.signature(model.forward).parameters
+        self.takes_position = "cache_position" in inspect.signature(self.model.forward).parameters
 
     def score(self, tokens: Sequence[int]) -> float:
         """Sum of the log-probabilities of all tokens but the first, each behind those before it."""

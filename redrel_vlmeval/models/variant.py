@@ -16,7 +16,7 @@ from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, tokenizer_of, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.truncation import Trace, replaced_generate, truncated
+from redrel_vlmeval.truncation import Trace, find_decoder, replaced_generate, truncated
 
 HOST_SETS = ("nframe", "fps", "VIDEO_LLM")  # what the host sets on a model for a benchmark of videos
 
@@ -54,6 +54,7 @@ class TruncatedVLM(HostedModel):
         self._asked: Asked | None = None
         self.inner = self._build(base, table, kwargs) if isinstance(base, str) else base
         self.torch_model = find_torch_model(self.inner, str(self.spec))
+        self._heard = find_decoder(self.torch_model).heard(self.torch_model)
         self._tokenizer = find_tokenizer(self.inner, str(self.spec)) if self.spec.ppl else None
         if self.spec.stages:
             with truncated(self.torch_model, self.spec):  # refuses now what it would refuse at the first question
@@ -204,7 +205,7 @@ class TruncatedVLM(HostedModel):
         """
         name, letters = str(self.spec), self._asked.options if self._asked else []
         ranker = Ranker(self.torch_model, spellings(self._tokenizer, letters, name), name)
-        with replaced_generate(self.torch_model, ranker.replace), self._answering([message]) as record:
+        with replaced_generate(self._heard, ranker.replace), self._answering([message]) as record:
             answer = self.inner.generate_inner(message, dataset)
             ranker.check_answer(answer, type(self.inner).__name__)
             record |= ranker.record
@@ -227,10 +228,10 @@ class TruncatedVLM(HostedModel):
 
     @contextmanager
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
-        model = self.torch_model
-        room = answer_room(model, prompts.answer_tokens(self.spec.prompt))
+        model, heard = self.torch_model, self._heard
+        room = answer_room(heard, prompts.answer_tokens(self.spec.prompt))
         with (
-            self.answering(messages), unrecorded(self.inner), beams(model, self.spec.beam), room, self.cut() as trace,
+            self.answering(messages), unrecorded(self.inner), beams(heard, self.spec.beam), room, self.cut() as trace,
             self.recorder.question(trace) as record, unswallowed(model),
         ):  # fmt: skip
             yield record

@@ -51,6 +51,10 @@ class Request:
                 f"a sweep decodes greedily, but the model is asked for {mode}; run its variants one by one"
             )
 
+    def repeated(self, length: int) -> int:
+        """How many tokens of a prompt of ``length`` stand before the answer in what comes back: of embeddings, none."""
+        return 0 if all(self.kwargs.get(name) is None for name in ("inputs", "input_ids")) else length
+
     @property
     def one_by_one(self) -> bool:
         config = self.config()
@@ -103,13 +107,17 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
 
     names = {"inputs", "input_ids", "attention_mask", "streamer"}
     rest = {name: value for name, value in request.kwargs.items() if name not in names and not _is_input(value)}
-    prompt = ids.expand(count, -1)
+    repeated = request.repeated(length)
+    if repeated:
+        prompt = {"input_ids": ids.expand(count, -1)}
+    else:  # of their length alone, and nobody reads them
+        prompt = {"inputs_embeds": torch.zeros(count, length, 1, device=ids.device)}
     with ExitStack() as stack:
         stack.enter_context(replaced(request.model, "forward", logits_only))
         stack.enter_context(replaced(request.model, "prepare_inputs_for_generation", ids_only))
         try:
-            given = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
-            new = generate(**given, **(rest | PLAIN))[:, length:].tolist()
+            mask = torch.ones(count, length, dtype=torch.long, device=ids.device)
+            new = generate(**prompt, attention_mask=mask, **(rest | PLAIN))[:, repeated:].tolist()
             ended = True
         except OutOfRoom:
             new, ended = torch.stack(said, 1).tolist(), False

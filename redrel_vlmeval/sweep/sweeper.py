@@ -71,6 +71,7 @@ class Sweeper:
         self._check_specs()
         self.torch_model = find_torch_model(host_model, "sweep")
         self.decoder = find_decoder(self.torch_model)
+        self.heard = self.decoder.heard(self.torch_model)
         for spec in self.specs:
             check_setting(spec, self.decoder)
         device = next(self.torch_model.parameters()).device
@@ -123,7 +124,8 @@ class Sweeper:
         with ExitStack() as stack:
             stack.enter_context(claimed(self.decoder, "sweep"))
             stack.enter_context(unrecorded(self.host))
-            with replaced_generate(self.torch_model, question.listen):
+            stack.enter_context(self.decoder.entered())
+            with replaced_generate(self.heard, question.listen):
                 text = self.host.generate(message=copy.deepcopy(message), dataset=dataset)
             if question.shared is None:
                 raise TruncationError(
@@ -168,7 +170,7 @@ class Question:
         def both(*args: Any, **kwargs: Any) -> Any:
             if self.shared is not None:
                 raise TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
-            request = Request.of(self.sweeper.torch_model, args, kwargs)
+            request = Request.of(self.sweeper.heard, args, kwargs)
             check_generation(self.sweeper.specs[0], self.decoder, request.kwargs)
             request.check_greedy()
             recorder = Recorder(self.decoder, self.sweeper.specs)
@@ -177,7 +179,7 @@ class Question:
             self.shared = recorder.shared
             if self.shared is None:
                 raise TruncationError(f"{type(self.sweeper.torch_model).__name__}: generate ran without a forward call")
-            self._note_base(output, self.shared)
+            self._note_base(output, self.shared, request)
             with torch.inference_mode():
                 self.sweeper.check_parts(recorder)
                 self._run(request, generate, self.shared)
@@ -185,14 +187,15 @@ class Question:
 
         return both
 
-    def _note_base(self, output: Any, shared: Shared) -> None:
+    def _note_base(self, output: Any, shared: Shared, request: Request) -> None:
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        self.found[""] = Found(sequences[0, shared.length :].tolist(), shared.logits.cpu())
+        before = shared.ids[:, : request.repeated(shared.length)]
+        self.found[""] = Found(sequences[0, before.shape[1] :].tolist(), shared.logits.cpu())
 
         def dressed(tokens: list[int]) -> Any:
             """These tokens in the form that the host's class was given the untouched answer in."""
             new = torch.tensor([tokens], dtype=sequences.dtype, device=sequences.device)
-            whole = torch.cat([shared.ids.to(sequences.device), new], 1)
+            whole = torch.cat([before.to(sequences.device), new], 1)
             return whole if isinstance(output, torch.Tensor) else type(output)(sequences=whole)
 
         self.dressed = dressed
@@ -251,7 +254,7 @@ class Question:
 
     def _say(self, tokens: list[int], message: Any, dataset: str | None) -> str:
         sweeper = self.sweeper
-        with replaced_generate(sweeper.torch_model, lambda _: lambda *_args, **_kwargs: self.dressed(tokens)):
+        with replaced_generate(sweeper.heard, lambda _: lambda *_args, **_kwargs: self.dressed(tokens)):
             return str(sweeper.host.generate(message=copy.deepcopy(message), dataset=dataset))
 
     def _record(self, shared: Shared, spec: VariantSpec | None, found: Found, message: Any) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class _Engine:
     def attach(self, undo: ExitStack) -> None:
         root, blocks = self.decoder.root, self.decoder.blocks
         undo.callback(self._forget)
+        undo.enter_context(self.decoder.entered())
         for stage in self.spec.stages:
             if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))

@@ -92,6 +92,12 @@ def check_generation(spec: VariantSpec, decoder: Decoder, kwargs: dict[str, Any]
         raise TruncationError(
             f"{spec}: generate(cache_implementation={cache!r}): blocks must be free to differ in length; leave it out"
         )
+    uncached = kwargs.get("use_cache", getattr(config, "use_cache", True)) is False
+    if uncached and kwargs.get("inputs_embeds") is not None:
+        raise TruncationError(
+            f"{spec}: generate(inputs_embeds=..., use_cache=False): without a cache later steps forget the prompt; "
+            "leave it out"
+        )
     for name in ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens"):
         value = kwargs.get(name) or getattr(config, name, None)
         if value is not None:

@@ -117,6 +117,12 @@ def ask_model(
         ExplainError: ``generate`` was not called, or without ids; a video, no picture, several prompts at once, or a
             picture too large to open.
     """
+    decoder = find_decoder(model)
+    if decoder.entrance is not None:
+        raise ExplainError(
+            f"{type(model).__name__} hands its decoder embeddings that it makes before: only models called with the "
+            "prompt's ids and pixels can be explained"
+        )
     calls: list[tuple[dict[str, Any], Any]] = []
 
     def watch(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +142,7 @@ def ask_model(
         raise ExplainError(f"the host never called generate of {type(model).__name__}: its prompt cannot be read")
     given, out = calls[-1]
     inputs = _tensors(given)
-    _check(inputs, find_decoder(model))
+    _check(inputs, decoder)
     ids = out.sequences if hasattr(out, "sequences") else out
     said = [int(token) for token in ids[0, inputs["input_ids"].shape[1] :]]
     answer = _without_end(said, given, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from torch import nn
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.calls import Attend, Call, Observer, observing
+from redrel_vlmeval.truncation.decoders.entrance import Entrance
 from redrel_vlmeval.truncation.views import View, causal, hide, is_per_token, take
 
 
@@ -22,16 +24,25 @@ from redrel_vlmeval.truncation.views import View, causal, hide, is_per_token, ta
 class Decoder(ABC):
     """A model's decoder blocks and how to shorten what they are given.
 
-    ``root`` is the model as called, ``text`` the module that owns the blocks. Blocks are counted from 0.
+    ``root`` is the model as called, ``text`` the module that owns the blocks. Blocks are counted from 0. ``entrance``:
+    where the prompt's ids are seen, of a ``root`` that is given embeddings.
     """
 
     root: nn.Module
     text: nn.Module
     blocks: list[nn.Module]
+    entrance: Entrance | None = field(default=None, kw_only=True)
     _memo: dict[tuple[int, ...], tuple[Any, Any]] = field(default_factory=dict, kw_only=True)
 
     layout: ClassVar[str]  # the module tree it is recognised by, for messages
     rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
+
+    def heard(self, model: nn.Module) -> nn.Module:
+        """Whose ``generate`` and ``forward`` make the answers of ``model``: its own, also where it wraps ``root``.
+
+        A model that hands embeddings to ``root`` does not have those calls itself.
+        """
+        return model if self.entrance is None else self.root
 
     @property
     @abstractmethod
@@ -281,8 +292,15 @@ class Decoder(ABC):
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
         given = inspect.signature(self.root.forward).bind_partial(*args, **kwargs).arguments
         given = {**given.get("kwargs", {}), **given}
-        cache = given.get("past_key_values")
-        return Call(given.get("input_ids"), given.get("attention_mask"), cache, self.past(cache), self.pictures(given))
+        cache, ids, rows = given.get("past_key_values"), given.get("input_ids"), given.get("inputs_embeds")
+        pictures, past = self.pictures(given), self.past(cache)
+        if self.entrance is not None and rows is not None:
+            ids, pictures = self.entrance.placed(rows), self.entrance.pixels
+        return Call(ids, given.get("attention_mask"), cache, past, pictures)
+
+    def entered(self, clock: Callable[[], float] = time.perf_counter) -> AbstractContextManager[None]:
+        """Within the context the ids of prompts are noted whose embeddings ``root`` is given, and when they came."""
+        return nullcontext() if self.entrance is None else self.entrance.watched(clock)
 
     def forget_call(self) -> None:
         """Let go of the tensors that were shared between the blocks of one forward call."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.base import Decoder
+from redrel_vlmeval.truncation.decoders.entrance import Entrance
 from redrel_vlmeval.truncation.decoders.llama_like import NativeDecoder
 from redrel_vlmeval.truncation.decoders.qwen_vl import FusedDecoder
 
@@ -33,12 +36,31 @@ def find_decoder(model: nn.Module) -> Decoder:
             f"Known: {'; '.join(adapter.layout for adapter in ADAPTERS)}"
         )
     adapter, text = found[0]
-    return adapter.of(called(model, text), text)
+    around = _around(model, text)
+    root = called(model, text)
+    entrance = Entrance(around[0], root) if around and (root is not around[0] or _generates_itself(root)) else None
+    return adapter.of(root, text, entrance)
 
 
 def called(model: nn.Module, text: nn.Module) -> nn.Module:
-    """The model that is really called: the outermost of transformers' own around ``text``; wrappers (PEFT) call it."""
+    """The model that is really called: the outermost of transformers' own around ``text``; wrappers (PEFT) call it.
+
+    Where that does not generate, or in a way of its own, and holds a language model that does: that language model.
+    """
+    around = _around(model, text)
+    able = (part for part in around if part.can_generate() and not _generates_itself(part))
+    return next(able, around[0] if around else model)
+
+
+def _around(model: nn.Module, text: nn.Module) -> list[Any]:
+    """Transformers' models around ``text``, from the outermost inwards."""
     from transformers import PreTrainedModel
 
-    around = (part for part in model.modules() if isinstance(part, PreTrainedModel) and text in part.modules())
-    return next((part for part in around if part is not text), model)
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not text)
+    return [part for part in parts if any(inner is text for inner in part.modules())]
+
+
+def _generates_itself(model: nn.Module) -> bool:
+    """Whether its class has a ``generate`` of its own, in place of transformers'."""
+    owner = next((kind for kind in type(model).__mro__ if "generate" in vars(kind)), None)
+    return owner is not None and owner.__name__ not in ("GenerationMixin", "PreTrainedModel")

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
@@ -89,6 +90,11 @@ def _probe_attention(
         module.config = module.config.redrel_own  # type: ignore[union-attr]
         return _kernel(module, module.config._attn_implementation)(  # type: ignore[union-attr]
             module, query, key, value, attention_mask, **kwargs
+        )
+    if kwargs.get("s_aux") is not None:
+        raise TruncationError(
+            f"{type(module).__name__}: its attention has a sink beside its keys (GPT-OSS), so a row is not the softmax "
+            "over them that visual tokens are ranked by"
         )
     kernel = _kernel(module, last.kernel)
     scaling = kwargs.get("scaling")

@@ -18,6 +18,7 @@ from redrel_vlmeval.truncation.decoders import deepstack
 from redrel_vlmeval.truncation.decoders.base import Decoder
 from redrel_vlmeval.truncation.decoders.caches import longer, tensor, wider
 from redrel_vlmeval.truncation.decoders.calls import Attend, Observer, observing
+from redrel_vlmeval.truncation.decoders.entrance import VISUAL, Entrance
 from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
 from redrel_vlmeval.truncation.views import View, is_per_token, take
 
@@ -54,14 +55,17 @@ class NativeDecoder(Decoder):
         return all(hasattr(block, "self_attn") and hasattr(block.self_attn, "config") for block in layers)
 
     @classmethod
-    def of(cls, model: nn.Module, text: Any) -> NativeDecoder:
+    def of(cls, model: nn.Module, text: Any, entrance: Entrance | None = None) -> NativeDecoder:
         """The adapter of ``model`` whose blocks ``text`` owns.
 
         Raises:
-            TruncationError: the model's config names no image token.
+            TruncationError: the model's config names no image token, and ``model`` is not given embeddings either.
         """
         blocks = list(text.layers)[: getattr(text.config, "num_hidden_layers", None)]
-        return cls(model, text, blocks, visual_tokens(model))
+        if entrance is None:
+            return cls(model, text, blocks, visual_tokens(model))
+        named = visual_tokens(model) if any(getattr(model.config, key, None) is not None for key in IMAGE_KEYS) else ()
+        return cls(model, text, blocks, (VISUAL, *named), entrance=entrance)
 
     @property
     def kernel(self) -> str:
@@ -80,6 +84,8 @@ class NativeDecoder(Decoder):
 
     @property
     def per_picture(self) -> int | None:
+        if self.entrance is not None:
+            return getattr(self.entrance.outer, "num_image_token", None)  # InternVL: of every tile
         config: Any = self.root.config
         vision = getattr(config, "vision_config", None)
         if config.model_type == "llava" and vision is not None:

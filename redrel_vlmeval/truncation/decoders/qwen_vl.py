@@ -20,6 +20,7 @@ from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.base import Decoder
 from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
+from redrel_vlmeval.truncation.decoders.entrance import Entrance
 from redrel_vlmeval.truncation.views import View, take
 
 PARTS = {"input_norm": "ln_1", "middle_norm": "ln_2"}
@@ -46,7 +47,7 @@ class FusedDecoder(Decoder):
         return all(hasattr(getattr(block, "attn", None), name) for block in blocks for name in ("c_attn", "_attn"))
 
     @classmethod
-    def of(cls, model: nn.Module, text: Any) -> FusedDecoder:
+    def of(cls, model: nn.Module, text: Any, entrance: Entrance | None = None) -> FusedDecoder:
         """The adapter of ``model`` whose blocks ``text`` owns.
 
         Raises:

@@ -1,0 +1,64 @@
+"""Tiny checkpoints of random weights, each in the format that a host's class loads, five decoder blocks deep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from redrel_vlmeval.errors import UnknownName
+from redrel_vlmeval.trying import tokens
+
+TOKENS = 5  # of an answer
+Keywords = dict[str, Any]
+Maker = Callable[[Path, str], Keywords]  # (folder, name of the host) -> more keywords of the host's entry
+
+
+def internvl(folder: Path, _name: str) -> Keywords:
+    """InternVL's remote code, in a stand-in for it, over Qwen2: tiles of 448 pixels are 16 visual tokens each."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModel
+
+    made = tokens.tokenizer(["<img>", "</img>", "<IMG_CONTEXT>"])
+    made.save_pretrained(folder)
+    for name in ("configuration", "modeling"):
+        shutil.copyfile(
+            Path(__file__).parent / "internvl" / f"{name}_internvl_chat.py", folder / f"{name}_internvl_chat.py"
+        )
+    config = {
+        "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "force_image_size": 448,
+        "auto_map": {
+            "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+        },
+        "vision_config": {"hidden_size": 16, "patch_size": 56},
+        "llm_config": tokens.text_config(made) | {"architectures": ["Qwen2ForCausalLM"]},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=True), trust_remote_code=True)
+    weights = {name: tensor.to(torch.float32).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return {}
+
+
+# The host's class -> the checkpoint that stands for those of its names.
+MAKERS: dict[str, Maker] = {
+    "InternVLChat": internvl,
+}
+
+
+def make(kind: str, name: str, folder: Path) -> Keywords:
+    """Write the checkpoint for ``name``, of the host's class ``kind``; what its entry is to be called with.
+
+    Raises:
+        UnknownName: none is made for that class.
+    """
+    import torch
+
+    if kind not in MAKERS:
+        raise UnknownName(f"{name!r}: no tiny checkpoint is made for its class {kind!r}; for {', '.join(MAKERS)}")
+    torch.manual_seed(0)
+    return {"model_path": str(folder), "max_new_tokens": TOKENS} | MAKERS[kind](folder, name)

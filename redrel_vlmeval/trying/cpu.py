@@ -1,0 +1,53 @@
+"""A host's classes ask for a GPU, half precision and kernels of it; here they get a CPU, float32 and sdpa."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+HALVES = (torch.float16, torch.bfloat16)
+DTYPES = ("dtype", "torch_dtype")
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Within the context nothing is moved off the CPU, nor to half precision, and models load in float32."""
+    from transformers import PreTrainedModel
+
+    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def loaded(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        for name in ("device_map", "low_cpu_mem_usage", *DTYPES):
+            kwargs.pop(name, None)
+        if "flash" in str(kwargs.get("attn_implementation")):
+            kwargs["attn_implementation"] = "sdpa"
+        return load(cls, *args, dtype=torch.float32, **kwargs)
+
+    with ExitStack() as undo:
+        undo.enter_context(patch.object(PreTrainedModel, "from_pretrained", classmethod(loaded)))
+        for kind in (torch.Tensor, nn.Module):
+            undo.enter_context(patch.object(kind, "to", _staying(kind.to)))
+            for name in ("cuda", "half", "bfloat16"):
+                undo.enter_context(patch.object(kind, name, lambda self, *_args, **_kwargs: self))
+        yield
+
+
+def _staying(to: Callable[..., Any]) -> Callable[..., Any]:
+    def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(arg for arg in args if not _leaves(arg))
+        kwargs = {name: value for name, value in kwargs.items() if not _leaves(value)}
+        return to(self, *args, **kwargs) if args or kwargs.keys() - {"non_blocking", "copy"} else self
+
+    return stay
+
+
+def _leaves(where: Any) -> bool:
+    """Whether ``to(where)`` would leave the CPU or float32."""
+    if isinstance(where, (str, torch.device)):
+        return torch.device(where).type != "cpu"
+    return where in HALVES if isinstance(where, torch.dtype) else type(where) is int

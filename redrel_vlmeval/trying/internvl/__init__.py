@@ -1,0 +1,1 @@
+"""Remote code that a tiny InternVL checkpoint is saved with."""

@@ -1,0 +1,44 @@
+"""A tokenizer of bytes, for tiny checkpoints: it can say everything and needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+
+def tokenizer(special: Sequence[str], template: str | None = None, **more: Any) -> Any:
+    """A fast tokenizer: 256 bytes, then ``special`` tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD, **more)
+    made.add_tokens(list(special), special_tokens=True)
+    made.chat_template = template
+    return made
+
+
+def text_config(tokens: Any, **more: Any) -> dict[str, Any]:
+    """Keys of a small decoder's config that most families share; it never ends an answer by itself."""
+    return {
+        "vocab_size": len(tokens) + 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192, "initializer_range": 0.3,
+        "bos_token_id": tokens.bos_token_id, "eos_token_id": None, "pad_token_id": tokens.pad_token_id,
+        "tie_word_embeddings": False,
+    } | more  # fmt: skip
+
+
+def save(folder: Path, model: Any, *parts: Any) -> None:
+    """Write model and processor (or tokenizer) as the hub has them; answers are greedy and do not end early."""
+    import torch
+
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = None
+    for part in (*parts, model.to(torch.float32)):
+        part.save_pretrained(folder)
