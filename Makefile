@@ -13,6 +13,7 @@ help:
 	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make benchmarks  every kind of benchmark of the host on generated tables; writes docs/benchmarks.md"
+	@echo "make coverage  the host's model classes on tiny checkpoints, truncated and checked; writes docs/models.md"
 	@echo "make lint    ruff on everything, mypy on the package"
 	@echo "make docs    the site of README and docs/, in site/"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"

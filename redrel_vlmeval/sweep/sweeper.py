@@ -72,6 +72,10 @@ class Sweeper:
         self.torch_model = find_torch_model(host_model, "sweep")
         self.decoder = find_decoder(self.torch_model)
         self.heard = self.decoder.heard(self.torch_model)
+        if self.decoder.divided:
+            raise TruncationError(
+                "a sweep takes a model whose heads are all here; load it with device_map, not tp_plan"
+            )
         for spec in self.specs:
             check_setting(spec, self.decoder)
         device = next(self.torch_model.parameters()).device

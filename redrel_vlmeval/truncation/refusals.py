@@ -9,6 +9,7 @@ from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.rules import Rule, clip
 from redrel_vlmeval.truncation.decoders import Decoder
 from redrel_vlmeval.truncation.layout import layout_of
+from redrel_vlmeval.truncation.seeing import OF_HEADS
 from redrel_vlmeval.truncation.smaller import check_smaller
 
 
@@ -60,6 +61,12 @@ def check_needs(spec: VariantSpec, rule: Rule, decoder: Decoder, tokenizer: Any 
     Raises:
         TruncationError: names the rule, and what it is that cannot be had.
     """
+    seen = rule.needs & (OF_HEADS | {"tower"})
+    if seen and decoder.divided:
+        raise TruncationError(
+            f"{spec}: rule {rule.name!r} sees single heads ({', '.join(sorted(seen))}), of which each process of a "
+            "tensor parallel model (tp_plan) has its own; load it with device_map"
+        )
     try:
         if "tower" in rule.needs:
             layout_of(decoder)

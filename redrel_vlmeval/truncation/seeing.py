@@ -19,12 +19,13 @@ import torch
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.rules import Picture, Seen, Smaller, Tower, clip
-from redrel_vlmeval.truncation.decoders import Attention, Decoder
+from redrel_vlmeval.truncation.decoders import Attention, Decoder, mean_of
 from redrel_vlmeval.truncation.ranking import head_rows, row_mean
 
 OF_ATTENTION = frozenset(
     {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
 )
+OF_HEADS = OF_ATTENTION - {"attention"}  # of each by itself, not of their mean
 OF_STATES = frozenset({"states", "text_states", "normed", "text_normed", "next_attention"})
 OF_TOWER = frozenset({"tower", "smaller"})
 OF_INPUT = frozenset({"embeddings", "entered", "text"})  # of block 1
@@ -92,7 +93,8 @@ def mean_row(seen: Attention, rows: torch.Tensor) -> torch.Tensor:
     """Softmax over all keys of ``rows`` (long [b, r]), averaged over heads and rows: float32 [b, k] (eq. 7)."""
     rows = rows.to(seen.query.device)
     with torch.no_grad():
-        return row_mean(head_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap).mean(1), rows)
+        own = head_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap).mean(1)
+        return row_mean(mean_of(own, seen.group), rows)
 
 
 def rotated_ones(kwargs: Mapping[str, Any]) -> torch.Tensor:

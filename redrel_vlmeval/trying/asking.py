@@ -19,15 +19,15 @@ SIZE = (300, 200)
 
 
 def draw(folder: Path) -> list[str]:
-    """Paths of two pictures of one size."""
+    """Paths of two pictures of one size; as JPEG, because the libpng that hosts load may not be torchvision's."""
     from PIL import Image
 
     for number, color in enumerate(("red", "blue")):
         picture = Image.new("RGB", SIZE, "white")
         picture.paste(Image.radial_gradient("L").resize((180, 180)), (100 * number, 10))
         picture.paste(color, (0, 0, 100, 90))
-        picture.save(folder / f"{number}.png")
-    return [str(folder / f"{number}.png") for number in (0, 1)]
+        picture.save(folder / f"{number}.jpg")
+    return [str(folder / f"{number}.jpg") for number in (0, 1)]
 
 
 def kind_of(name: str) -> str:
@@ -45,7 +45,8 @@ def try_name(name: str) -> Tried:
     verdict(name)  # names are known before the host is imported
     table = register(importlib.import_module("vlmeval.config").supported_VLM)
     with TemporaryDirectory() as place, on_cpu():
-        model = Path(place, "model")
+        weights = str(table[name].keywords.get("model_path", name))
+        model = Path(place, Path(weights).name)  # some classes choose by the name of the folder
         model.mkdir()
         given = make(kind_of(name), name, model)
         return attempt(table, name, draw(Path(place)), QUESTION, **given)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from redrel_vlmeval.errors import UnknownName
-from redrel_vlmeval.trying import tokens
+from redrel_vlmeval.trying import native, tokens
 
-TOKENS = 5  # of an answer
 Keywords = dict[str, Any]
 Maker = Callable[[Path, str], Keywords]  # (folder, name of the host) -> more keywords of the host's entry
 
@@ -34,7 +33,7 @@ def internvl(folder: Path, _name: str) -> Keywords:
             "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
             "AutoModel": "modeling_internvl_chat.InternVLChatModel",
         },
-        "vision_config": {"hidden_size": 16, "patch_size": 56},
+        "vision_config": {"hidden_size": 16, "patch_size": 56, "image_size": 448},
         "llm_config": tokens.text_config(made) | {"architectures": ["Qwen2ForCausalLM"]},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -44,9 +43,20 @@ def internvl(folder: Path, _name: str) -> Keywords:
     return {}
 
 
+QWEN2 = (
+    "Qwen2VLChat", "Qwen2VLChatAguvis", "CoVTChat", "QTuneVL", "Thyme", "TreeVGR", "VLAAThinkerChat", "VLMR1Chat",
+    "WeThinkVL",
+)  # fmt: skip
 # The host's class -> the checkpoint that stands for those of its names.
 MAKERS: dict[str, Maker] = {
-    "InternVLChat": internvl,
+    **dict.fromkeys(("InternVLChat", "SailVL", "VinternChat", "NVLM", "Qianfan_VL"), internvl),
+    **dict.fromkeys(QWEN2, native.qwen2_vl),
+    "Qwen3VLChat": native.qwen3_vl,
+    "LLaVA_OneVision_HF": native.llava_onevision,
+    **dict.fromkeys(("LLaVANext", "LLaVA15", "GraniteVision3"), native.llava),
+    **dict.fromkeys(("SmolVLM", "SmolVLM2"), native.smolvlm),
+    "Gemma3": native.gemma3,
+    "PaliGemma": native.paligemma,
 }
 
 
@@ -61,4 +71,4 @@ def make(kind: str, name: str, folder: Path) -> Keywords:
     if kind not in MAKERS:
         raise UnknownName(f"{name!r}: no tiny checkpoint is made for its class {kind!r}; for {', '.join(MAKERS)}")
     torch.manual_seed(0)
-    return {"model_path": str(folder), "max_new_tokens": TOKENS} | MAKERS[kind](folder, name)
+    return {"model_path": str(folder)} | MAKERS[kind](folder, name)

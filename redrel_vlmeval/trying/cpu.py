@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ def on_cpu() -> Iterator[None]:
     def loaded(cls: Any, *args: Any, **kwargs: Any) -> Any:
         for name in ("device_map", "low_cpu_mem_usage", *DTYPES):
             kwargs.pop(name, None)
-        if "flash" in str(kwargs.get("attn_implementation")):
+        config = kwargs.get("config")
+        if "flash" in f"{kwargs.get('attn_implementation')} {getattr(config, '_attn_implementation', None)}":
             kwargs["attn_implementation"] = "sdpa"
         return load(cls, *args, dtype=torch.float32, **kwargs)
 
@@ -34,6 +36,11 @@ def on_cpu() -> Iterator[None]:
             undo.enter_context(patch.object(kind, "to", _staying(kind.to)))
             for name in ("cuda", "half", "bfloat16"):
                 undo.enter_context(patch.object(kind, name, lambda self, *_args, **_kwargs: self))
+        undo.enter_context(patch.object(torch.cuda, "set_device", lambda _device: None))
+        undo.enter_context(patch.object(torch.cuda, "current_device", lambda: 0))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("vlmeval.vlm") and hasattr(module, "get_gpu_memory"):  # which asks a GPU's driver
+                undo.enter_context(patch.object(module, "get_gpu_memory", lambda: [80000]))
         yield
 
 

@@ -123,6 +123,10 @@ def ask_model(
             f"{type(model).__name__} hands its decoder embeddings that it makes before: only models called with the "
             "prompt's ids and pixels can be explained"
         )
+    if decoder.divided:
+        raise ExplainError(
+            f"{type(model).__name__}: other processes hold heads of it; load it with device_map, not tp_plan"
+        )
     calls: list[tuple[dict[str, Any], Any]] = []
 
     def watch(generate: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.calls import Attend, Call, Observer, observing
 from redrel_vlmeval.truncation.decoders.entrance import Entrance
+from redrel_vlmeval.truncation.decoders.parallel import group_of
 from redrel_vlmeval.truncation.views import View, causal, hide, is_per_token, take
 
 
@@ -174,6 +175,11 @@ class Decoder(ABC):
         """
         with self.attending([block], observing(observer)):
             yield
+
+    @property
+    def divided(self) -> bool:
+        """Whether other processes hold a part of the heads (tensor parallel)."""
+        return group_of(self.blocks[0]) is not None
 
     @property
     def per_picture(self) -> int | None:

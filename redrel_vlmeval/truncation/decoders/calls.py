@@ -16,7 +16,7 @@ class Attention:
     """What one block's attention kernel is given in one call, and the kernel.
 
     query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
-    model's own returns: ([b, q, h, d], weights or None).
+    model's own returns: ([b, q, h, d], weights or None). ``group``: the processes that hold the other heads, or None.
     """
 
     block: int
@@ -27,6 +27,7 @@ class Attention:
     scaling: float
     softcap: float | None
     kernel: Callable[..., Any]
+    group: Any = None
 
     def own(self) -> Any:
         """What the model would have computed."""

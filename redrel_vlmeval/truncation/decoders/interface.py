@@ -15,6 +15,7 @@ from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
+from redrel_vlmeval.truncation.decoders.parallel import group_of
 
 PROBE = "redrel_probe"  # name of our attention function in transformers' registry
 
@@ -96,7 +97,7 @@ def _probe_attention(
             f"{type(module).__name__}: its attention has a sink beside its keys (GPT-OSS), so a row is not the softmax "
             "over them that visual tokens are ranked by"
         )
-    kernel = _kernel(module, last.kernel)
+    kernel, group = _kernel(module, last.kernel), group_of(module)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
 
@@ -111,6 +112,7 @@ def _probe_attention(
         def own(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> Any:
             return shown(watch.inner, query, key, value, mask)
 
-        return watch.attend(Attention(watch.block, query, key, value, mask, scaling, kwargs.get("softcap"), own))
+        softcap = kwargs.get("softcap")
+        return watch.attend(Attention(watch.block, query, key, value, mask, scaling, softcap, own, group))
 
     return shown(last, query, key, value, attention_mask)

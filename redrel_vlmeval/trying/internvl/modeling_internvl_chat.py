@@ -33,7 +33,7 @@ class InternVLChatModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Qwen2DecoderLayer", "LlamaDecoderLayer"]
 
-    def __init__(self, config):
+    def __init__(self, config, use_flash_attn=True):
         super().__init__(config)
         vision, width = config.vision_config, config.llm_config.hidden_size
         self.num_image_token = int((config.force_image_size // vision.patch_size * config.downsample_ratio) ** 2)
