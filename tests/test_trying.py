@@ -35,7 +35,8 @@ def pictures(tmp_path_factory):
 def internvl(tmp_path_factory):
     """How InternVL3 is built, on a CPU."""
     with trying.on_cpu():
-        yield trying.make("InternVLChat", "InternVL3-8B", tmp_path_factory.mktemp("internvl"))
+        made = trying.make("InternVLChat", "InternVL3-8B", tmp_path_factory.mktemp("internvl"))
+        yield made | {"max_new_tokens": 5}
 
 
 def asked(pictures, *numbers):
@@ -51,6 +52,12 @@ def test_internvl_truncates_through_its_chat(table, internvl, pictures):
 @pytest.fixture(scope="module")
 def variant(table, internvl):
     return table["InternVL3-8B_trunc_l2_k8"](**internvl)
+
+
+def test_pictures_take_the_place_of_one_id_each_in_the_package_llava():
+    tried = trying.try_name("llava_onevision_qwen2_7b_si")
+    assert not tried.wrong and tried.model == "LlavaQwenForCausalLM"
+    assert tried.tokens[0] - tried.tokens[-1] == 3 * 17 - 8  # three tiles, each with a newline
 
 
 def test_a_record_of_internvl_has_its_blocks_and_its_prefill(variant, pictures, tmp_path):

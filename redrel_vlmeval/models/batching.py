@@ -207,6 +207,8 @@ class Batches:
         model = self.asked.decoding()
         given = list(calls.values())
         decoder, settings = find_decoder(model), given[0].settings
+        if decoder.entrance is not None:
+            raise Alone(f"{type(model).__name__}.generate() hands its decoder embeddings, and gives answers alone")
         args, kwargs = joined(given, padding(model, settings, decoder))
         ids = args[0] if args else kwargs["input_ids"]
         with self.asked.cut() as trace, Meter(model) as meter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,7 @@ from redrel_vlmeval.bases import row
 from redrel_vlmeval.checking import verdict
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.plugin import register
-from redrel_vlmeval.trying.checkpoints import make
+from redrel_vlmeval.trying.checkpoints import PACKAGES, make
 from redrel_vlmeval.trying.checks import Tried, attempt
 from redrel_vlmeval.trying.cpu import on_cpu
 
@@ -44,11 +45,12 @@ def try_name(name: str) -> Tried:
     """
     verdict(name)  # names are known before the host is imported
     table = register(importlib.import_module("vlmeval.config").supported_VLM)
-    with TemporaryDirectory() as place, on_cpu():
+    kind = kind_of(name)
+    with TemporaryDirectory() as place, on_cpu(), PACKAGES.get(kind, nullcontext)():
         weights = str(table[name].keywords.get("model_path", name))
         model = Path(place, Path(weights).name)  # some classes choose by the name of the folder
         model.mkdir()
-        given = make(kind_of(name), name, model)
+        given = make(kind, name, model)
         return attempt(table, name, draw(Path(place)), QUESTION, **given)
 
 

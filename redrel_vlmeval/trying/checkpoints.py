@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,26 @@ def internvl(folder: Path, _name: str) -> Keywords:
     return {}
 
 
+LLAVA = ("LLaVA_OneVision", "LLaVA_Next2")  # of the package llava
 QWEN2 = (
     "Qwen2VLChat", "Qwen2VLChatAguvis", "CoVTChat", "QTuneVL", "Thyme", "TreeVGR", "VLAAThinkerChat", "VLMR1Chat",
     "WeThinkVL",
 )  # fmt: skip
+
+
+def llava(folder: Path, name: str) -> Keywords:
+    """The package ``llava``, in a stand-in for it."""
+    from redrel_vlmeval.trying import llava_package
+
+    return llava_package.make(folder, name)
+
+
+def lent() -> AbstractContextManager[None]:
+    from redrel_vlmeval.trying import llava_package
+
+    return llava_package.lent()
+
+
 # The host's class -> the checkpoint that stands for those of its names.
 MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("InternVLChat", "SailVL", "VinternChat", "NVLM", "Qianfan_VL"), internvl),
@@ -57,7 +74,10 @@ MAKERS: dict[str, Maker] = {
     **dict.fromkeys(("SmolVLM", "SmolVLM2"), native.smolvlm),
     "Gemma3": native.gemma3,
     "PaliGemma": native.paligemma,
+    **dict.fromkeys(LLAVA, llava),
 }
+# What a class imports that is not installed, and is stood in for.
+PACKAGES: dict[str, Callable[[], AbstractContextManager[None]]] = dict.fromkeys(LLAVA, lent)
 
 
 def make(kind: str, name: str, folder: Path) -> Keywords:

@@ -104,13 +104,15 @@ def _aligned(own: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> torch.
 
     None where they cannot be told: text between placeholders must stand in ``rows`` unchanged and in order.
     """
-    same = min(len(own), len(rows))
-    text = (own[:same] == rows[:same]).all(-1) & (ids[:same] >= 0)
-    if bool(text.all()):
-        return ids if len(own) == len(rows) else None
-    holders = (ids == ids[int(text.int().argmin())]) | (ids < 0)
-    if len(own) == len(rows):
-        return ids.masked_fill(holders, VISUAL) if torch.equal(holders, ~text) else None
+    holders = ids < 0
+    if not bool(holders.any()):  # as many rows as ids, and one kind of id has other rows than its own
+        if len(own) != len(rows):
+            return None
+        other = (own != rows).any(-1)
+        holders = ids == ids[int(other.int().argmax())]
+        if not bool(other.any()):
+            return ids
+        return ids.masked_fill(other, VISUAL) if torch.equal(holders, other) else None
     found, place = torch.full((len(rows),), VISUAL, dtype=ids.dtype, device=ids.device), 0
     for first, end in _runs(~holders):
         length = end - first
