@@ -47,8 +47,9 @@ class LlavaQwenForCausalLM(Qwen2ForCausalLM):
         marks = (ids[0] == IMAGE).nonzero()[:, 0].tolist()
         texts = [ids[0, a + 1 : b] for a, b in zip([-1, *marks], [*marks, ids.shape[1]], strict=True)]
         parts = [self.get_input_embeddings()(texts[0])]
-        for image, text in zip(images or [], texts[1:], strict=True):
-            parts += [self.features(image), self.get_input_embeddings()(text)]
+        for image, text in zip([] if images is None else images, texts[1:], strict=True):
+            tiles = image if image.ndim == 4 else image[None]
+            parts += [self.features(tiles), self.get_input_embeddings()(text)]
         return torch.cat(parts)[None]
 
     @torch.no_grad()
