@@ -20,6 +20,7 @@ from redrel_vlmeval.truncation.decoders.caches import longer, tensor, wider
 from redrel_vlmeval.truncation.decoders.calls import Attend, Observer, observing
 from redrel_vlmeval.truncation.decoders.entrance import VISUAL, Entrance
 from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
+from redrel_vlmeval.truncation.decoders.tokens import IMAGE_KEYS, visual_tokens
 from redrel_vlmeval.truncation.views import View, is_per_token, take
 
 PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
@@ -28,7 +29,6 @@ TOWERS = ("vision_tower", "visual", "vision_model")
 TOWER_BLOCKS = ("layers", "blocks", "layer")
 # model_type -> the key of its config that says how many tokens every picture has
 PER_PICTURE = {"gemma3": "mm_tokens_per_image", "internvl": "image_seq_length", "paligemma": "num_image_tokens"}
-VIDEO_KEYS = ("video_token_id", "video_token_index")
 PROJECTORS = ("multi_modal_projector", "merger", "connector")
 
 
@@ -282,39 +282,8 @@ class NativeDecoder(Decoder):
         raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
 
 
-# where configs name the id of image tokens: transformers' new and old key, Kimi-VL's
-IMAGE_KEYS = ("image_token_id", "image_token_index", "media_placeholder_token_id")
-
-
 def _turned(rotary: Any, view: View) -> Any:
     """Rotary tables (cos, sin), each [.., b, s, d], or one complex table [b, s, d] as Llama 4 has it."""
     if isinstance(rotary, torch.Tensor):
         return take(rotary, view.rotary, 1)
     return tuple(take(table, view.rotary, -2) for table in rotary)
-
-
-def image_token(model: nn.Module) -> int:
-    """The id of image tokens that a model's config names.
-
-    Raises:
-        TruncationError: it names none.
-    """
-    config = getattr(model, "config", None)
-    token = next((one for key in IMAGE_KEYS if (one := getattr(config, key, None)) is not None), None)
-    if token is None:
-        raise TruncationError(
-            f"{type(model).__name__}: its config names no image token ({', '.join(IMAGE_KEYS)}): "
-            "it is a text model, or its pictures enter elsewhere"
-        )
-    return int(token)
-
-
-def visual_tokens(model: nn.Module) -> tuple[int, ...]:
-    """The ids of image tokens, and of video tokens where the config names them.
-
-    Raises:
-        TruncationError: it names no image token.
-    """
-    config = getattr(model, "config", None)
-    videos = (getattr(config, key, None) for key in VIDEO_KEYS)
-    return tuple(dict.fromkeys([image_token(model), *(int(token) for token in videos if token is not None)]))
