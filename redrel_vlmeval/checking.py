@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -76,6 +77,18 @@ def verdicts(family: str = "") -> list[Verdict]:
     names_here = dict.fromkeys([*(name for name, base in BASES.items() if not base.alias), *runner.entries()])
     found = (verdict(name) for name in names_here)
     return [one for one in found if family.lower() in f"{one.name} {one.kind}".lower()]
+
+
+def listing(family: str = "") -> list[str]:
+    """:func:`verdicts` as lines, and how many there are of each."""
+    found = verdicts(family)
+    wide = [max((len(getattr(one, part)) for one in found), default=0) for part in ("name", "kind")]
+    lines = []
+    for one in found:
+        why = f"  {one.why}" if one.why else ""
+        lines.append(f"{one.name:{wide[0]}}  {one.kind:{wide[1]}}  {one.verdict:7}  {one.evidence:8}{why}".rstrip())
+    counts = Counter(one.verdict for one in found)
+    return [*lines, f"{len(found)} names: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}"]
 
 
 def _check_size(name: str, spec: VariantSpec) -> None:

@@ -93,21 +93,14 @@ def list_bases(
     ] = "",
 ) -> None:
     """Every model name of the host here: works, works with a note, or refused and why; imports no host."""
-    from collections import Counter
-
     from redrel_vlmeval import checking
 
     if name:
         from redrel_vlmeval import trying
 
         raise typer.Exit(trying.report(name))
-    found = checking.verdicts(family)
-    wide = [max((len(getattr(one, part)) for one in found), default=0) for part in ("name", "kind")]
-    for one in found:
-        why = f"  {one.why}" if one.why else ""
-        typer.echo(f"{one.name:{wide[0]}}  {one.kind:{wide[1]}}  {one.verdict:7}  {one.evidence:8}{why}".rstrip())
-    counts = Counter(one.verdict for one in found)
-    typer.echo(f"{len(found)} names: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}")
+    for line in checking.listing(family):
+        typer.echo(line)
 
 
 @app.command()

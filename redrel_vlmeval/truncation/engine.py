@@ -57,7 +57,7 @@ def truncated(model: nn.Module, spec: VariantSpec | str, tokenizer: Any = None) 
     spec = parse(spec) if isinstance(spec, str) else spec
     decoder = find_decoder(model)
     check_setting(spec, decoder, tokenizer)
-    with claimed(decoder, str(spec)), ExitStack() as undo:
+    with claimed(decoder, str(spec)), decoder.entered(), ExitStack() as undo:
         engine = _Engine(decoder, spec, tokenizer)
         engine.attach(undo)
         yield engine.trace
@@ -87,7 +87,6 @@ class _Engine:
     def attach(self, undo: ExitStack) -> None:
         root, blocks = self.decoder.root, self.decoder.blocks
         undo.callback(self._forget)
-        undo.enter_context(self.decoder.entered())
         for stage in self.spec.stages:
             if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
