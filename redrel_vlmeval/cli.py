@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from redrel_vlmeval.console import App, ending
+from redrel_vlmeval.console import App, brief, ending, open_streams, speak_utf8
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.explain import app as explaining, list_methods, list_rules
 from redrel_vlmeval.host import runner
@@ -28,7 +26,6 @@ app.add_typer(explaining, name="explain")
 app.command("rules")(list_rules)
 app.command("methods")(list_methods)
 DEBUG = "REDREL_DEBUG"
-_LONG = re.compile(r"\S{300,}")
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -81,7 +78,7 @@ def check(
                 typer.echo(price.text(name, data, gpu))
         except KeyError as error:
             wrong = True
-            typer.echo(_brief(error), err=True)
+            typer.echo(brief(error), err=True)
     raise typer.Exit(int(wrong))
 
 
@@ -306,39 +303,16 @@ def _failed(cells: list[tuple[str, str, str]]) -> int:
 
 def main() -> None:
     """Entry point: an error made for people is one line on stderr and exit code 2; anything else is a traceback."""
-    _speak_utf8()
-    _open_streams()
+    speak_utf8()
+    open_streams()
     logging.getLogger().addFilter(runner.is_of_use)
     try:
         app()
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise
-        typer.echo(f"redrel: {_brief(error)}", err=True)
+        typer.echo(f"redrel: {brief(error)}", err=True)
         raise SystemExit(2) from error
-
-
-def _brief(error: Exception) -> str:
-    """The text of an error, with no word longer than a path: an argument of thousands of characters is not repeated."""
-    return _LONG.sub(lambda word: f"{word[0][:60]}... ({len(word[0])} characters)", str(error))
-
-
-def _speak_utf8() -> None:
-    """Start again in Python's UTF-8 mode under a locale that lacks letters: file names of results are UTF-8."""
-    if sys.getfilesystemencoding().lower() in ("utf-8", "utf8") or sys.flags.utf8_mode:
-        return
-    os.environ["PYTHONUTF8"] = "1"  # of the programs that this one starts
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
-
-
-def _open_streams() -> None:
-    """A service may run without stdout or stderr, or with one that lacks letters: neither stops the work."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _for_people(error: Exception) -> bool:
