@@ -56,9 +56,8 @@ class TruncatedVLM(HostedModel):
         self.torch_model = find_torch_model(self.inner, str(self.spec))
         self._heard = find_decoder(self.torch_model).heard(self.torch_model)
         self._tokenizer = find_tokenizer(self.inner, str(self.spec)) if self.spec.ppl else None
-        if self.spec.stages:
-            with truncated(self.torch_model, self.spec):  # refuses now what it would refuse at the first question
-                pass
+        with self.cut():  # refuses now what it would refuse at the first question
+            pass
         own = getattr(self.inner, "recorder", None)
         self.recorder = Recorder(self.torch_model, self.spec, own.facts if own else self._facts())
 
