@@ -206,23 +206,19 @@ def smol(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="prefill; batch: eight at a time; sweep: a grid, and explain: all maps, in one pass.")
+        str, typer.Argument(help="prefill; batch: eight at a time; sweep, table, explain: all in one pass.")
     ] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
-        str | None, typer.Option(help="Real weights instead: llava_v1.5_7b, a hub name or a folder.")
+        str | None, typer.Option(help="Real weights instead: llava_v1.5_7b, a hub name, a folder.")
     ] = None,
-    code: Annotated[
-        str | None, typer.Option(help="Folder with Qwen-VL's own code; REDREL_QWEN_VL, else the hub, if not given.")
-    ] = None,
+    code: Annotated[str | None, typer.Option(help="Folder with Qwen-VL's own code; REDREL_QWEN_VL or the hub.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; float16 on cuda, float32 on cpu.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, cuda's default.")] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Measurements of each arm; medians are printed. 9; batch 3, sweep 2, explain 1."),
+        typer.Option(min=1, help="Measurements of each arm, for medians: 9; batch 3, sweep and table 2, explain 1."),
     ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,

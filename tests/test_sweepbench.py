@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from tiny_models import TinyModel
 from typer.testing import CliRunner
 
 from redrel_vlmeval import cli
-from redrel_vlmeval.bench import command, subjects, sweep as sweepbench
+from redrel_vlmeval.bench import command, subjects, sweep as sweepbench, table as tablebench
 from redrel_vlmeval.bench.sweep import Plan, Timed
 from redrel_vlmeval.names import Stage, VariantSpec
 
@@ -76,3 +78,14 @@ def test_the_command(llava: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(cli.app, [*arguments, "--check"]).exit_code == 1
     wrong = CliRunner().invoke(cli.app, ["bench", "swep"])
     assert isinstance(wrong.exception, ValueError) and "choose prefill, rules, batch, sweep" in str(wrong.exception)
+
+
+def test_a_table_is_eight_rules_at_three_budgets_and_shares_most_of_its_work(llava: TinyModel) -> None:
+    specs = tablebench.settings(576)
+    assert len(specs) == 24 and len({spec.setting for spec in specs}) == 24
+    assert {spec.stages[0].keep for spec in specs} == {192, 128, 64}
+    subject = subjects.Subject(llava.model, llava.prompt("tttItttt"), lambda *_: nullcontext())
+    few = tablebench.settings(16)[:6]
+    found = tablebench.bench(subject, few, 1)
+    assert found.agreeing == 1 and len(found.sweep) == len(found.one_by_one) == 1 and found.ratio > 0
+    assert 0.3 < tablebench.planned(subject, few) < 1

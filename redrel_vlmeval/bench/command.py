@@ -27,7 +27,8 @@ NO_BARS = "no bars: a prefill of {:.2g} GFLOPs takes as long as Python needs to 
 
 # what is measured -> the module that does it
 MEASURES = {name: f"{__package__}.{module}" for name, module in (
-    ("prefill", "command"), ("rules", "ranking"), ("batch", "batch"), ("sweep", "sweep"), ("explain", "maps"),
+    ("prefill", "command"), ("rules", "ranking"), ("batch", "batch"), ("sweep", "sweep"), ("table", "table"),
+    ("explain", "maps"),
 )}  # fmt: skip
 
 

@@ -129,19 +129,19 @@ def bench(
 
     def sweep() -> None:
         tick("the sweep")
-        answers, seconds = _timed(host, lambda: whole.answer({}))
+        answers, seconds = timed(host, lambda: whole.answer({}))
         found.sweep.append(seconds)
         said.update({setting: answer.text for setting, answer in answers.items()})
 
     def sweep_with_less() -> None:
         tick("the sweep with one K less")
-        found.less.append(_timed(host, lambda: less.answer({}))[1] if less else 0.0)
+        found.less.append(timed(host, lambda: less.answer({}))[1] if less else 0.0)
 
     def one_by_one() -> None:
         alone = {}
         for spec in specs:
             tick(f"one by one: {spec.setting}")
-            alone[spec], own[spec.setting] = _alone(host, truncated(subject.model, spec.setting))
+            alone[spec], own[spec.setting] = alone_with(host, truncated(subject.model, spec.setting))
         found.one_by_one.append(sum(alone.values()))
         found.the_one_more.append(sum(seconds for spec, seconds in alone.items() if spec.stages[0].keep == keep))
 
@@ -150,7 +150,7 @@ def bench(
         seconds = 0.0
         for spec in chosen:
             tick(f"the published way: {spec.setting}")
-            seconds += _alone(host, subject.published(subject.model, spec.setting), **MATRICES)[0]
+            seconds += alone_with(host, subject.published(subject.model, spec.setting), **MATRICES)[0]
         found.published.append(seconds * len(specs) / len(chosen))
 
     said: dict[str, str] = {}
@@ -171,7 +171,7 @@ def _warm_up(subject: Subject, host: Asked, whole: Sweeper, specs: Sequence[Vari
     found.batches, found.kv = whole.batches, batched_kv(subject, specs, whole.batches)
 
 
-def _timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
+def timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
     devices = gpus.gpus(host.model)
     gpus.wait(devices)
     began = time.perf_counter()
@@ -180,9 +180,9 @@ def _timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def _alone(host: Asked, context: Any, **forward: Any) -> tuple[float, str]:
+def alone_with(host: Asked, context: Any, **forward: Any) -> tuple[float, str]:
     with context:
-        text, seconds = _timed(host, lambda: host.generate(**forward))
+        text, seconds = timed(host, lambda: host.generate(**forward))
     return seconds, text
 
 
