@@ -172,6 +172,7 @@ def test_what_a_runner_in_our_process_has_started_ends_with_it(tmp_path: Path, n
     make_host(tmp_path)
     (tmp_path / "vlmeval" / "__main__.py").write_text(HOST)
     (tmp_path / "vlmeval" / "dataset" / "image_mcq.py").write_text("class ImageMCQDataset: ...\n")
+    (tmp_path / "vlmeval" / "dataset" / "image_vqa.py").write_text("class ImageVQADataset: ...\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "redrel_vlmeval", "run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
