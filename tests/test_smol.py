@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints import import_host, needs_host
@@ -21,8 +22,9 @@ from redrel_vlmeval.models.checkpoint import CheckpointError
 from redrel_vlmeval.models.llava.core import LlavaCore
 from redrel_vlmeval.models.smol import making, pairs
 from redrel_vlmeval.models.tiny import benchmark, scenes
+from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
-from tools.smol import parts, train
+from tools.smol import parts, rules, train
 from tools.smol.blank import add_lora, make_model
 
 WORDS = ["<unk>", "<s>", "</s>", *scenes.COLORS, *scenes.SHAPES, "What", "color", "is", "the", "?"]
@@ -178,3 +180,12 @@ def test_the_host_asks_it_in_its_own_words_and_scores_it(tmp_path: Path, monkeyp
     told.to_excel(tmp_path / "x_RedRelPairs_MINI.xlsx", index=False)
     score = dataset.evaluate(str(tmp_path / "x_RedRelPairs_MINI.xlsx"))
     assert float(score["Overall"].iloc[0]) == pytest.approx(100 * 40 / 60)
+
+
+def test_rules_are_compared_on_the_same_questions() -> None:
+    answers = {"attention": [1.0] * 18 + [0.0] * 2, "random": [1.0] * 4 + [0.0] * 16}
+    by = {(5, 32, rule): pd.Series(hits) for rule, hits in answers.items()}
+    assert rules.table(by)[2].split(" | ")[:4] == ["| l5_k32", "90.0 (70..97)", " - ", "20.0 (8..42)"]
+    (line,) = rules.tests(by)[2:]
+    assert line.startswith("| l5_k32: attention over random | +70.0 (") and line.endswith("| < .001 |")
+    assert rules.key(parse("x_trunc_l8_k16_rowmean")) == (8, 16, "rowmean")
