@@ -74,7 +74,7 @@ SUBJECTS = {
         ("l0_k0", *(f"l{layer}_k{keep}{rule}" for layer, keep in ((5, 32), (8, 16), (18, 8))
                     for rule in ("", "_rowmean", "_random", "_uniform", "_lowest")), "l18_k0", "l22_k0", "l24_k0"),
         ("l0_k0", "l5_k32", "l5_k32_random", "l18_k0", "l24_k0"),
-        1.5,
+        0.6,
     ),
 }  # fmt: skip
 
