@@ -65,7 +65,7 @@ def run(line: Line) -> bool:
     from redrel_vlmeval import trying
 
     right = []
-    some = [name for name in line.names if name != "redrel_tiny"]  # that has its own tests
+    some = [name for name in line.names if not name.startswith("redrel_")]  # those have tests of their own
     for name in [some[0], *filter(TOO.fullmatch, some[1:])]:
         said = io.StringIO()
         try:
@@ -108,7 +108,8 @@ def page(found: Sequence[Line]) -> str:
             f"The host's table has {total} names of models with weights at hand, in {kinds} classes. Of its names,",
             tabulate(summary, headers=["a variant", "names"], tablefmt="github"),
             "`redrel bases` says so name by name, `redrel bases --try NAME` runs one. *tokens, apart*: in the first\n"
-            "and the last block of the run, and the largest difference of logits from the re-statement.",
+            "and the last block of the run, and the largest difference of logits from the re-statement. What the\n"
+            "variant's name means: [names](names.md).",
             tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True),
         ]
     )
