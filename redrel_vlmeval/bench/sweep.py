@@ -8,7 +8,6 @@ The plan is what the work amounts to in tokens times decoder blocks, prompts onl
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.bench.command import Request, drawn_checks, heading
-from redrel_vlmeval.bench.prefill import Check, peak_above
+from redrel_vlmeval.bench.prefill import Check, clock_of, peak_above, seconds_of
 from redrel_vlmeval.bench.subjects import Subject
 from redrel_vlmeval.models import gpus
 from redrel_vlmeval.names import Stage, VariantSpec, parse
@@ -172,12 +171,12 @@ def _warm_up(subject: Subject, host: Asked, whole: Sweeper, specs: Sequence[Vari
 
 
 def timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
-    devices = gpus.gpus(host.model)
+    devices, clock = gpus.gpus(host.model), clock_of(host.model)
     gpus.wait(devices)
-    began = time.perf_counter()
+    began = clock()
     result = run()
     gpus.wait(devices)
-    return result, time.perf_counter() - began
+    return result, clock() - began
 
 
 def alone_with(host: Asked, context: Any, **forward: Any) -> tuple[float, str]:
@@ -260,7 +259,11 @@ def run(request: Request) -> int:
             specs = [VariantSpec("bench", s.stages, s.rule, s.row, s.official, s.prompt, s.beam) for s in given]
         found = bench(subject, specs, request.rounds or 2, status.update)
     what = request.model or f"random weights, {request.family} family, size {request.size}"
-    print(heading(subject.model, what, request.rounds or 2, f"{NEW_TOKENS} new tokens a question"))
+    print(
+        heading(
+            subject.model, what, request.rounds or 2, f"{NEW_TOKENS} new tokens a question{seconds_of(subject.model)}"
+        )
+    )
     print(f"{len(specs)} settings, {plan.length} tokens, {plan.images} of them of images; batches of {found.batches}")
     print(tabulate(table(plan, specs, found), headers="keys", floatfmt=".3f"))
     fixed = request.model is None and (request.family, request.size) == ("llava", "small") and not request.settings

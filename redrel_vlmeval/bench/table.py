@@ -16,7 +16,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.bench.command import Request, heading
-from redrel_vlmeval.bench.prefill import Check
+from redrel_vlmeval.bench.prefill import Check, seconds_of
 from redrel_vlmeval.bench.subjects import Subject
 from redrel_vlmeval.bench.sweep import Asked, alone_with, timed
 from redrel_vlmeval.names import VariantSpec, parse
@@ -110,7 +110,11 @@ def run(request: Request) -> int:
         found = bench(subject, specs, request.rounds or 2, status.update)
     share = planned(subject, specs)
     what = request.model or f"random weights, {request.family} family, size {request.size}"
-    print(heading(subject.model, what, request.rounds or 2, f"{NEW_TOKENS} new tokens a question"))
+    print(
+        heading(
+            subject.model, what, request.rounds or 2, f"{NEW_TOKENS} new tokens a question{seconds_of(subject.model)}"
+        )
+    )
     print(f"{len(specs)} settings, {subject.inputs['input_ids'].shape[1]} tokens, {images} of them of images")
     rows = [
         ["one pass", statistics.median(found.sweep), found.ratio, share],
