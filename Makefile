@@ -3,7 +3,7 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test smol fuzz test-matrix benchmarks lint docs clean
+.PHONY: help .venv demo test smol fuzz test-matrix benchmarks gpu lint docs clean
 
 help:
 	@echo "make .venv   the whole environment, pinned by constraints.txt; the other targets install what they need of it"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
 	@echo "make benchmarks  every kind of benchmark of the host on generated tables; writes docs/benchmarks.md"
 	@echo "make coverage  the host's model classes on tiny checkpoints, truncated and checked; writes docs/models.md"
+	@echo "make gpu     what a GPU gains: random weights, no network; writes gpu.json and a table"
 	@echo "make lint    ruff on everything, mypy on the package"
 	@echo "make docs    the site of README and docs/, in site/"
 	@echo "make clean   remove caches and build folders; .venv and outputs stay"
@@ -38,7 +39,10 @@ NEEDS = setup.py pyproject.toml constraints.txt
 	@$(INSTALL) -c constraints.txt -e ".[ms,lmms,qwen,test]"
 	@touch $@
 
-.venv/.lint: .venv/.demo
+.venv/.gpu: .venv
+	.venv/bin/python -m tools.gpu
+
+lint: .venv/.demo
 	@echo "Installing the linters."
 	@$(INSTALL) -c constraints.txt -e ".[ms,lint,matrix]"
 	@touch $@

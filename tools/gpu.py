@@ -1,0 +1,138 @@
+"""``make gpu``: what a GPU gains, with random weights and no network; writes ``gpu.json`` part by part, and a table.
+
+Each part stands alone (``--parts``), and is saved when it is done: a run that is stopped keeps what it has. Without a
+GPU it runs on the CPU, which ``gpu.json`` then says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from redrel_vlmeval.bench import prefill, subjects, sweep
+from redrel_vlmeval.files import write_whole
+from redrel_vlmeval.truncation import find_decoder, truncated
+
+SETTINGS = ("l2_k144", "l5_k128", "l12_k0", "l0_k64_divprune")
+PUBLISHED = "l5_k128"
+BATCHES, ROUNDS, NEW_TOKENS = (1, 8), 3, 5
+ANSWER = 10  # tokens of the answer that questions per second are of
+
+
+def repeated(subject: subjects.Subject, batch: int) -> subjects.Subject:
+    """The subject with its prompt ``batch`` times."""
+    inputs = {name: torch.cat([value] * batch) for name, value in subject.inputs.items()}
+    return subjects.Subject(subject.model, inputs, subject.published)
+
+
+def right(subject: subjects.Subject) -> dict[str, Any]:
+    """Largest difference of the last logits: of a setting that drops nothing to the base, of a batch to one prompt."""
+    model, decoder = subject.model, find_decoder(subject.model)
+    images = int(decoder.image_mask(subject.inputs["input_ids"]).sum())
+
+    def logits(setting: str | None, batch: int = 1) -> torch.Tensor:
+        with torch.inference_mode(), truncated(model, setting) if setting else nullcontext():
+            return model(**repeated(subject, batch).inputs, logits_to_keep=1).logits.float()
+
+    found = {"K = all, over base": float((logits(f"l1_k{images}") - logits(None)).abs().max())}
+    for setting in SETTINGS:
+        found[f"{setting}, of two at once over one"] = float((logits(setting, 2) - logits(setting)).abs().max())
+    return found
+
+
+def speed(subject: subjects.Subject) -> list[dict[str, Any]]:
+    """Medians of every arm at every batch, arms in turn, there and back."""
+    rows = []
+    for batch in BATCHES:
+        asked = repeated(subject, batch)
+        arms = [prefill.Arm("untouched", None, nullcontext)]
+        arms += [prefill.Arm(one, one, partial(truncated, asked.model, one)) for one in SETTINGS]
+        way = {"output_attentions": True}
+        published = partial(subject.published, asked.model, PUBLISHED)
+        arms.append(prefill.Arm(f"published {PUBLISHED}", PUBLISHED, published, way))
+        peaks = {arm.name: prefill.measure_peak(asked, arm) for arm in arms}
+        for number in range(ROUNDS):
+            for arm in arms[:: 1 if number % 2 == 0 else -1]:
+                prefill.time_arm(asked, arm, NEW_TOKENS)
+        for arm in arms:
+            peak = peaks[arm.name]
+            total = (arm.prefill_ms + (ANSWER - 1) * arm.decode_ms) / 1e3
+            rows.append(
+                {
+                    "arm": arm.name, "batch": batch, "prefill ms": arm.prefill_ms,
+                    "prefill over untouched": arm.prefill_over(arms[0]), "decode ms/token": arm.decode_ms,
+                    "KV MB": batch * arm.kv / 1e6, "peak MB": None if peak is None else peak / 1e6,
+                    "questions/s": batch / total,
+                }
+            )  # fmt: skip
+    return rows
+
+
+def swept(subject: subjects.Subject) -> list[dict[str, Any]]:
+    """A grid in one pass against its settings one by one, in seconds."""
+    plan = sweep.Plan.of(subject)
+    specs = sweep.grid(plan.blocks, plan.images)[:: 1 if next(subject.model.parameters()).is_cuda else sweep.EVERY]
+    found = sweep.bench(subject, specs, 1)
+    return [row | {"answers that agree": found.agreeing} for row in sweep.table(plan, specs, found)]
+
+
+PARTS: dict[str, Callable[[subjects.Subject], Any]] = {"right": right, "speed": speed, "sweep": swept}
+
+
+def device_of(model: Any) -> dict[str, Any]:
+    """Where it ran."""
+    weight = next(model.parameters())
+    name = torch.cuda.get_device_name(weight.device) if weight.is_cuda else f"{platform.machine()} CPU"
+    threads = None if weight.is_cuda else torch.get_num_threads()
+    return {"device": name, "threads": threads, "dtype": str(weight.dtype), "torch": torch.__version__}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The table of speeds for docs/results.md."""
+    lines = tabulate(found.get("speed", []), headers="keys", floatfmt=".3g", tablefmt="github", missingval="-")
+    return f"{found['device']}, {found['dtype']}, torch {found['torch']}, size {found['size']}\n\n{lines}"
+
+
+def run(subject: subjects.Subject, size: str, parts: list[str], output: Path) -> dict[str, Any]:
+    """Every part in turn, saved as it ends; one that fails says why and does not stop the others."""
+    found: dict[str, Any] = device_of(subject.model) | {"size": size, "seconds": {}, "failed": {}}
+    for part in parts:
+        began = time.perf_counter()
+        try:
+            found[part] = PARTS[part](subject)
+        except Exception as error:  # because what a new device raises is not known before it is tried
+            found["failed"][part] = f"{type(error).__name__}: {error}"[:500]
+        found["seconds"][part] = time.perf_counter() - began
+        write_whole(output, json.dumps(found, indent=1).encode())
+        print(f"{part}: {found['failed'].get(part, 'done')}, {found['seconds'][part]:.0f} s", flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--size", default="7b" if gpu else "small", choices=sorted(subjects.SIZES))
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas")
+    parser.add_argument("--output", type=Path, default=Path("gpu.json"))
+    given = parser.parse_args()
+    parts = given.parts.split(",")
+    if wrong := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts {wrong[0]}: choose of {', '.join(PARTS)}")
+    device, dtype = ("cuda", torch.float16) if gpu else ("cpu", torch.float32)
+    found = run(subjects.random_subject("llava", given.size, device, dtype), given.size, parts, given.output)
+    print(table(found))
+    return int(bool(found["failed"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
