@@ -9,16 +9,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# The benchmark class needs the real host's base class; here only its being found is of interest.
+# The benchmarks' classes need the real host's base class; here only their being found is of interest.
 STUB_BENCHMARK = """
 import sys, types
-_stub = types.ModuleType("redrel_vlmeval.models.tiny.benchmark")
-class RedRelShapes:
-    @classmethod
-    def supported_datasets(cls):
-        return ["RedRelShapes"]
-_stub.dataset_classes = lambda: (RedRelShapes,)
-sys.modules[_stub.__name__] = _stub
+def _named(name):
+    return type(name, (), {"supported_datasets": classmethod(lambda cls: [cls.__name__])})
+_shapes = types.ModuleType("redrel_vlmeval.models.tiny.benchmark")
+_shapes.dataset_classes = lambda: (_named("RedRelShapes"),)
+_pairs = types.ModuleType("redrel_vlmeval.models.smol.benchmark")
+_pairs.dataset_class = lambda: _named("RedRelPairs")
+sys.modules |= {stub.__name__: stub for stub in (_shapes, _pairs)}
 """
 
 FILES = {
