@@ -72,7 +72,8 @@ def test_a_dry_run_prints_cells_and_prices_and_writes_nothing(tmp_path: Path, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "POPE: 0 of 46 cells are there" in said and "TFLOPs a question in one pass" in said
     assert "12.1 GiB for the decoder's weights" in said and not work.exists()
-    assert run(Request("qwen3-vl", dry_run=True, work_dir=work)) == 0
+    (tmp_path / "LMUData").mkdir()  # a folder with other things in it, but no run
+    assert run(Request("qwen3-vl", dry_run=True, work_dir=tmp_path)) == 0
     assert "no price: its sizes are not known here" in " ".join(capsys.readouterr().out.split())
 
 

@@ -53,8 +53,7 @@ def run(request: Request) -> int:
     console = Console()
     say = partial(console.print, soft_wrap=True, highlight=False)
     work_dir = request.work_dir.absolute()
-    before = results.read(work_dir) if work_dir.is_dir() and any(work_dir.iterdir()) else None
-    left = plan.missing(asked, before)
+    left = plan.missing(asked, _there(work_dir))
     for line in (*wanted.left_out, *_counts(asked, left)):
         say(line)
     if request.dry_run:
@@ -80,6 +79,14 @@ def run(request: Request) -> int:
     for line in ending(told):
         say(line)
     return int(bool(failed or bad))
+
+
+def _there(work_dir: Path) -> results.Results | None:
+    """Results so far, None where a folder has none yet."""
+    try:
+        return results.read(work_dir)
+    except results.ResultsError:  # nothing found; a damaged cell is a failed one and raises nothing
+        return None
 
 
 def show(found: results.Results, asked: Asked, console: Console) -> list[Path]:
