@@ -56,7 +56,7 @@ def exercise(host: Path, command: list[str]) -> None:
     subprocess.run(command, cwd=host, check=True, capture_output=True, timeout=60)
     for disable in ("1", ""):  # alone, and together with the hook: once either way
         lines = output(USE, host, REDREL_DISABLE=disable).splitlines()
-        assert lines == ["True True True True", "['RedRelShapes']"]
+        assert lines == ["True True True True", "['RedRelShapes', 'RedRelPairs']"]
     subprocess.run([*command, "-R"], cwd=host, check=True, capture_output=True, timeout=60)
     assert (host / "vlmeval/config.py").read_bytes() == before
 
