@@ -21,6 +21,7 @@ from redrel_vlmeval.names import parse
 needs_host = pytest.mark.skipif(
     importlib.util.find_spec("vlmeval") is None, reason="needs a host (vlmeval): redrel demo runs it"
 )
+pytestmark = pytest.mark.timeout(900)  # all commands of a page are one test
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # the README first: commands of docs go on from what its own have left
@@ -173,7 +174,7 @@ class Place:
                 continue
             data = {} if " demo " in command else {"LMUData": str(self.folder / "LMU")}
             settings = {"cwd": self.folder, "env": self.environment | data, "capture_output": True, "text": True}
-            done = subprocess.run(words, **settings, timeout=280)
+            done = subprocess.run(words, **settings, timeout=580)
             assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             self.said[command] = done.stdout
 
