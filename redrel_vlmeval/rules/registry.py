@@ -183,7 +183,7 @@ def find(name: str) -> Rule:
 
 
 def known(everywhere: bool = False) -> dict[str, Rule]:
-    """The rules in the order in which they were registered, built-in ones first; ``everywhere``: looks for all.
+    """The rules, built-in ones first, in the order of their files; others as registered; ``everywhere``: looks for all.
 
     Raises:
         RuleError: ``everywhere``, and a file or a package with rules is broken.
@@ -193,7 +193,9 @@ def known(everywhere: bool = False) -> dict[str, Rule]:
         _foreign(os.environ.get(VARIABLE, ""))
         if _broken:
             raise RuleError("; ".join(_broken))
-    return dict(_rules)
+    # by file and not by import, because figures draw a rule by its place and any file may be imported first
+    places = {f"{__package__}.{name}": place for place, name in enumerate(BUILT_IN)}
+    return dict(sorted(_rules.items(), key=lambda item: places.get(item[1].where, len(places))))
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from transformers import LlavaForConditionalGeneration
 
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.models.tiny import scenes
-from redrel_vlmeval.truncation.decoders.llama_like import image_token
+from redrel_vlmeval.truncation.decoders.tokens import image_token
 from tools.tiny.blank import MEAN, STD, make_model, make_tokenizer, save
 from tools.tiny.lessons import EARLY, FINAL, LESSONS, TRAIN_SEED, Batches, Lesson
 
