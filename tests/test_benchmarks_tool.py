@@ -37,6 +37,7 @@ def test_every_table_has_questions_and_pictures(case):
     assert len(table) >= 2 and table["index"].is_unique and {"image", "question", "answer"} <= set(table.columns)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_of_them_runs(tmp_path):
     command = [sys.executable, benchmarks.__file__, "--only", "MMMU_DEV_VAL", "--keep", str(tmp_path / "kept")]

@@ -182,6 +182,7 @@ def test_the_host_builds_every_benchmark_of_a_file(path, monkeypatch, tmp_path):
     assert asked == list(data)
 
 
+@pytest.mark.slow
 @needs_host
 @pytest.mark.timeout(600)
 def test_the_demo_runs_in_the_stock_runner_and_pairs_in_the_sheet(tmp_path):

@@ -134,6 +134,7 @@ def test_the_sheet_shows_both(stock):
     assert " 28.0 " in rows[VARIANT] and "attention" in rows[VARIANT] and (place.work / "s.xlsx").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_prompts_by_name_are_asked_scored_and_paired_with_their_own_base(stock, tmp_path):
     place = Workplace(tmp_path)
     plain, cut, beams = f"{BASE}_p-cqm", f"{VARIANT}_p-cqm", f"{VARIANT}_p-cqm_beam3"
@@ -154,6 +155,7 @@ def test_prompts_by_name_are_asked_scored_and_paired_with_their_own_base(stock, 
     assert rows.loc[beams, "note"] == f"no delta: base '{plain}_beam3' is not in this folder"
 
 
+@pytest.mark.slow
 def test_config_file_with_our_classes_gives_the_same_predictions(stock, tmp_path):
     place = Workplace(tmp_path)
     config = {
@@ -181,6 +183,7 @@ def test_switched_off_the_host_knows_nothing_of_us(tmp_path):
     assert not list(place.work.rglob("*.xlsx")) and not list(place.work.rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_switched_off_redrel_run_still_works(stock, tmp_path):
     place = Workplace(tmp_path)
     args = ["-m", "redrel_vlmeval", "run", "--model", VARIANT, *EVALUATE, "--limit", "12"]

@@ -81,7 +81,7 @@ def test_every_family_equals_the_engine(name: str) -> None:
     compare(tiny.model, tiny.prompt("tItItt", seed=1), SMALL_GRID)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("kernel", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 def test_the_whole_grid_of_a_llava(llava: TinyModel, kernel: str) -> None:
     set_kernel(llava.model, kernel)
     compare(llava.model, llava.prompt("tttItttt"), grid(range(BLOCKS), (0, 1, 5, 15, 16, 40)), max_new_tokens=20)
@@ -143,6 +143,7 @@ def test_prompts_that_begin_or_end_with_the_picture(llava: TinyModel) -> None:
     compare(llava.model, llava.prompt("tttI"), specs)
 
 
+@pytest.mark.slow
 def test_more_answers_than_keys_to_share(llava: TinyModel) -> None:
     """Long answers of many settings: those that share the prompt's keys attend in groups."""
     specs = grid((4,), range(16), ("attention", "uniform", "random"))

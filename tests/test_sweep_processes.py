@@ -148,6 +148,7 @@ def test_four_processes_one_of_them_killed_and_restarted(tmp_path, whole):
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [ANSWERS, "sweep.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_killed_for_good_and_gone_on_by_one(tmp_path, whole):
     dead = torchrun(tmp_path, 2, REDREL_TEST_KILL="1:5")
     assert dead.returncode != 0

@@ -38,7 +38,9 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return dataset.data.groupby("category").head(3), dataset
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["stock", "four tokens and more"])
+@pytest.mark.parametrize(
+    "long", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stock", "four tokens and more"]
+)
 def test_answers_equal_those_of_the_names_question_by_question(questions: Any, base: Any, long: bool) -> None:
     """Over the grid, through the host's own prompt and ``TruncatedVLM``; records agree where they say the same."""
     lines, dataset = questions
