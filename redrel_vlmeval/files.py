@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,12 +140,20 @@ def lock(file: IO[bytes], what: str) -> None:
     Raises:
         Busy: another process holds it; ``file`` is closed.
     """
-    for _ in range(4):  # because whoever asks whether it is locked has it for that moment
-        if lock_descriptor(file.fileno(), blocking=False):
-            return
-        time.sleep(0.03)
+    if _locked(file, 0.03):
+        return
     file.close()
     raise Busy(f"{what}: another run is writing here; wait for it or choose another folder")
+
+
+def _locked(file: IO[bytes], pause: float) -> bool:
+    """Whether the lock was free and is ours now; tried four times, because whoever asks for it has it for a moment."""
+    for number in range(4):
+        if number:
+            time.sleep(pause)
+        if lock_descriptor(file.fileno(), blocking=False):
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -181,11 +190,15 @@ def is_held(folder: Path, beside: int | None = None) -> bool:
     return any(is_locked(path) for path in folder.glob(".redrel*.lock") if path != own)
 
 
+_asking = threading.Lock()
+
+
 def is_locked(path: Path) -> bool:
     """Whether another process holds this file's lock; False where there is no such file."""
     try:
-        with open(path, "rb") as file:
-            return not lock_descriptor(file.fileno(), blocking=False)
+        # in turn, because threads that ask for the same lock would find one another
+        with _asking, open(path, "rb") as file:
+            return not _locked(file, 0.002)
     except OSError:
         return False
 
