@@ -181,7 +181,7 @@ class Batches:
                     continue
                 count -= 1
                 yield key, self._captured(message, dataset)
-            except (Exception, _Finished):
+            except Exception:  # or _Finished
                 count -= 1
 
     def _answer_together(self, calls: dict[str, Call]) -> None:
