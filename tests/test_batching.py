@@ -115,12 +115,15 @@ def test_a_host_that_skips_and_reorders_gets_each_question_its_own_answer(classe
     assert isinstance(questions.data, pd.DataFrame) and len(model._batches._kept) <= 16
 
 
-def test_one_question_that_cannot_be_asked_fails_alone(classes, base, mixed, tmp_path):
+@pytest.mark.parametrize("place", [3, 5])  # the last of a batch, and one inside
+def test_one_question_that_cannot_be_asked_fails_alone(classes, base, mixed, tmp_path, place):
     alone = ask(model_of(classes, base, "", 1), tmp_path / "1", Questions(mixed))
-    mixed[5] = [{"type": "image", "value": "/nowhere/x.png"}, *mixed[5]]
-    found = ask(model_of(classes, base, "", 4), tmp_path / "4", Questions(mixed))
-    assert found[5] == "Failed to obtain answer via API." and found[:5] + found[6:] == alone[:5] + alone[6:]
-    assert [one["index"] for one in records(tmp_path / "4") if "error" in one] == [105]
+    mixed[place] = [{"type": "image", "value": "/nowhere/x.png"}, *mixed[place]]
+    with Calls(base.model) as calls:
+        found = ask(model_of(classes, base, "", 4), tmp_path / "4", Questions(mixed))
+    assert found.pop(place) == "Failed to obtain answer via API." and found == alone[:place] + alone[place + 1 :]
+    assert [one["index"] for one in records(tmp_path / "4") if "error" in one] == [100 + place]
+    assert sum(calls.sizes) == 9 and max(calls.sizes) <= 4
 
 
 def test_an_error_inside_a_batch_is_its_questions_own(classes, base, mixed, tmp_path, caplog):

@@ -174,15 +174,18 @@ class Batches:
         for build in upcoming(self.asked.host()):
             if count == 0:
                 return
+            call = None
             try:
                 message = build()
                 key = _key(message, dataset)
                 if key in self._kept or key in self._alone:
                     continue
-                count -= 1
-                yield key, self._captured(message, dataset)
-            except Exception:  # or _Finished
-                count -= 1
+                call = self._captured(message, dataset)
+            except Exception as error:  # also _Finished
+                logger.debug("left to its own turn: %s", error)
+            count -= 1
+            if call is not None:
+                yield key, call
 
     def _answer_together(self, calls: dict[str, Call]) -> None:
         """Keep the answers to ``calls``; where that cannot be, they are asked one by one, or in smaller batches."""
