@@ -23,6 +23,7 @@ pytestmark = [needs_lmms, pytest.mark.timeout(900)]
 DATA, TASK = "RedRelShapes_MINI", "redrel_shapes_mini"
 SETTINGS = ["", "l2_k16", "l2_k16_random", "l0_k0"]
 BATCHES = {8: "batch", 1: "alone"}
+TWICE = SETTINGS[:2]  # asked one by one, too
 ALONE = "import sys; sys.modules['vlmeval'] = None; "  # as where VLMEvalKit is not installed: importing it fails
 # The harness's own command, but its index of a thousand tasks, the same for all runs, is made once.
 COMMAND = ALONE + (
@@ -63,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [
         common | {"model_args": arguments(setting), "batch_size": size, "output_path": out}
         for size, out in BATCHES.items()
-        for setting in SETTINGS
+        for setting in (SETTINGS if size > 1 else TWICE)
     ]
     (folder / "runs.yaml").write_text(yaml.safe_dump(runs))
     done = run(folder, "-c", COMMAND, "--config", "runs.yaml")
@@ -95,7 +96,7 @@ def test_its_folder_is_read_where_there_is_no_other_host(place: Path, tmp_path: 
     assert done.returncode == 0 and "worse than the base" in (tmp_path / "s.csv").read_text(), done.stdout
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", TWICE)
 def test_a_batch_and_a_question_alone_are_answered_alike(place: Path, setting: str) -> None:
     batch, alone = (told(results.read(place / out), lmms_name(setting), TASK) for out in ("batch", "alone"))
     pd.testing.assert_frame_equal(batch, alone)
@@ -130,7 +131,7 @@ def test_one_sheet_holds_both_hosts_and_pairs_neither_with_the_other(both: resul
 def test_efficiency_stands_in_the_samples_and_in_the_summary_of_a_run(place: Path) -> None:
     found = results.read(place / "alone")
     rows = found.efficiency.set_index("setting")
-    assert rows["kept"].to_dict() == {"": 64, "l2_k16": 16, "l2_k16_random": 16, "l0_k0": 0}
+    assert rows["kept"].to_dict() == {"": 64, "l2_k16": 16}
     assert (rows["n"] == len(benchmark.make(DATA))).all() and (rows["kv_bytes_measured"] == rows["kv_bytes"]).all()
     scores = found.scores[(found.scores["setting"] == "l2_k16") & found.scores["headline"]]
     written = yaml.safe_load((place / "alone" / scores["path"].iloc[0]).read_text())
