@@ -22,6 +22,7 @@ from redrel_vlmeval.models.tiny import scenes
 from tools.tiny import evidence
 from tools.tiny.evidence import SMOOTH, Case
 
+pytestmark = pytest.mark.slow
 QUESTIONS = 24
 LINE = {"A": "blue", "B": "red", "C": "green", "D": "white", "index": 0, "cells": "10"}
 ELEMENTWISE = replace(SMOOTH, methods=("elementwise",))

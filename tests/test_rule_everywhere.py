@@ -13,7 +13,7 @@ from checkpoints import needs_host
 from test_rules import KEYNORM
 from test_stock_runner import DATA, HOST, Workplace
 
-pytestmark = [needs_host, pytest.mark.timeout(900)]
+pytestmark = [needs_host, pytest.mark.timeout(900), pytest.mark.slow]
 MODEL = "redrel_tiny_trunc_l2_k8_keynorm"
 
 

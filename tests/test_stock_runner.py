@@ -258,6 +258,7 @@ runpy.run_module("vlmeval", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_two_torchrun_workers_share_the_questions(stock, tmp_path):
     place = Workplace(tmp_path)
     benchmark.write(DATA, place.data)

@@ -63,6 +63,7 @@
     const open = hollow || node.hasAttribute("data-open");
     node.setAttribute("fill", open ? (node.hasAttribute("data-open") ? "none" : "var(--panel)") : color);
     node.setAttribute("stroke", open ? color : "var(--panel)");
+    node.setAttribute("stroke-linejoin", "round"); // a mitre would make a star's points half as large again
     if (!node.hasAttribute("stroke-width")) node.setAttribute("stroke-width", hollow ? 2 : 1);
     return node;
   };
