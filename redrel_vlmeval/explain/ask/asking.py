@@ -118,15 +118,7 @@ def ask_model(
             picture too large to open.
     """
     decoder = find_decoder(model)
-    if decoder.entrance is not None:
-        raise ExplainError(
-            f"{type(model).__name__} hands its decoder embeddings that it makes before: only models called with the "
-            "prompt's ids and pixels can be explained"
-        )
-    if decoder.divided:
-        raise ExplainError(
-            f"{type(model).__name__}: other processes hold heads of it; load it with device_map, not tp_plan"
-        )
+    _check_decoder(model, decoder)
     calls: list[tuple[dict[str, Any], Any]] = []
 
     def watch(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,6 +147,19 @@ def ask_model(
     return Asked(
         model, inputs, answer, str(reply), True, _is_greedy(given, model), spec, tokenizer, list(pictures)
     )  # fmt: skip
+
+
+def _check_decoder(model: nn.Module, decoder: Decoder) -> None:
+    """Refuse a model of which no explanation can be made, before it is asked."""
+    if decoder.entrance is not None:
+        raise ExplainError(
+            f"{type(model).__name__} hands its decoder embeddings that it makes before: only models called with the "
+            "prompt's ids and pixels can be explained"
+        )
+    if decoder.divided:
+        raise ExplainError(
+            f"{type(model).__name__}: other processes hold heads of it; load it with device_map, not tp_plan"
+        )
 
 
 def ask_host(host: Any, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> Asked:
