@@ -3,7 +3,7 @@ WORKERS ?= 2
 FUZZ ?= 2000
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help .venv demo test test-all smol fuzz test-matrix benchmarks gpu lint docs clean
+.PHONY: help .venv demo test test-all smol fuzz test-matrix benchmarks coverage gpu lint docs clean
 
 help:
 	@echo "make .venv   the whole environment, pinned by constraints.txt; the other targets install what they need of it"
@@ -40,10 +40,7 @@ NEEDS = setup.py pyproject.toml constraints.txt
 	@$(INSTALL) -c constraints.txt -e ".[ms,lmms,qwen,test]"
 	@touch $@
 
-.venv/.gpu: .venv
-	.venv/bin/python -m tools.gpu
-
-lint: .venv/.demo
+.venv/.lint: .venv/.demo
 	@echo "Installing the linters."
 	@$(INSTALL) -c constraints.txt -e ".[ms,lint,matrix]"
 	@touch $@
@@ -77,6 +74,12 @@ test-matrix: .venv/.lint
 
 benchmarks: .venv/.demo
 	.venv/bin/python tools/benchmarks.py
+
+coverage: .venv/.test
+	.venv/bin/python -m tools.coverage
+
+gpu: .venv/.test
+	.venv/bin/python -m tools.gpu
 
 lint: .venv/.lint
 	.venv/bin/ruff check .
