@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models import Meter, answer_length, costs, ends, now, shares, versions
 from redrel_vlmeval.truncation import PromptTrace
 
@@ -24,13 +25,23 @@ def record(
     Args:
         meter: around its ``generate``. holder: the harness's model. ids: prompts [b, s]. given: keywords of generate.
         traces: the truncated prompts', one per row and beam; empty for an untouched model. output: ids [b, t].
+
+    Raises:
+        TruncationError: several prompts whose decoder was given embeddings: their ids do not say how long each was.
     """
     stops = ends(holder.model, given)
     begun = ids.shape[1] if torch.equal(output[: len(ids), : ids.shape[1]], ids) else 0
     lengths = [answer_length(row[begun:].tolist(), stops) for row in output]
+    more = {"batch": len(ids)} | facts(holder) | {"time": now()}
+    if meter.decoder is not None and meter.decoder.entrance is not None:
+        if len(ids) > 1:
+            raise TruncationError(
+                f"{type(holder.model).__name__}.generate() hands its decoder embeddings, and gives answers alone: "
+                f"--batch_size 1, not {len(ids)}"
+            )
+        return [costs(meter, next(iter(traces), None), holder.spec, lengths[0]) | more]
     found = shares(meter, ids, given.get("attention_mask"), lengths, traces)
-    more = {"batch": len(ids)} | facts(holder)
-    return [costs(share, share.own, holder.spec) | more | {"time": now()} for share in found]
+    return [costs(share, share.own, holder.spec) | more for share in found]
 
 
 def facts(holder: Any) -> dict[str, Any]:

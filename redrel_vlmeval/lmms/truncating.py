@@ -194,8 +194,9 @@ class Session:
         holder, beam = self.holder, self.holder.spec.beam
         if beam > 1:
             kwargs |= {"num_beams": beam, "do_sample": False}
-        with Meter(holder.model) as meter:
-            output = original(*args, **kwargs)
+        # The meter stands around the model's own method: it may have to note what that is given, too.
+        with replaced_generate(holder.model, lambda _ours: original), Meter(holder.model) as meter:
+            output = holder.model.generate(*args, **kwargs)
         prompts = list(self.trace.prompts) if self.trace is not None else []
         if self.trace is not None:
             self.trace.prompts.clear()

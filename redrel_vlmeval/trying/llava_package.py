@@ -6,9 +6,11 @@ place among the embeddings; ``generate`` hands those to transformers' own.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria
 
 from redrel_vlmeval.trying.tokens import save, text_config, tokenizer
 
@@ -25,6 +27,9 @@ IMAGE, SIDE, PATCH = -200, 48, 12
 
 class LlavaQwenConfig(Qwen2Config):
     model_type = "llava_qwen"
+
+
+AutoConfig.register(LlavaQwenConfig.model_type, LlavaQwenConfig, exist_ok=True)
 
 
 class LlavaQwenForCausalLM(Qwen2ForCausalLM):
@@ -54,6 +59,7 @@ class LlavaQwenForCausalLM(Qwen2ForCausalLM):
 
     @torch.no_grad()
     def generate(self, inputs: Any = None, images: Any = None, image_sizes: Any = None, **kwargs: Any) -> Any:
+        kwargs.pop("attention_mask", None)  # of the ids; that package makes one as long as the embeddings
         embeddings = self.prepare_inputs_labels_for_multimodal(inputs, images)
         return super().generate(inputs_embeds=embeddings, **kwargs)
 
@@ -71,6 +77,9 @@ class Conversation:
 
     def get_prompt(self) -> str:
         return "".join(f"<|im_start|>{role}\n{text or ''}" for role, text in self.turns)
+
+    def copy(self) -> Conversation:
+        return copy.deepcopy(self)
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):
@@ -111,6 +120,13 @@ def load_pretrained_model(path: str, *_args: Any, **_kwargs: Any) -> tuple[Any, 
 
 MODULES: dict[str, dict[str, Any]] = {
     "llava": {},
+    "llava.constants": {
+        "DEFAULT_IM_END_TOKEN": "<im_end>",
+        "DEFAULT_IM_START_TOKEN": "<im_start>",
+        "DEFAULT_IMAGE_TOKEN": "<image>",
+        "IGNORE_INDEX": -100,
+        "IMAGE_TOKEN_INDEX": IMAGE,
+    },
     "llava.conversation": {
         "SeparatorStyle": SimpleNamespace(TWO="two"),
         "conv_templates": {"qwen_1_5": Conversation(), "llava_llama_3": Conversation()},
@@ -132,7 +148,7 @@ def lent() -> Iterator[None]:
     made = {}
     for name, parts in MODULES.items():
         made[name] = ModuleType(name)
-        vars(made[name]).update(parts)
+        vars(made[name]).update(parts, __spec__=ModuleSpec(name, None))
     with patch.dict(sys.modules, made):
         yield
 
