@@ -56,8 +56,9 @@ class Base:
 
 # What a visual token stands for. square: a patch of the picture centred on a square, row by row. whole: a query that
 # sees the whole picture. tiles: patches of the whole picture, then of its tiles, row by row, each row with an end.
-# stretched: a patch of the picture stretched to a square, row by row.
-LAYOUTS = ("square", "whole", "tiles", "stretched")
+# stretched: a patch of the picture stretched to a square, row by row. own: a patch of the picture in nearly its own
+# shape, row by row. cut: patches of one tile after another, then of the whole picture, each stretched to a square.
+LAYOUTS = ("square", "whole", "tiles", "stretched", "own", "cut")
 # Keywords of a host's entry that hand its model to another engine, and that engine.
 ENGINES = {"use_vllm": "vLLM", "use_lmdeploy": "LMDeploy"}
 TINY = "redrel_tiny"  # the model in the box
@@ -71,11 +72,32 @@ BOXED = {
 _SEVEN = BlockShape(4096, 32, 32, 128, 11008)
 _THIRTEEN = BlockShape(5120, 40, 40, 128, 13824)
 _GROUPED = BlockShape(4096, 32, 8, 128, 14336)  # Mistral-7B, Llama-3-8B
+# Blocks and shapes of decoders that several bases have, as litgpt's table of configs has them (litgpt/config.py).
+_DECODERS = {
+    "Qwen2-0.5B": (24, BlockShape(896, 14, 2, 64, 4864)),
+    "Qwen2-1.5B": (28, BlockShape(1536, 12, 2, 128, 8960)),
+    "Qwen2-7B": (28, BlockShape(3584, 28, 4, 128, 18944)),
+    "Qwen2-72B": (80, BlockShape(8192, 64, 8, 128, 29568)),
+    "Qwen2.5-3B": (36, BlockShape(2048, 16, 2, 128, 11008)),
+    "Qwen2.5-14B": (48, BlockShape(5120, 40, 8, 128, 13824)),
+    "Qwen2.5-32B": (64, BlockShape(5120, 40, 8, 128, 27648)),
+    "Qwen3-1.7B": (28, BlockShape(2048, 16, 8, 128, 6144)),
+    "Qwen3-4B": (36, BlockShape(2560, 32, 8, 128, 9728)),
+    "Qwen3-8B": (36, BlockShape(4096, 32, 8, 128, 12288)),
+    "Qwen3-32B": (64, BlockShape(5120, 64, 8, 128, 25600)),
+    "SmolLM2-135M": (30, BlockShape(576, 9, 3, 64, 1536)),
+    "SmolLM2-360M": (32, BlockShape(960, 15, 5, 64, 2560)),
+    "SmolLM2-1.7B": (24, BlockShape(2048, 32, 32, 64, 8192)),
+    "Gemma-3-4B": (34, BlockShape(2560, 8, 4, 256, 10240)),
+    "Gemma-3-12B": (48, BlockShape(3840, 16, 8, 256, 15360)),
+    "Gemma-3-27B": (62, BlockShape(5376, 32, 16, 128, 21504)),
+}
+_DECODERS |= {name.replace("Qwen2-", "Qwen2.5-"): of for name, of in _DECODERS.items()}  # the same shapes
 BASES = {
     row.name: row
     for row in (
         Base(TINY, TINY, TINY, 8, BlockShape(128, 4, 4, 32, 352), 64, "square", ours="LLaVA15"),
-        Base(SMOL, SMOL, SMOL, 30, BlockShape(576, 9, 3, 64, 1536), 64, "square", "SmolLM2-135M", 96, "LLaVA15"),
+        Base(SMOL, SMOL, SMOL, *_DECODERS["SmolLM2-135M"], 64, "square", "SmolLM2-135M", 96, "LLaVA15"),
         Base("llava_v1.5_7b", "llava-hf/llava-1.5-7b-hf", "LLaVA-1.5-7B", 32, _SEVEN, 576, "square", "Vicuna-7B", 336,
              "LLaVA15", reformatted=True),
         Base("llava_v1.5_13b", "llava-hf/llava-1.5-13b-hf", "LLaVA-1.5-13B", 40, _THIRTEEN, 576, "square",
@@ -106,6 +128,40 @@ BASES = {
              "RedrelQwenVLChat"),
         Base("qwen-vl-chat", "Qwen/Qwen-VL-Chat", "Qwen-VL-Chat", 32, _SEVEN, 256, "whole", "Qwen-7B", 448,
              "RedrelQwenVLChat", alias=True),
+        # On the hosts' own classes.
+        *(Base(f"llava-onevision-qwen2-{size}-{kind}-hf", f"llava-hf/llava-onevision-qwen2-{size}-{kind}-hf",
+               f"LLaVA-OneVision-{size.upper()}{more}", *_DECODERS[f"Qwen2-{size.upper()}"], None, "tiles",
+               f"Qwen2-{size.upper()}")
+          for size in ("0.5b", "7b") for kind, more in (("ov", ""), ("si", " (SI)"))),
+        *(Base(f"llava_onevision_qwen2_{size}_{kind}", f"lmms-lab/llava-onevision-qwen2-{size}-{kind}{hub}",
+               f"LLaVA-OneVision-{size.upper()}{more}", *_DECODERS[f"Qwen2-{size.upper()}"], None, "tiles",
+               f"Qwen2-{size.upper()}")
+          for size in ("0.5b", "7b", "72b")
+          for kind, more, hub in (("ov", "", "-sft" * (size == "72b")), ("si", " (SI)", ""))),
+        *(Base(f"{title}-Instruct", f"Qwen/{title}-Instruct", title, *_DECODERS[backbone], None, "own", backbone)
+          for title, backbone in (
+              ("Qwen2-VL-2B", "Qwen2-1.5B"), ("Qwen2-VL-7B", "Qwen2-7B"), ("Qwen2-VL-72B", "Qwen2-72B"),
+              ("Qwen2.5-VL-3B", "Qwen2.5-3B"), ("Qwen2.5-VL-7B", "Qwen2.5-7B"), ("Qwen2.5-VL-32B", "Qwen2.5-32B"),
+              ("Qwen2.5-VL-72B", "Qwen2.5-72B"),
+              # those of experts are left out: their hidden layer is not one of one width
+              ("Qwen3-VL-2B", "Qwen3-1.7B"), ("Qwen3-VL-4B", "Qwen3-4B"), ("Qwen3-VL-8B", "Qwen3-8B"),
+              ("Qwen3-VL-32B", "Qwen3-32B"),
+          )),
+        *(Base(f"InternVL3-{size}", f"OpenGVLab/InternVL3-{size}", f"InternVL3-{size}", *_DECODERS[backbone], None,
+               "cut", backbone)
+          for size, backbone in (
+              ("1B", "Qwen2.5-0.5B"), ("2B", "Qwen2.5-1.5B"), ("8B", "Qwen2.5-7B"), ("14B", "Qwen2.5-14B"),
+              ("38B", "Qwen2.5-32B"), ("78B", "Qwen2.5-72B"),
+          )),
+        *(Base(name, f"HuggingFaceTB/SmolVLM2-{hub}-Instruct", f"SmolVLM2-{hub.partition('-')[0]}",
+               *_DECODERS[backbone], None, "cut", backbone)
+          for name, hub, backbone in (
+              ("SmolVLM2-256M", "256M-Video", "SmolLM2-135M"), ("SmolVLM2-500M", "500M-Video", "SmolLM2-360M"),
+              ("SmolVLM2", "2.2B", "SmolLM2-1.7B"),
+          )),
+        *(Base(f"Gemma3-{size}", f"google/gemma-3-{size.lower()}-it", f"Gemma-3-{size}", *_DECODERS[f"Gemma-3-{size}"],
+               256, "stretched", f"Gemma-3-{size}", 896)
+          for size in ("4B", "12B", "27B")),
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from redrel_vlmeval import names
-from redrel_vlmeval.bases import BASES, ENGINES, host_class, row
+from redrel_vlmeval.bases import BASES, ENGINES, Base, host_class, row
 from redrel_vlmeval.errors import UnknownName
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.names import Stage, VariantSpec
@@ -25,7 +25,7 @@ def check(name: str) -> str:
     spec = names.parse(name)
     _check_size(name, spec)
     note = ""
-    if spec.base and spec.base not in BASES:
+    if spec.base and spec.base not in _ours():
         _check_base(name, spec)
         found = verdict(spec.base)
         if spec.is_variant and found.verdict == "refused":
@@ -74,7 +74,7 @@ def verdicts(family: str = "") -> list[Verdict]:
     Raises:
         HostMissing: there is no host.
     """
-    names_here = dict.fromkeys([*(name for name, base in BASES.items() if not base.alias), *runner.entries()])
+    names_here = dict.fromkeys([*(name for name, base in _ours().items() if not base.alias), *runner.entries()])
     found = (verdict(name) for name in names_here)
     return [one for one in found if family.lower() in f"{one.name} {one.kind}".lower()]
 
@@ -89,6 +89,11 @@ def listing(family: str = "") -> list[str]:
         lines.append(f"{one.name:{wide[0]}}  {one.kind:{wide[1]}}  {one.verdict:7}  {one.evidence:8}{why}".rstrip())
     counts = Counter(one.verdict for one in found)
     return [*lines, f"{len(found)} names: {', '.join(f'{count} {kind}' for kind, count in counts.most_common())}"]
+
+
+def _ours() -> dict[str, Base]:
+    """Bases that need no host's entry."""
+    return {name: base for name, base in BASES.items() if base.ours}
 
 
 def _check_size(name: str, spec: VariantSpec) -> None:
@@ -117,9 +122,9 @@ def _check_base(name: str, spec: VariantSpec) -> None:
     if spec.base in hosts:
         return
     text = f"{name!r}: base {spec.base!r}: {where}"
-    if near := nearest(name, spec.base, [*BASES, *hosts]):
+    if near := nearest(name, spec.base, [*_ours(), *hosts]):
         raise UnknownName(f"{text}; did you mean {' or '.join(map(repr, near))}?")
-    known = f"{text}; known are {', '.join(BASES)}" + (f" and {len(hosts)} of the host" if hosts else "")
+    known = f"{text}; known are {', '.join(_ours())}" + (f" and {len(hosts)} of the host" if hosts else "")
     raise UnknownName(f"{known}. Where a host has it: {meaning(spec)}")
 
 

@@ -159,12 +159,12 @@ def test_every_row_of_the_table_of_classes_can_be_meant():
 
 
 @needs_host
-def test_every_class_of_the_real_host_is_judged_and_ours_are_its_own_bases():
+def test_every_class_of_the_real_host_is_judged_and_rows_are_its_own_bases():
     runner.entries.cache_clear()
     found = checking.verdicts()
     assert [one for one in found if one.why == bases.UNJUDGED.why] == []
-    ours = {name for name, base in bases.BASES.items() if base.ours and name not in bases.BOXED and not base.alias}
-    assert ours <= set(runner.entries())
-    for name in ours:
+    named = {name for name, base in bases.BASES.items() if name not in bases.BOXED and not base.alias}
+    assert named <= set(runner.entries())
+    for name in named:
         weights = runner.entries()[name].keywords.get("model_path")
         assert bases.BASES[name].reformatted or weights in (None, bases.BASES[name].weights), name

@@ -74,7 +74,7 @@ def test_a_dry_run_prints_cells_and_prices_and_writes_nothing(tmp_path: Path, ca
     assert "12.1 GiB for the decoder's weights" in said and not work.exists()
     (tmp_path / "LMUData").mkdir()  # a folder with other things in it, but no run
     assert run(Request("qwen3-vl", dry_run=True, work_dir=tmp_path)) == 0
-    assert "no price: its sizes are not known here" in " ".join(capsys.readouterr().out.split())
+    assert "no price: a picture's tokens depend on the picture's size" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.fixture(scope="module")
