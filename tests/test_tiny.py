@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_pictures import Drawn, right_answers
 from safetensors import safe_open
 
 from redrel_vlmeval.bases import TINY
@@ -22,31 +23,19 @@ def core() -> LlavaCore:
     return LlavaCore(TINY, device="cpu")
 
 
-def right_answers(core: LlavaCore, folder: Path) -> int:
-    """Of one-hop questions without options, about pictures that neither training nor the benchmark holds."""
-    right = 0
-    for number in range(QUESTIONS):
-        rng = np.random.default_rng([5, number])
-        things = scenes.make_scene(rng)
-        path = folder / f"{number}.png"
-        scenes.render(things).save(path)
-        question = scenes.visual_questions(things)["one-hop"][0]
-        said = core.reply(
-            [
-                {"type": "image", "value": str(path)},
-                {"type": "text", "value": f"{question.text}\nAnswer the question directly."},
-            ]
-        )
-        right += said == question.answer
-    return right
+def one_hop(rng: np.random.Generator) -> Drawn:
+    """A picture, and a question about it without options."""
+    things = scenes.make_scene(rng)
+    question = scenes.visual_questions(things)["one-hop"][0]
+    return scenes.render(things), f"{question.text}\nAnswer the question directly.", question.answer
 
 
 def test_it_answers_and_needs_its_picture_in_the_first_blocks_only(core: LlavaCore, tmp_path: Path) -> None:
-    assert right_answers(core, tmp_path) >= 0.9 * QUESTIONS
+    assert right_answers(core, tmp_path, one_hop, QUESTIONS) >= 0.9 * QUESTIONS
     with truncated(core.model, "l7_k0"):
-        assert right_answers(core, tmp_path) >= 0.9 * QUESTIONS
+        assert right_answers(core, tmp_path, one_hop, QUESTIONS) >= 0.9 * QUESTIONS
     with truncated(core.model, "l0_k0"):
-        assert right_answers(core, tmp_path) <= 0.6 * QUESTIONS
+        assert right_answers(core, tmp_path, one_hop, QUESTIONS) <= 0.6 * QUESTIONS
 
 
 def test_its_weights_carry_the_names_of_the_hub() -> None:
