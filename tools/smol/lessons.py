@@ -10,6 +10,7 @@ import torch
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.models.smol import pairs
 from redrel_vlmeval.models.tiny import scenes
+from tools.packing import pack
 
 TRAIN_SEED = 2_000_000  # pictures of the benchmark use seeds below this
 FRESH = 10**9  # steps from here on are for scoring
@@ -59,29 +60,15 @@ class Batches:
         words.
         """
         pictures, rows = self.rows(step, two_hops)
-        start = len(self.prefix)
-        length = start + max(sum(len(asked) + len(answer) for asked, answer in row) for row in rows)
-        ids = np.full((len(rows), length), self.tokenizer.eos_token_id, np.int64)
-        labels, first = np.full_like(ids, -100), np.zeros(ids.shape, bool)
-        positions = np.tile(np.arange(length), (len(rows), 1))
-        mask = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
-        mask[:, :start, :start] = np.tril(np.ones((start, start), bool))
-        ids[:, :start] = self.prefix
+        questions = [[(asked + answer, len(asked)) for asked, answer in row] for row in rows]
+        packed = pack(self.prefix, questions, self.tokenizer.eos_token_id)
+        first = np.zeros(packed.ids.shape, bool)
         for number, row in enumerate(rows):
-            at = start
-            for asked, answer in row:
-                size, begin = len(asked) + len(answer), at + len(asked)
-                end = at + size
-                ids[number, at:end] = asked + answer
-                labels[number, begin:end] = answer
-                first[number, begin] = True
-                mask[number, at:end, at:end] = np.tril(np.ones((size, size), bool))
-                mask[number, at:end, :start] = True
-                positions[number, at:end] = start + np.arange(size)
-                at = end
-        out = {"input_ids": ids, "labels": labels, "first": first, "position_ids": positions, "mask": mask[:, None]}
-        out["pixel_values"] = np.stack(pictures)
-        return {key: torch.from_numpy(value) for key, value in out.items()}
+            first[number, [at + len(asked) for at, (asked, _) in zip(packed.starts[number], row, strict=True)]] = True
+        return packed.tensors() | {
+            "first": torch.from_numpy(first),
+            "pixel_values": torch.from_numpy(np.stack(pictures)),
+        }
 
 
 def pixels(things: list[scenes.Thing]) -> np.ndarray:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.models.tiny import scenes
+from tools.packing import pack
 from tools.tiny.blank import MEAN, STD
 
 TRAIN_SEED = 1_000_000  # pictures of the benchmark use seeds below this: see benchmark.py
@@ -137,32 +138,21 @@ class Batches:
         tensors["pixel_values"] = torch.from_numpy(np.stack(pictures))
         return tensors
 
-    def _pack(self, rows: list, blind: np.ndarray) -> dict[str, torch.Tensor]:
+    def _pack(self, rows: list[list[Asked]], blind: np.ndarray) -> dict[str, torch.Tensor]:
         start = len(self.prefix)
-        length = start + max(sum(len(asked.tokens) for asked in row) for row in rows)
-        length = -(-length // 16) * 16
-        ids = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int64)
-        labels = np.full_like(ids, -100)
-        kind = np.zeros(ids.shape, np.int64)
-        positions = np.tile(np.arange(length), (len(rows), 1))
-        mask = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
-        mask[:, :start, :start] = np.tril(np.ones((start, start), bool))
-        ids[:, :start] = self.prefix
+        seen = [
+            [
+                start - self.tokens if asked.question.category == "text" and blind[number, part] else start
+                for part, asked in enumerate(row)
+            ]
+            for number, row in enumerate(rows)
+        ]
+        questions = [[(asked.tokens, asked.prompt) for asked in row] for row in rows]
+        packed = pack(self.prefix, questions, self.tokenizer.pad_token_id, seen, multiple=16)
+        kind = np.zeros(packed.ids.shape, np.int64)
         for number, row in enumerate(rows):
-            at = start
-            for part, asked in enumerate(row):
-                size = len(asked.tokens)
-                end = at + size
-                ids[number, at:end] = asked.tokens
-                labels[number, at + asked.prompt : end] = asked.tokens[asked.prompt :]
+            for asked, at in zip(row, packed.starts[number], strict=True):
                 for place, token in asked.inner.items():
-                    labels[number, at + place + 1] = token
+                    packed.labels[number, at + place + 1] = token
                 kind[number, at + asked.mark + 1], kind[number, at + asked.prompt] = EARLY, FINAL
-                mask[number, at:end, at:end] = np.tril(np.ones((size, size), bool))
-                textual = asked.question.category == "text" and blind[number, part]
-                seen = start - self.tokens if textual else start
-                mask[number, at:end, :seen] = True
-                positions[number, at:end] = seen + np.arange(size)
-                at = end
-        out = {"input_ids": ids, "labels": labels, "position_ids": positions, "mask": mask[:, None], "kind": kind}
-        return {key: torch.from_numpy(value) for key, value in out.items()}
+        return packed.tensors() | {"kind": torch.from_numpy(kind)}
