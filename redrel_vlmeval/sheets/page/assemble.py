@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from redrel_vlmeval.files import WriteError, atomically, make_parent
 from redrel_vlmeval.results import Results, comparisons
 from redrel_vlmeval.sheets.figures import curves_of, looks
 from redrel_vlmeval.sheets.offline import encoded, render
-from redrel_vlmeval.sheets.page import board, changes, curves, pictures
+from redrel_vlmeval.sheets.page import board, changes, curves, gallery, pictures
 from redrel_vlmeval.sheets.page.explained import coverage, links
 from redrel_vlmeval.sheets.tables import KNOWN, cells, field, runs, summed_up
 
@@ -49,7 +50,8 @@ def write(
     """The page at ``path``, whole or not at all.
 
     Args:
-        most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips first.
+        most_pictures: thumbnails of at most so many distinct pictures, of the questions with most flips and of those
+            that are right without one by turns.
         data_folder: where the benchmarks' TSV files lie; $LMUData, the results' LMUData or ~/LMUData if not given.
         explained: folder of redrel explain's pages, which flips then link to.
         say: is told how many flips have such a page, and which pictures cannot be shown.
@@ -75,7 +77,9 @@ def html(
     """The page as text; see :func:`write`."""
     rows = board.rows(results, comparisons.compare(results))
     found = changes.collect(results, list(dict.fromkeys(str(row["model"]) for row in rows)))
-    shown = _pictures(results, found, most_pictures, data_folder)
+    unaided = gallery.collect(results)
+    questions = _in_turn(changes.most_flipped(found), gallery.wanted(unaided))
+    shown = _pictures(results, questions, most_pictures, data_folder)
     for line in shown.told():
         say(f"no picture: {line}")
     drawn = curves_of(results)
@@ -91,12 +95,14 @@ def html(
         "curves": curves.lines(drawn),
         "looks": looks.numbers(str(row["rule"]) for row in rows if row["rule"]),
         "changes": changes.payload(results, found, shown.where) | {"pictures": shown.pictures},
+        "gallery": gallery.payload(unaided, shown.where),
         "explained": pages,
         "provenance": _provenance(results),
         "meta": facts,
     }
     shown_first = _field(results)
-    return render(HERE, "report.html.j2", f"{facts['title']}: redrel report", data, meta=facts, field=shown_first)
+    return render(HERE, "report.html.j2", f"{facts['title']}: redrel report", data, meta=facts, field=shown_first,
+                  blind=bool(unaided))  # fmt: skip
 
 
 def _field(results: Results) -> list[dict[str, Any]]:
@@ -109,14 +115,21 @@ def _field(results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def _pictures(results: Results, found: list[dict[str, Any]], most: int, data_folder: Path | None) -> pictures.Shown:
-    """Thumbnails of the questions with flips; none where none were asked for."""
+def _in_turn(first: list[tuple[str, str]], second: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """One of each by turns, each once, so that few pictures serve both."""
+    return list(dict.fromkeys(one for pair in zip_longest(first, second) for one in pair if one is not None))
+
+
+def _pictures(
+    results: Results, questions: list[tuple[str, str]], most: int, data_folder: Path | None
+) -> pictures.Shown:
+    """Thumbnails of (benchmark, index), in their order; none where none were asked for."""
     if most <= 0:
         return pictures.Shown()
-    names = list(dict.fromkeys(entry["benchmark"] for entry in found))
+    names = list(dict.fromkeys(benchmark for benchmark, _ in questions))
     places = pictures.folders(results.folder, data_folder)
     tables = pictures.find_tables(names, places)
-    shown = pictures.thumbnails(changes.most_flipped(found), tables, most)
+    shown = pictures.thumbnails(questions, tables, most)
     missing = [f"{name}: no {name}.tsv in {', '.join(map(str, places))}" for name in names if name not in tables]
     shown.unseen[:0] = missing
     return shown

@@ -99,7 +99,7 @@ def payload(
             own = kept_of(kept.get(flip["index"]), None if shown is None else len(shown))
             said = [_number(texts, flip[name]) for name in ("prediction", "base_prediction")]
             change = CHANGES.index(flip["change"])
-            letters = [letter(_spoken(flip[name]), flip["options"]) for name in ("prediction", "base_prediction")]
+            letters = [letter(spoken(flip[name]), flip["options"]) for name in ("prediction", "base_prediction")]
             rows.append([places[key], change, flip["hit"], flip["base_hit"], *said, _packed(own, texts), *letters])
         entries.append({name: entry[name] for name in ("model", "base", "benchmark", "total")} | {"flips": rows})
     shortened, cut = _shortened(texts)
@@ -108,13 +108,13 @@ def payload(
 
 
 def _question(benchmark: str, flip: dict[str, Any], texts: dict[str, int], shown: list[int]) -> list[Any]:
-    options = _options(flip["options"]) if isinstance(flip["options"], str) else []
+    options = options_of(flip["options"]) if isinstance(flip["options"], str) else []
     numbered = [[letter, _number(texts, text)] for letter, text in options]
     spoken = [_number(texts, flip[name]) for name in ("question", "answer", "category")]
     return [benchmark, flip["index"], spoken[0], numbered, *spoken[1:], shown]
 
 
-def _options(text: str) -> list[tuple[str, str]]:
+def options_of(text: str) -> list[tuple[str, str]]:
     """('A', 'red'), ... of 'A. red\\nB. blue'; an option may hold line breaks itself."""
     starts = list(_OPTION.finditer(text))
     ends = [match.start() for match in starts[1:]] + [len(text)]
@@ -128,7 +128,8 @@ def _number(texts: dict[str, int], value: Any) -> int | None:
     return texts.setdefault(str(value), len(texts))
 
 
-def _spoken(value: Any) -> str:
+def spoken(value: Any) -> str:
+    """A field as text; an empty one is ''."""
     return "" if value is None or pd.isna(value) else str(value).strip()
 
 
