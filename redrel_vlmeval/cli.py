@@ -208,7 +208,7 @@ def bench(
     what: Annotated[
         str, typer.Argument(help="prefill; batch: eight at a time; sweep, table, explain: all in one pass.")
     ] = "prefill",
-    family: Annotated[str, typer.Option(help="llava (LLaVA-1.5) or qwen (Qwen-VL).")] = "llava",
+    family: Annotated[str, typer.Option(help="llava (LLaVA-1.5), qwen2_5_vl, or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
         str | None, typer.Option(help="Real weights instead: llava_v1.5_7b, a hub name, a folder.")

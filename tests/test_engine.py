@@ -160,13 +160,13 @@ def test_official_and_dropping_agree_on_the_first_token(llava: TinyModel) -> Non
 
 def test_multi_turn_continues_on_the_truncated_cache(llava: TinyModel) -> None:
     inputs = llava.prompt("ttItttt")
-    more = torch.tensor([[11, 12, 13]])
+    more = torch.tensor([[11, 12, 13]], device=llava.model.device)
     for setting, stages in (("l2_k5", {2: 5}), ("l0_k0", {0: 0})):
         answers = []
         for context in (truncated(llava.model, setting), Oracle(llava, stages).applied()):
             with torch.no_grad(), context:
                 first = llava.model(**inputs, use_cache=True)
-                mask = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long)
+                mask = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long, device=more.device)
                 answers.append(
                     llava.model(input_ids=more, attention_mask=mask, past_key_values=first.past_key_values).logits
                 )
@@ -180,7 +180,7 @@ def test_the_next_turn_can_be_generated_on_the_cache_of_the_first(llava: TinyMod
         for context in (truncated(llava.model, setting), Oracle(llava, stages).applied()):
             with torch.no_grad(), context:
                 first = llava.model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-                ids = torch.cat([first.sequences, torch.tensor([[11, 12, 13]])], 1)
+                ids = torch.cat([first.sequences, first.sequences.new_tensor([[11, 12, 13]])], 1)
                 options = {"past_key_values": first.past_key_values, "attention_mask": torch.ones_like(ids)}
                 turns.append(llava.model.generate(input_ids=ids, **options, max_new_tokens=4, do_sample=False))
         assert torch.equal(*turns)
@@ -219,16 +219,16 @@ def test_refusals_name_variant_and_finding(llava: TinyModel) -> None:
 
 
 def test_continued_prefill_is_refused(llava: TinyModel) -> None:
-    inputs = llava.prompt("ttItttt")
+    inputs, device = llava.prompt("ttItttt"), llava.model.device
     with torch.no_grad():
         outside = llava.model(**inputs, use_cache=True).past_key_values
         with truncated(llava.model, "l2_k5"):
             with pytest.raises(TruncationError, match="not filled inside"):
-                llava.model(input_ids=torch.tensor([[5]]), past_key_values=outside)
+                llava.model(input_ids=torch.tensor([[5]], device=device), past_key_values=outside)
             cache = llava.model(**inputs, use_cache=True).past_key_values
             with pytest.raises(TruncationError, match="chunked or continued"):
-                llava.model(input_ids=torch.tensor([[IMAGE, 5]]), past_key_values=cache)
+                llava.model(input_ids=torch.tensor([[IMAGE, 5]], device=device), past_key_values=cache)
             with pytest.raises(TruncationError, match="without input_ids"):
-                llava.model(inputs_embeds=torch.zeros(1, 4, 32))
+                llava.model(inputs_embeds=torch.zeros(1, 4, 32, device=device))
             with pytest.raises(TruncationError, match="below the model"):
-                find_decoder(llava.model).text(inputs_embeds=torch.zeros(1, 4, 32))
+                find_decoder(llava.model).text(inputs_embeds=torch.zeros(1, 4, 32, device=device))

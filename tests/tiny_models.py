@@ -7,6 +7,7 @@ pixels, and whatever else its forward wants.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from redrel_vlmeval.bench.subjects import set_kernel
 
+DEVICE = os.environ.get("REDREL_TEST_DEVICE", "cpu")  # of models and prompts
 BLOCKS = 5
 IMAGE = 99
 NEWEST = tf.__version__ >= "5"  # releases before it spell some configs otherwise
@@ -72,7 +74,7 @@ class TinyModel:
             inputs |= self.pixels(pictures)
         if self.name.startswith("qwen") and NEWEST:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-        return inputs
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
     @staticmethod
     def joined(prompts: list[dict[str, torch.Tensor]], side: str = "left") -> dict[str, torch.Tensor]:
@@ -224,7 +226,7 @@ def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -
     """A family's random model (always the same), greedy by default, never stopping early."""
     torch.manual_seed(1234)
     tiny = FAMILIES[name]()
-    tiny.model = tiny.model.to(dtype).eval()
+    tiny.model = tiny.model.to(DEVICE, dtype).eval()
     set_kernel(tiny.model, kernel)
     tiny.model.generation_config.eos_token_id = None
     tiny.model.generation_config.pad_token_id = 3

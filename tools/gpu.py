@@ -1,7 +1,7 @@
 """``make gpu``: what a GPU gains, with random weights and no network; writes ``gpu.json`` part by part, and a table.
 
-Each part stands alone (``--parts``), and is saved when it is done: a run that is stopped keeps what it has. Without a
-GPU it runs on the CPU, which ``gpu.json`` then says.
+Each part stands alone (``--parts``, ``--without``), and is saved when it is done: a run that is stopped keeps what it
+has. Without a GPU it runs on the CPU, which ``gpu.json`` then says.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from redrel_vlmeval.bench import prefill, subjects, sweep
+from redrel_vlmeval.bench import prefill, subjects, sweep, table as of_rules
 from redrel_vlmeval.files import write_whole
 from redrel_vlmeval.truncation import find_decoder, truncated
+from tools import gpu_checks
 
 SETTINGS = ("l2_k144", "l5_k128", "l12_k0", "l0_k64_divprune")
 PUBLISHED = "l5_k128"
 BATCHES, ROUNDS, NEW_TOKENS = (1, 8), 3, 5
+CPU_BATCHES, CPU_ROUNDS = (1, 2), 1  # so that a run without a GPU ends in minutes
 ANSWER = 10  # tokens of the answer that questions per second are of
 
 
@@ -53,7 +56,8 @@ def right(subject: subjects.Subject) -> dict[str, Any]:
 def speed(subject: subjects.Subject) -> list[dict[str, Any]]:
     """Medians of every arm at every batch, arms in turn, there and back."""
     rows = []
-    for batch in BATCHES:
+    gpu = next(subject.model.parameters()).is_cuda
+    for batch in BATCHES if gpu else CPU_BATCHES:
         asked = repeated(subject, batch)
         arms = [prefill.Arm("untouched", None, nullcontext)]
         arms += [prefill.Arm(one, one, partial(truncated, asked.model, one)) for one in SETTINGS]
@@ -61,7 +65,7 @@ def speed(subject: subjects.Subject) -> list[dict[str, Any]]:
         published = partial(subject.published, asked.model, PUBLISHED)
         arms.append(prefill.Arm(f"published {PUBLISHED}", PUBLISHED, published, way))
         peaks = {arm.name: prefill.measure_peak(asked, arm) for arm in arms}
-        for number in range(ROUNDS):
+        for number in range(ROUNDS if gpu else CPU_ROUNDS):
             for arm in arms[:: 1 if number % 2 == 0 else -1]:
                 prefill.time_arm(asked, arm, NEW_TOKENS)
         for arm in arms:
@@ -86,30 +90,70 @@ def swept(subject: subjects.Subject) -> list[dict[str, Any]]:
     return [row | {"answers that agree": found.agreeing} for row in sweep.table(plan, specs, found)]
 
 
-PARTS: dict[str, Callable[[subjects.Subject], Any]] = {"right": right, "speed": speed, "sweep": swept}
+def tabled(subject: subjects.Subject) -> dict[str, Any]:
+    """A table's settings, eight rules at three budgets, in one pass against one by one."""
+    specs = of_rules.settings(sweep.Plan.of(subject).images)
+    found = of_rules.bench(subject, specs, 1)
+    return {
+        "settings": len(specs), "over one by one": found.ratio, "share of FLOPs": of_rules.planned(subject, specs),
+        "answers that agree": found.agreeing,
+    }  # fmt: skip
 
 
-def device_of(model: Any) -> dict[str, Any]:
-    """Where it ran."""
-    weight = next(model.parameters())
-    name = torch.cuda.get_device_name(weight.device) if weight.is_cuda else f"{platform.machine()} CPU"
-    threads = None if weight.is_cuda else torch.get_num_threads()
-    return {"device": name, "threads": threads, "dtype": str(weight.dtype), "torch": torch.__version__}
+@dataclass(frozen=True)
+class Part:
+    """Of ``family`` with a random model; '' where the part makes its own and is given the device."""
+
+    family: str
+    measure: Callable[[Any], Any]
+
+
+QWEN = "qwen2_5_vl"
+PARTS = {
+    "tests": Part("", gpu_checks.device_tests), "rules": Part("", gpu_checks.rules), "right": Part("llava", right),
+    "speed": Part("llava", speed), "flash": Part("llava", partial(gpu_checks.flash, setting=PUBLISHED)),
+    "sweep": Part("llava", swept), "table": Part("llava", tabled), "qwen right": Part(QWEN, right),
+    "qwen speed": Part(QWEN, speed),
+}  # fmt: skip
+
+
+def place_of(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Where it runs."""
+    gpu = device != "cpu"
+    name = torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU"
+    threads = None if gpu else torch.get_num_threads()
+    return {"device": name, "threads": threads, "dtype": str(dtype), "torch": torch.__version__}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The table of speeds for docs/results.md."""
-    lines = tabulate(found.get("speed", []), headers="keys", floatfmt=".3g", tablefmt="github", missingval="-")
-    return f"{found['device']}, {found['dtype']}, torch {found['torch']}, size {found['size']}\n\n{lines}"
+    """The tables of speeds for docs/results.md."""
+    lines = [f"{found['device']}, {found['dtype']}, torch {found['torch']}, size {found['size']}"]
+    for part, title in (("speed", "LLaVA-1.5"), ("qwen speed", "Qwen2.5-VL")):
+        if part in found:
+            drawn = tabulate(found[part], headers="keys", floatfmt=".3g", tablefmt="github", missingval="-")
+            lines += [f"{title}'s shape:", drawn]
+    return "\n\n".join(lines)
 
 
-def run(subject: subjects.Subject, size: str, parts: list[str], output: Path) -> dict[str, Any]:
-    """Every part in turn, saved as it ends; one that fails says why and does not stop the others."""
-    found: dict[str, Any] = device_of(subject.model) | {"size": size, "seconds": {}, "failed": {}}
+def run(
+    build: Callable[[str], subjects.Subject], device: str, found: dict[str, Any], parts: Sequence[str], output: Path
+) -> dict[str, Any]:
+    """Every part in turn, saved as it ends; one that fails says why and does not stop the others.
+
+    ``build``: family -> its model, of which one is held at a time. ``found``: what is known before, see
+    :func:`place_of`.
+    """
+    found |= {"seconds": {}, "failed": {}}
+    subject, family = None, ""
     for part in parts:
         began = time.perf_counter()
         try:
-            found[part] = PARTS[part](subject)
+            if (wanted := PARTS[part].family) and wanted != family:
+                subject, family = None, ""  # its memory first
+                subject, family = build(wanted), wanted
+            found[part] = PARTS[part].measure(subject if wanted else device)
+            if failed := isinstance(found[part], dict) and found[part].get("failed"):
+                found["failed"][part] = ", ".join(failed)[:500]
         except Exception as error:  # because what a new device raises is not known before it is tried
             found["failed"][part] = f"{type(error).__name__}: {error}"[:500]
         found["seconds"][part] = time.perf_counter() - began
@@ -123,13 +167,18 @@ def main() -> int:
     gpu = torch.cuda.is_available()
     parser.add_argument("--size", default="7b" if gpu else "small", choices=sorted(subjects.SIZES))
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas")
+    parser.add_argument("--without", default="", help="all but these, with commas")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     given = parser.parse_args()
-    parts = given.parts.split(",")
-    if wrong := [part for part in parts if part not in PARTS]:
-        parser.error(f"--parts {wrong[0]}: choose of {', '.join(PARTS)}")
+    parts, without = given.parts.split(","), given.without.split(",") if given.without else []
+    if wrong := [part for part in [*parts, *without] if part not in PARTS]:
+        parser.error(f"{wrong[0]}: choose of {', '.join(PARTS)}")
     device, dtype = ("cuda", torch.float16) if gpu else ("cpu", torch.float32)
-    found = run(subjects.random_subject("llava", given.size, device, dtype), given.size, parts, given.output)
+    torch.backends.cudnn.allow_tf32 = False  # rules are compared with the CPU's
+    found = run(
+        lambda family: subjects.random_subject(family, given.size, device, dtype), device,
+        place_of(device, dtype) | {"size": given.size}, [part for part in parts if part not in without], given.output,
+    )  # fmt: skip
     print(table(found))
     return int(bool(found["failed"]))
 

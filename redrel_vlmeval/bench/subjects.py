@@ -1,4 +1,4 @@
-"""What ``redrel bench`` times: random LLaVA-1.5s and Qwen-VLs, or real weights, and a prompt for each."""
+"""What ``redrel bench`` times: random LLaVA-1.5s, Qwen2.5-VLs and Qwen-VLs, or real weights; a prompt for each."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 QWEN_VISION = {"small": (256, 4, 4, 1024), "7b": (1664, 48, 16, 8192)}  # width, layers, heads, hidden of the FFN
 QWEN_VOCABULARY = {"small": 4000, "7b": 151936}
+# of Qwen2.5-VL: text width, blocks, heads, key heads, FFN, vocabulary; vision width, layers, heads, FFN
+QWEN2_5_SIZES = {
+    "small": ((1024, 16, 16, 4, 2816, 4000), (256, 4, 4, 1024)),
+    "7b": ((3584, 28, 28, 4, 18944, 152064), (1280, 32, 16, 3420)),
+}
 IMAGE_TOKENS, TEXT_BEFORE, TEXT_AFTER = 576, 35, 60
 
 
@@ -43,7 +48,7 @@ class Subject:
     race: bool = True
 
 
-FAMILIES = ("llava", "qwen")
+FAMILIES = ("llava", "qwen", "qwen2_5_vl")
 # setting -> largest prefill ratio, in units of the FLOPs ratio
 LLAVA_BARS = {"l5_k128": 1.04, "l2_k144": 1.04, "l12_k0": 1.10, "l1_k0": 1.12}
 QWEN_BARS = {"l3_k64": 1.15, "l5_k128": 1.15}
@@ -62,6 +67,9 @@ def random_subject(family: str, size: str, device: str, dtype: torch.dtype, code
         raise InvalidValue(f"--size {size!r}: choose one of {', '.join(SIZES)}")
     if family == "llava":
         return llava_subject(random_llava(size, device, dtype), LLAVA_BARS)
+    if family == "qwen2_5_vl":
+        model = random_qwen2_5_vl(size, device, dtype)
+        return Subject(model, qwen2_5_vl_prompt(model), eager_and_masked)
     return qwen_subject(random_qwen(size, device, dtype, code), QWEN_BARS)
 
 
@@ -69,8 +77,10 @@ def loaded_subject(family: str, name: str, device: str | None, dtype: str | None
     """Real weights, by a name of the host, hub name or folder; no bars, they are for sizes.
 
     Raises:
-        InvalidValue: a name of the host whose model is neither a LLaVA-1.5 nor a Qwen-VL.
+        InvalidValue: a name of the host whose model is neither a LLaVA-1.5 nor a Qwen-VL, or ``family`` is another.
     """
+    if family not in ("llava", "qwen"):
+        raise InvalidValue(f"--family {family!r}: real weights are timed of llava and qwen; leave --model out")
     known = row(name)
     if known is not None:
         name, kinds = known.weights, {"LLaVA15": "llava", "RedrelQwenVL": "qwen", "RedrelQwenVLChat": "qwen"}
@@ -129,16 +139,72 @@ def random_llava(size: str, device: str, dtype: torch.dtype) -> Any:
         vision_feature_layer=-2,
         image_seq_length=IMAGE_TOKENS,
     )
+    return _random(LlavaForConditionalGeneration, config, device, dtype)
+
+
+def _random(kind: Any, config: Any, device: str, dtype: torch.dtype) -> Any:
+    """A model of that class and config, always with the same weights; its answers have no end of their own."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
+            model = kind(config)
     finally:
         torch.set_default_dtype(before)
     model.generation_config.eos_token_id = None
     return model.to(device, dtype).eval()
+
+
+def random_qwen2_5_vl(size: str, device: str, dtype: torch.dtype) -> Any:
+    """A Qwen2.5-VL-shaped model with random weights."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    (width, blocks, heads, key_heads, ffn, vocabulary), vision = QWEN2_5_SIZES[size]
+    names = ("hidden_size", "depth", "num_heads", "intermediate_size")
+    tower = dict(zip(names, vision, strict=True))
+    every = max(1, tower["depth"] // 4)  # the last of so many blocks sees the whole picture, the others a window
+    text = {
+        "hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads,
+        "num_key_value_heads": key_heads, "intermediate_size": ffn, "vocab_size": vocabulary, "bos_token_id": 1,
+        "eos_token_id": None, "pad_token_id": 0, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": _axes(width // heads)},
+    }  # fmt: skip
+    last = vocabulary - 1
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=tower
+        | {"out_hidden_size": width, "fullatt_block_indexes": list(range(every - 1, tower["depth"], every))},
+        image_token_id=last,
+        video_token_id=last - 1,
+        vision_start_token_id=last - 2,
+        vision_end_token_id=last - 3,
+    )
+    return _random(Qwen2_5_VLForConditionalGeneration, config, device, dtype)
+
+
+def _axes(head_dim: int) -> list[int]:
+    """How the rotary angles are shared by time, row and column: 16, 24, 24 of a head of 128."""
+    half = head_dim // 2
+    return [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+
+
+def qwen2_5_vl_prompt(model: Any) -> dict[str, torch.Tensor]:
+    """One picture of 672 x 672 pixels between text: 35 + 576 + 60 tokens, as :func:`random_prompt`."""
+    config, parameter = model.config, next(model.parameters())
+    vision = config.vision_config
+    side = int(IMAGE_TOKENS**0.5) * vision.spatial_merge_size  # patches
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(5, 2000, (TEXT_BEFORE + TEXT_AFTER - 2,), generator=generator)
+    picture = [config.vision_start_token_id, *[config.image_token_id] * IMAGE_TOKENS, config.vision_end_token_id]
+    ids = torch.cat([text[: TEXT_BEFORE - 1], torch.tensor(picture), text[TEXT_BEFORE - 1 :]])[None]
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(side * side, width, generator=generator)
+    found = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor([[1, side, side]]),
+        "mm_token_type_ids": (ids == config.image_token_id).int(), "pixel_values": pixels.to(parameter.dtype),
+    }  # fmt: skip
+    return {name: value.to(parameter.device) for name, value in found.items()}
 
 
 def random_prompt(model: Any) -> dict[str, torch.Tensor]:
