@@ -185,7 +185,13 @@ def test_the_host_asks_it_in_its_own_words_and_scores_it(tmp_path: Path, monkeyp
 def test_rules_are_compared_on_the_same_questions() -> None:
     answers = {"attention": [1.0] * 18 + [0.0] * 2, "random": [1.0] * 4 + [0.0] * 16}
     by = {(5, 32, rule): pd.Series(hits) for rule, hits in answers.items()}
-    assert rules.table(by)[2].split(" | ")[:4] == ["| l5_k32", "90.0 (70..97)", " - ", "20.0 (8..42)"]
+    by[5, 0, "attention"] = pd.Series([0.0] * 20)  # has no other rule beside it
+    assert rules.table(by, {(5, 32, "attention"): 95.0}) == [
+        "| rule | l5_k32 |", "| --- | --- |", "| `attention` | 90.0 (70..97) / 95 |", "| `random` | 20.0 (8..42) |",
+    ]  # fmt: skip
+    assert rules.grid(by)[2:] == ["| 5 | 0.0 (0..16) | 90.0 (70..97) |"]
     (line,) = rules.tests(by)[2:]
     assert line.startswith("| l5_k32: attention over random | +70.0 (") and line.endswith("| < .001 |")
+    by[5, 32, "cls"] = by[5, 32, "random"]
+    assert [line.split(" | ")[0] for line in rules.tests(by)[3:]] == ["| l5_k32: cls over random"]
     assert rules.key(parse("x_trunc_l8_k16_rowmean")) == (8, 16, "rowmean")
