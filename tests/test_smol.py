@@ -24,7 +24,7 @@ from redrel_vlmeval.models.smol import making, pairs
 from redrel_vlmeval.models.tiny import benchmark, scenes
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import truncated
-from tools.smol import parts, rules, train
+from tools.smol import others, parts, rules, train
 from tools.smol.blank import add_lora, make_model
 
 WORDS = ["<unk>", "<s>", "</s>", *scenes.COLORS, *scenes.SHAPES, "What", "color", "is", "the", "?"]
@@ -195,3 +195,15 @@ def test_rules_are_compared_on_the_same_questions() -> None:
     by[5, 32, "cls"] = by[5, 32, "random"]
     assert [line.split(" | ")[0] for line in rules.tests(by)[3:]] == ["| l5_k32: cls over random"]
     assert rules.key(parse("x_trunc_l8_k16_rowmean")) == (8, 16, "rowmean")
+
+
+def test_what_it_was_not_trained_on_can_be_answered_and_is_counted() -> None:
+    hops, choice, photographs = list(others.two_hops(3)), list(others.multiple_choice(3)), list(others.colours())
+    for one in [*hops, *choice, *photographs, *others.names()]:
+        assert one.picture.mode == "RGB" and set(one.right) <= set(one.choices or one.right) and one.right
+    assert all(one.text.endswith("'s color?") for one in hops)
+    assert all(f"\n{one.right[0]}. {one.right[1]}\n" in one.text for one in choice)
+    letters = [f"{one.right[0]}." for one in choice]
+    assert others.row("x", choice, letters) == "| x | 3 of 3: 100.0 (44..100) | 3 of 3 |"
+    assert others.row("x", choice, [choice[0].right[1], "a glyph", "E"]) == "| x | 1 of 3: 33.3 (6..79) | 1 of 3 |"
+    assert others.row("x", list(others.names())[:1], ["Red"]) == "| x | 0 of 1: 0.0 (0..79) | - |"
