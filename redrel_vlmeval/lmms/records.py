@@ -50,6 +50,7 @@ def facts(holder: Any) -> dict[str, Any]:
     known = {name: number for name, number in versions().items() if name != "vlmeval"}
     return {
         "backend": f"{door.source}.{door.name}",
+        "setting": holder.spec.setting,
         "weights": holder.weights,
         "revision": getattr(config, "_commit_hash", None),
         "versions": known | {"lmms_eval": f"lmms_eval {importlib.metadata.version('lmms_eval')}"},
