@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
 import torch
-from tiny_models import TinyModel
+from tiny_models import TinyModel, build
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation import truncated
@@ -53,6 +54,15 @@ def test_a_deep_copy_made_inside_is_a_model_of_its_own(llava: TinyModel) -> None
         with truncated(copied, "l2_k4") as trace:
             copied(**inputs)
     assert trace.last.images[-1] == 4 and torch.equal(llava.model(**inputs).logits, plain)
+
+
+def test_a_model_pickled_inside_is_the_untouched_one() -> None:
+    tiny = build("llava")  # none of whose hooks are of transformers, which put on hooks that no pickle takes
+    inputs = tiny.prompt("ttItt", 1)
+    with truncated(tiny.model, "l0_k8-visionzip_l2_k4-next"):
+        written = pickle.dumps(tiny.model)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(written)(**inputs).logits, tiny.model(**inputs).logits)
 
 
 def test_two_threads_are_never_answered_with_each_others_choice(llava: TinyModel) -> None:

@@ -160,6 +160,20 @@ def test_scores_that_are_no_numbers_have_no_best(llava: TinyModel) -> None:
         rules.highest(torch.tensor([0.0, float("nan"), 1.0, float("nan"), float("nan")]), 2)
 
 
+@pytest.mark.parametrize("setting", ["l0_k4_divprune", "l0_k4_fps", "l0_k4_dpp-text", "l0_k4_scope", "l0_k4_visionzip",
+                                     "l2_k4", "l2_k4_dart", "l0_k4_mmtok", "l0_k4_holov"])  # fmt: skip
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_picture_that_is_no_number_is_refused_and_the_one_beside_it_is_not(
+    setting: str, value: float, llava: TinyModel
+) -> None:
+    inputs = llava.batch(["tItt", "tItt"])
+    inputs["pixel_values"][1] = value
+    with torch.no_grad(), truncated(llava.model, setting), pytest.raises(RedrelError, match="NaN or infinite"):
+        llava.model(**inputs)
+    with torch.no_grad(), truncated(llava.model, setting):
+        llava.model(**llava.prompt("tItt"))
+
+
 # -- controls ---------------------------------------------------------------------------------------------------------
 
 

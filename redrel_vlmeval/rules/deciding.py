@@ -42,11 +42,13 @@ def decide(rule: Rule, seen: Seen, budget: int) -> Choice:
 
     Raises:
         RuleError: what came back is not ``budget`` different numbers of tokens; names the rule and what it gave.
+        InvalidValue: what the rule would see has NaN or infinities.
     """
     import torch
 
     if budget >= seen.n or budget == 0:
         return Choice(torch.arange(min(budget, seen.n)))
+    seen.check()
     with torch.no_grad():
         given = rule.choose(seen, budget)
     indices = given.indices if isinstance(given, (Merged, Replaced)) else given

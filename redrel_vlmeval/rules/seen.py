@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.errors import InvalidValue, RedrelError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -105,7 +105,7 @@ class Sight:
         """The same of the tokens at ``index``; what is computed is still computed once, for all."""
 
         def taken(name: str) -> Callable[[], Tensor]:
-            return lambda: _rows(getattr(self, name), index)
+            return lambda: finite(f"tower's {name}", _rows(getattr(self, name), index))
 
         return Sight(taken("attention"), taken("received"), taken("keys"))
 
@@ -150,6 +150,18 @@ def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.index_select(0, index.to(tensor.device))
 
 
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """``tensor`` itself, which a rule may compare.
+
+    Raises:
+        InvalidValue: it has NaN or an infinity, as half precision that overflows; every order of it is arbitrary.
+    """
+    wrong = int((~tensor.isfinite()).sum())
+    if wrong:
+        raise InvalidValue(f"{wrong} of {tensor.numel()} numbers of the {name} are NaN or infinite, so none is best")
+    return tensor
+
+
 class Seen:
     """One prompt, without batch, padding or device bookkeeping; tensors lie on the model's device.
 
@@ -191,6 +203,18 @@ class Seen:
     def __init__(self, n: int, layer: int = 0, pictures: Sequence[Picture] = (), **given: Any) -> None:
         self.n, self.layer, self.pictures = n, layer, tuple(pictures) or (Picture(0, n, None),)
         self.__dict__.update(given)
+
+    def check(self) -> None:
+        """Refuse what no rule can choose by.
+
+        Raises:
+            InvalidValue: NaN or infinities in a field; names it. What a tower attended to is checked when it is read.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, Tower):
+                finite("tower's features", value.features)
+            elif hasattr(value, "is_floating_point") and value.is_floating_point():
+                finite(name, value)
 
     def __getattr__(self, name: str) -> Any:
         if name in FIELDS:

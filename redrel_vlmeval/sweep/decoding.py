@@ -98,13 +98,6 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
 
         return forward
 
-    def ids_only(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def prepare(input_ids: torch.Tensor, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
-            return {"input_ids": input_ids}
-
-        return prepare
-
     names = {"inputs", "input_ids", "attention_mask", "streamer"}
     rest = {name: value for name, value in request.kwargs.items() if name not in names and not _is_input(value)}
     repeated = request.repeated(length)
@@ -114,7 +107,7 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
         prompt = {"inputs_embeds": torch.zeros(count, length, 1, device=ids.device)}
     with ExitStack() as stack:
         stack.enter_context(replaced(request.model, "forward", logits_only))
-        stack.enter_context(replaced(request.model, "prepare_inputs_for_generation", ids_only))
+        stack.enter_context(replaced(request.model, "prepare_inputs_for_generation", _ids_only))
         try:
             mask = torch.ones(count, length, dtype=torch.long, device=ids.device)
             new = generate(**prompt, attention_mask=mask, **(rest | PLAIN))[:, repeated:].tolist()
@@ -125,6 +118,14 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
     tokens = [_until(row, ends) for row in new]
     done = [ended or row[-1] in ends for row in tokens]
     return Decoded(tokens, done, first[0][:, -1].float().cpu())
+
+
+def _ids_only(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def prepare(input_ids: torch.Tensor, *_args: Any, **_kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids}
+
+    return prepare
 
 
 def _is_input(value: Any) -> bool:

@@ -1,12 +1,10 @@
-"""What is put on a model for a while: methods made over, hooks. They come off without a trace, and off deep copies."""
+"""What is put on a model for a while: methods made over, hooks. They come off without a trace, and off copies."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -22,7 +20,7 @@ _active: WeakSet[nn.Module] = WeakSet()
 
 
 class _Replaced:
-    """A method of one module, made over. In a deep copy of the module it is the class's own method again."""
+    """A method of one module, made over. In a copy of the module, deep or pickled, it is its class's own method."""
 
     def __init__(self, module: nn.Module, name: str, made: Method) -> None:
         update_wrapper(self, getattr(module, name))  # `generate` reads the signature of `forward`
@@ -31,13 +29,12 @@ class _Replaced:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._made(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        own = memo.get(id(self._module))
-        return copy.deepcopy(self._made, memo) if own is None else MethodType(getattr(type(own), self._name), own)
+    def __reduce__(self) -> Any:
+        return getattr, (self._module, self._name)  # a copy that is being made has nothing of its own yet
 
 
 class Hook:
-    """A hook of ours on a module. In a deep copy of the module it does nothing."""
+    """A hook of ours on a module. In a copy of the module, deep or pickled, it does nothing."""
 
     def __init__(self, call: Method) -> None:
         self._call = call
@@ -45,8 +42,12 @@ class Hook:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
-        return Hook(lambda *_args, **_kwargs: None)
+    def __reduce__(self) -> Any:
+        return Hook, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """What a hook does in a copy."""
 
 
 @contextmanager

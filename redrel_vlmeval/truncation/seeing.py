@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +26,18 @@ OF_ATTENTION = frozenset(
     {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
 )
 OF_HEADS = OF_ATTENTION - {"attention"}  # of each by itself, not of their mean
-OF_STATES = frozenset({"states", "text_states", "normed", "text_normed", "next_attention"})
 OF_TOWER = frozenset({"tower", "smaller"})
 OF_INPUT = frozenset({"embeddings", "entered", "text"})  # of block 1
+# Field of Seen -> what of the evidence it is taken from, along which axis of one prompt, and where.
+TAKEN = {
+    "attention": ("attention", 0, "visual"),
+    "next_attention": ("next_attention", 0, "visual"),
+    "embeddings": ("embeddings", 0, "visual_full"),
+    "entered": ("embeddings", 0, "entered"),
+    "text": ("embeddings", 0, "text_full"),
+}
+for _name, _axis in {"queries": 1, "keys": 1, "values": 1, "states": 0, "normed": 0, "ones": 0}.items():
+    TAKEN |= {_name: (_name, _axis, "visual"), f"text_{_name}": (_name, _axis, "text")}
 
 
 @dataclass
@@ -135,7 +144,7 @@ def peeked(decoder: Decoder, block: int, hidden: torch.Tensor, kwargs: Mapping[s
 
 def one_prompt(
     evidence: Evidence,
-    needs: Collection[str],
+    needs: Set[str],
     row: int,
     where: Mapping[str, torch.Tensor],
     pictures: Sequence[Picture],
@@ -147,35 +156,15 @@ def one_prompt(
     ``where``: long tensors of places, "visual" and "text" among the held tokens; "visual_full", "text_full" and
     "entered" (all visual tokens, dropped ones too) among all positions of the prompt, of which "first" is the first.
     """
-    visual, text = where["visual"], where["text"]
-    takes = {
-        "attention": (evidence.attention, 0, visual),
-        "next_attention": (evidence.next_attention, 0, visual),
-        "queries": (evidence.queries, 1, visual),
-        "keys": (evidence.keys, 1, visual),
-        "values": (evidence.values, 1, visual),
-        "text_queries": (evidence.queries, 1, text),
-        "text_keys": (evidence.keys, 1, text),
-        "text_values": (evidence.values, 1, text),
-        "states": (evidence.states, 0, visual),
-        "text_states": (evidence.states, 0, text),
-        "normed": (evidence.normed, 0, visual),
-        "text_normed": (evidence.normed, 0, text),
-        "ones": (evidence.ones, 0, visual),
-        "text_ones": (evidence.ones, 0, text),
-        "embeddings": (evidence.embeddings, 0, where["visual_full"]),
-        "entered": (evidence.embeddings, 0, where["entered"]),
-        "text": (evidence.embeddings, 0, where["text_full"]),
-    }
+    visual = where["visual"]
     given: dict[str, Any] = {}
-    for name in needs:
-        if name in takes:
-            tensor, dim, places = takes[name]
-            assert tensor is not None, name  # whoever gathered was told the same needs
-            given[name] = tensor[row].detach().index_select(dim, places.to(tensor.device))
+    for name in needs & TAKEN.keys():
+        source, dim, places = TAKEN[name]
+        tensor = getattr(evidence, source)  # there, because whoever gathered was told the same needs
+        given[name] = tensor[row].detach().index_select(dim, where[places].to(tensor.device))
     if "text_attention" in needs:
         assert evidence.text_attention is not None
-        rows = evidence.text_attention[row][:, : len(text)]
+        rows = evidence.text_attention[row][:, : len(where["text"])]
         given["text_attention"] = rows.index_select(2, visual.to(rows.device))
     for name, full in (("places", "visual_full"), ("text_places", "text_full")):
         if name in needs:

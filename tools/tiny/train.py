@@ -32,6 +32,24 @@ def learning_rate(step: int, steps: int, peak: float, warm: int, fall: float) ->
     return peak * min(1.0, step / warm + 0.01, 0.02 + 0.98 * (1 - step / steps) / fall)
 
 
+def surroundings(things: list[scenes.Thing]) -> np.ndarray:
+    """What stands in and around every cell, [64 cells, 5 places, 2]: the cell itself and its four neighbours.
+
+    The two numbers are colour and shape, counted from 1; 0 is empty or off the grid.
+    """
+    grid = np.zeros((scenes.GRID**2, 2), np.int64)
+    for thing in things:
+        grid[thing.cell] = list(scenes.COLORS).index(thing.color) + 1, scenes.SHAPES.index(thing.shape) + 1
+    around = np.zeros((len(grid), 5, 2), np.int64)
+    around[:, 0] = grid
+    for cell in range(len(grid)):
+        for place, direction in enumerate(scenes.DIRECTIONS, start=1):
+            other = scenes.neighbour(cell, direction)
+            if other is not None:
+                around[cell, place] = grid[other]
+    return around
+
+
 @dataclass(frozen=True)
 class Step:
     """The loss, and the share of answers right at the end of the prompt and (``early``) at the question mark."""
@@ -104,7 +122,7 @@ class Trainer:
             features = self.model.model.get_image_features(torch.from_numpy(images))
             features = getattr(features, "pooler_output", features)
             features = torch.stack(list(features)) if not isinstance(features, torch.Tensor) else features
-            glyphs = np.stack([scenes.surroundings(t) for t in drawn])
+            glyphs = np.stack([surroundings(t) for t in drawn])
             loss = self.glyph_loss(features, torch.from_numpy(glyphs))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

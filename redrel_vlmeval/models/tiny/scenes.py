@@ -90,24 +90,6 @@ def neighbour(cell: int, direction: str) -> int | None:
     return row * GRID + column if 0 <= row < GRID and 0 <= column < GRID else None
 
 
-def surroundings(things: list[Thing]) -> np.ndarray:
-    """What stands in and around every cell, [64 cells, 5 places, 2]: the cell itself and its four neighbours.
-
-    The two numbers are colour and shape, counted from 1; 0 is empty or off the grid.
-    """
-    grid = np.zeros((GRID**2, 2), np.int64)
-    for thing in things:
-        grid[thing.cell] = list(COLORS).index(thing.color) + 1, SHAPES.index(thing.shape) + 1
-    around = np.zeros((len(grid), 5, 2), np.int64)
-    around[:, 0] = grid
-    for cell in range(len(grid)):
-        for place, direction in enumerate(DIRECTIONS, start=1):
-            other = neighbour(cell, direction)
-            if other is not None:
-                around[cell, place] = grid[other]
-    return around
-
-
 def make_scene(rng: np.random.Generator) -> list[Thing]:
     """A random scene of 6 to 9 glyphs in which at least one three-hop question has an answer.
 
