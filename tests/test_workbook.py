@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import zipfile
+from math import ceil
 from pathlib import Path
 
 import host_files as host
@@ -16,7 +20,7 @@ from redrel_vlmeval.results import p_text
 from redrel_vlmeval.results.reading import Results, read
 from redrel_vlmeval.sheets import writing
 from redrel_vlmeval.sheets.tables.table import Table
-from redrel_vlmeval.sheets.workbook import build
+from redrel_vlmeval.sheets.workbook import PAGE, build
 
 BASE = sheet_files.BASE
 
@@ -77,13 +81,38 @@ def test_every_sheet_can_be_read_and_printed(results: Results, tmp_path: Path) -
     book = openpyxl.load_workbook(writing.write(results, tmp_path / "board.xlsx"))
     for sheet in book:
         assert sheet.freeze_panes in ("A2", "B2"), sheet.title
-        assert (sheet.page_setup.orientation, sheet.page_setup.fitToWidth) == ("landscape", 1), sheet.title
+        assert sheet.page_setup.orientation == "landscape"
+        wide = [dimension.width for dimension in sheet.column_dimensions.values() if not dimension.hidden]
+        assert sheet.page_setup.fitToWidth == (1 if sum(wide) <= PAGE else 2), sheet.title
         assert sheet.page_setup.fitToHeight == 0 and sheet.sheet_properties.pageSetUpPr.fitToPage, sheet.title
         assert any(cell.value for cell in sheet[1]), "a sheet that says nothing"
     with zipfile.ZipFile(tmp_path / "board.xlsx") as parts:
         sheets_xml = [parts.read(name).decode() for name in parts.namelist() if name.startswith("xl/worksheets/sheet")]
     assert len(sheets_xml) == len(book.sheetnames)
     assert all("<oddFooter>&amp;C&amp;A, page &amp;P of &amp;N</oddFooter>" in text for text in sheets_xml)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("soffice") is None, reason="no LibreOffice here: apt-get install libreoffice-calc")
+def test_libreoffice_shows_and_prints_what_the_workbook_holds(clear: Results, tmp_path: Path) -> None:
+    """Numbers read as on the page and the terminal; every sheet is on paper, the widest on no more than two pages."""
+    book = writing.write(clear, tmp_path / "board.xlsx")
+    as_shown = "csv:Text - txt - csv (StarCalc):44,34,76,1,,0,false,true,true,false,false,-1"
+    for kind in (as_shown, "pdf"):
+        profile = f"-env:UserInstallation={(tmp_path / 'profile').as_uri()}"
+        command = ["soffice", "--headless", profile, "--convert-to", kind, "--outdir", str(tmp_path), str(book)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    shown = pd.read_csv(tmp_path / "board-Leaderboard.csv", dtype=str, keep_default_na=False)
+    held = pd.DataFrame(openpyxl.load_workbook(book)["Leaderboard"].values)
+    held.columns = held.iloc[0]
+    for line in range(3):
+        values = held.iloc[line + 2]
+        assert shown["X p"][line + 1] == p_text(values["X p"])
+        delta = values["X delta"]
+        assert shown["X delta"][line + 1] == (f"{delta:+.1f}" if delta else "0.0")
+    pages = len(re.findall(rb"/Type ?/Page/", (tmp_path / "board.pdf").read_bytes()))
+    sheets = openpyxl.load_workbook(book)
+    assert len(sheets.sheetnames) <= pages <= sum(s.page_setup.fitToWidth * ceil(s.max_row / 20) for s in sheets)
 
 
 def test_headers_do_not_touch_and_stand_over_their_numbers(results: Results, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import copy
+from math import ceil
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ _BREAK = re.compile("\r\n?|\v")  # the line breaks of other systems
 _ESCAPE = re.compile("_(?=x[0-9A-Fa-f]{4}_)")  # begins what spreadsheet programs read as a character's code
 # Points of one line of text, and how many lines a row may show.
 LINE, MOST_LINES = 15, 12
+# Characters across a printed page: with more, text would be smaller than can be read.
+PAGE = 330
 
 
 def build(tables: Sequence[Table]) -> Workbook:
@@ -68,6 +71,7 @@ def _fill(sheet: Worksheet, table: Table) -> None:
     """Remarks of an empty table, or header, rows and marks; the header row stays in view, also in print."""
     columns = table.layout
     names = [column.name for column in columns]
+    across = 1
     if table.frame.empty:
         _say(sheet, table)
     else:
@@ -82,9 +86,10 @@ def _fill(sheet: Worksheet, table: Table) -> None:
         for number, line in enumerate(table.remarks):
             cell = _put(sheet.cell(len(table.frame) + 3 + number, 1), line)
             cell.font = _font(italic=True, color=GREY)
-        sheet.print_title_rows = "1:1"
+        sheet.print_title_rows, sheet.print_title_cols = "1:1", "A:A"
+        across = ceil(sum(_shown(sheet, widths)) / PAGE)
     sheet.page_setup.orientation, sheet.page_setup.paperSize = "landscape", "9"
-    sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = 1, 0
+    sheet.page_setup.fitToWidth, sheet.page_setup.fitToHeight = across, 0
     sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
     sheet.page_margins = PageMargins(left=0.4, right=0.4, top=0.5, bottom=0.75)
     # A footer without text yet is falsy.
@@ -201,6 +206,11 @@ def _widths(sheet: Worksheet, columns: Sequence[Column], lengths: list[int]) -> 
         lines = max(lines, _lines(column.name, width - 3))
     sheet.row_dimensions[1].height = LINE * min(lines, 6) + 3
     return widths
+
+
+def _shown(sheet: Worksheet, widths: Sequence[int]) -> list[int]:
+    """The widths of the columns that are not folded away, which are those that are printed."""
+    return [w for n, w in enumerate(widths, 1) if not sheet.column_dimensions[get_column_letter(n)].hidden]
 
 
 def _heights(sheet: Worksheet, table: Table, columns: Sequence[Column], widths: list[int]) -> None:
