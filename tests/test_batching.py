@@ -247,6 +247,18 @@ def few(shapes, monkeypatch):
     return shapes
 
 
+def test_a_compiled_base_answers_as_before_and_one_by_one(classes, base, mixed, tmp_path, caplog, monkeypatch):
+    """Its variants are refused by name, see test_engine_calls.py."""
+    alone = ask(model_of(classes, base, "", 1), tmp_path / "1", Questions(mixed[:5]))
+    norm = base.model.model.language_model.norm
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setitem(norm.__dict__, "forward", torch.compile(norm.forward, backend="eager"))
+        with Calls(base.model) as calls:
+            together = ask(model_of(classes, base, "", 4), tmp_path / "4", Questions(mixed[:5]))
+    assert together == alone and calls.sizes == [1] * 5
+    assert caplog.text.count("answers one by one: LlavaForConditionalGeneration: compiled by torch.compile") == 1
+
+
 @pytest.mark.parametrize("setting", ["l2_k16_beam2", "l2_k16_ppl"])
 def test_beams_and_ranked_options_go_one_by_one(classes, base, few, tmp_path, caplog, setting):
     model = model_of(classes, base, setting, 4)

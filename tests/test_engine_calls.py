@@ -97,6 +97,23 @@ def test_what_is_no_setting_is_refused_in_words(llava: TinyModel, spec: object) 
         truncated(llava.model, spec).__enter__()
 
 
-def test_a_compiled_model_is_refused_by_that_name(llava: TinyModel) -> None:
+def _forward(part: torch.nn.Module) -> None:
+    part.forward = torch.compile(part.forward)
+
+
+@pytest.mark.parametrize(
+    "what", ["the model", "its call", "its forward", "a block", "a block's call", "the tower's forward"]
+)
+def test_a_compiled_model_is_refused_by_that_name(llava: TinyModel, what: str) -> None:
+    model, blocks = llava.model, llava.model.model.language_model.layers
+    if what == "the model":
+        model = torch.compile(model)
+    elif what == "a block":
+        blocks[3] = torch.compile(blocks[3])
+    elif what.endswith("call"):
+        (blocks[3] if "block" in what else model).compile()
+    else:
+        _forward(model.model.vision_tower if "tower" in what else model)
     with pytest.raises(TruncationError, match="compiled by torch.compile"):
-        truncated(torch.compile(llava.model), "l2_k4").__enter__()
+        truncated(model, "l2_k4").__enter__()
+    assert not any(part._forward_pre_hooks for part in llava.model.modules())

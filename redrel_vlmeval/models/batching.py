@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.errors import InvalidValue, TruncationError
 from redrel_vlmeval.host import asked_by_host, upcoming
 from redrel_vlmeval.models.calls import Alone, Call, answer_length, ends, joined, padding
 from redrel_vlmeval.models.efficiency import Meter, Share, shares
@@ -193,6 +193,9 @@ class Batches:
             try:
                 self._kept |= self._generated(calls)
                 return
+            except Alone as reason:
+                self._one_by_one(str(reason))
+                return
             except Exception as error:
                 failed, full = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", _out_of_memory(error)
             if not full:
@@ -209,7 +212,11 @@ class Batches:
     def _generated(self, calls: dict[str, Call]) -> dict[str, Dealt]:
         model = self.asked.decoding()
         given = list(calls.values())
-        decoder, settings = find_decoder(model), given[0].settings
+        settings = given[0].settings
+        try:
+            decoder = find_decoder(model)
+        except TruncationError as error:  # a compiled model, or one that no variant could be made of
+            raise Alone(str(error)) from error
         if decoder.entrance is not None:
             raise Alone(f"{type(model).__name__}.generate() hands its decoder embeddings, and gives answers alone")
         args, kwargs = joined(given, padding(model, settings, decoder))

@@ -24,10 +24,12 @@ def find_decoder(model: nn.Module) -> Decoder:
     if not isinstance(model, nn.Module):
         raise TruncationError(f"truncated() takes a torch model, got {type(model).__name__}")
     parts = list(model.modules())
-    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in parts):
+    compiled = next(filter(_compiled, parts), None)
+    if compiled is not None:
+        where = "" if compiled is model else f" (its {type(compiled).__name__})"
         raise TruncationError(
-            f"{type(model).__name__}: compiled by torch.compile, whose code would go on as it was traced; give the "
-            "model that was compiled (model._orig_mod)"
+            f"{type(model).__name__}: compiled by torch.compile{where}, whose code would go on as it was traced; give "
+            "the model as it was before (model._orig_mod, or without a compiled forward)"
         )
     found = [(adapter, module) for module in parts for adapter in ADAPTERS if adapter.owns_blocks(module)]
     if len(found) != 1:
@@ -40,6 +42,12 @@ def find_decoder(model: nn.Module) -> Decoder:
     root = called(model, text)
     entrance = Entrance(around[0], root) if around and (root is not around[0] or _generates_itself(root)) else None
     return adapter.of(root, text, entrance)
+
+
+def _compiled(part: nn.Module) -> bool:
+    """Whether torch.compile made this module, its call, or its ``forward``."""
+    by_itself = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    return by_itself or hasattr(part.forward, "_torchdynamo_orig_callable")
 
 
 def called(model: nn.Module, text: nn.Module) -> nn.Module:
