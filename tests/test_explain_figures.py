@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain import store
 from redrel_vlmeval.explain.ask import spans
-from redrel_vlmeval.explain.draw import arcfigures, camfigures, drawing, flowfigures, lettering, view
+from redrel_vlmeval.explain.draw import arcfigures, camfigures, drawing, flowfigures, lettering, panels, view
 from redrel_vlmeval.explain.maps import formulas
 from redrel_vlmeval.explain.store import load
 from redrel_vlmeval.explain.trust import comparing
@@ -103,7 +103,7 @@ def test_the_darkest_place_of_the_drawn_figure_is_the_highest_cell(tmp_path: Pat
     figure = camfigures.grid(one, "decoder", "attn")
     (axis,) = (axis for axis in figure.axes if axis.get_title())
     box = axis.get_position()
-    drawn = imread(camfigures.save(figure, tmp_path / "f.png"))[..., :3].mean(-1)
+    drawn = imread(panels.save(figure, tmp_path / "f.png"))[..., :3].mean(-1)
     high, wide = drawn.shape
     top, bottom, left, right = (1 - box.y1) * high, (1 - box.y0) * high, box.x0 * wide, box.x1 * wide
     panel = drawn[int(top) + 3 : int(bottom) - 3, int(left) + 3 : int(right) - 3]
@@ -145,7 +145,7 @@ def test_the_bar_shows_the_colours_of_the_panels(tmp_path: Path) -> None:
     one.arrays["maps/decoder/attn"][0, 0, 6] = 1
     one.arrays["picture/0"][:] = 60
     figure = camfigures.grid(one, "decoder", "attn")
-    drawn = imread(camfigures.save(figure, tmp_path / "f.png"))[..., :3]
+    drawn = imread(panels.save(figure, tmp_path / "f.png"))[..., :3]
     high, wide = drawn.shape[:2]
 
     def at(axis, x: float, y: float) -> np.ndarray:
@@ -192,12 +192,12 @@ def test_lines_break_at_spaces_and_beside_wide_signs(monkeypatch: pytest.MonkeyP
 
 
 def test_a_pdf_keeps_its_text_as_text(tmp_path: Path) -> None:
-    data = camfigures.save(camfigures.grid(files.stored(), "decoder", "attn"), tmp_path / "f.pdf").read_bytes()
+    data = panels.save(camfigures.grid(files.stored(), "decoder", "attn"), tmp_path / "f.pdf").read_bytes()
     assert b"/Subtype /Type3" not in data and b"/FontFile2" in data
 
 
 def test_more_is_darker_without_any_colour() -> None:
-    colors = camfigures.EMBER(np.linspace(0, 1, 256))
+    colors = panels.EMBER(np.linspace(0, 1, 256))
     over_white = colors[:, :3] * colors[:, 3:] + 1 - colors[:, 3:]
     light = over_white @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(light) < 1e-3).all() and light[0] > 0.97 and light[-1] < 0.15
@@ -303,4 +303,4 @@ def test_one_file_is_one_figure(tmp_path: Path) -> None:
     with pytest.raises(ExplainError, match="nothing to draw .* it holds decoder/elementwise, decoder/attn"):
         drawing.draw([path], where=["vision"])
     with pytest.raises(ExplainError, match="written as .png or .pdf, got the ending '.jpg'"):
-        camfigures.save(camfigures.grid(load(path), "decoder", "attn"), tmp_path / "f.jpg")
+        panels.save(camfigures.grid(load(path), "decoder", "attn"), tmp_path / "f.jpg")

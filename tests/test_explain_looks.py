@@ -62,6 +62,11 @@ def test_a_figure_names_the_right_answer_and_outlines_the_place() -> None:
     assert any("answer: 'a'; right: 'B. red'" in text.get_text() for text in figure.texts)
     boxes = [[patch.get_bbox().extents.tolist() for patch in axis.patches] for axis in figure.axes[:-1]]
     assert all([10, 20, 20, 30] in found for found in boxes) and len(boxes) == 5
+    feet = [
+        " ".join(text.get_text() for text in drawn.texts).replace("\n", " ")
+        for drawn in (figure, camfigures.grid(files.stored(), "decoder", "attn"))
+    ]
+    assert ["outlined: what the question asks for" in foot for foot in feet] == [True, False]
 
 
 def test_titles_name_question_and_model() -> None:

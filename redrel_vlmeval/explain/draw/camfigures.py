@@ -7,45 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from pathlib import Path as FilePath
-from typing import IO, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 from redrel_vlmeval.errors import ExplainError
-from redrel_vlmeval.explain.draw.lettering import DOTS, put, wrapped
+from redrel_vlmeval.explain.draw.lettering import put, wrapped
+from redrel_vlmeval.explain.draw.panels import (
+    EDGE,
+    EMBER,
+    GAP,
+    LINE,
+    PLAIN,
+    SMALL,
+    WIDTH,
+    asked_for,
+    axes,
+    draw_map,
+    draw_picture,
+    new_figure,
+    shape,
+    targets,
+)  # fmt: skip
 from redrel_vlmeval.explain.draw.view import STATES, Sheet, greyed, ground, quantity, said, shared_peak, sheet, spread
 from redrel_vlmeval.explain.store import Stored
-from redrel_vlmeval.files import atomically
 
-WIDTH = 3.45  # inches: one column
-EDGE, GAP, LINE = 0.06, 0.04, 0.115  # inches: margin, between panels, one line of text
-SMALL, PLAIN = 6.5, 7.5  # points
 SCALES = ("shared", "layer")
 NAMES = {"decoder": "decoder block", "vision": "vision block", "projector": "projector"}
-
-
-def _ember() -> ListedColormap:
-    """Nothing, through orange and red, to near black: darker means more, for every kind of colour vision and in grey.
-
-    A low value is transparent, so that the picture shows where a map says nothing.
-    """
-    share = np.linspace(0, 1, 256)
-    colors = matplotlib.colormaps["magma_r"](0.12 + 0.83 * share)
-    colors[:, 3] = np.minimum(0.95, 1.5 * share**0.7)
-    return ListedColormap(colors, "ember")
-
-
-EMBER = _ember()
 
 
 def grid(
@@ -67,22 +58,22 @@ def grid(
     across = min(len(one.layers), 4 if len(one.layers) <= 8 else 6 if len(one.layers) <= 12 else 8)
     side = (width - 2 * EDGE + GAP) / max(across, 4)
     title = LINE * (2.2 if scale == "layer" else 1.15)
-    tall = (side - GAP) * _shape(one) + GAP + title
+    tall = (side - GAP) * shape(one) + GAP + title
     texts = _head_lines(stored, width)
     words = "one scale for all panels" if scale == "shared" else "each panel from 0 to its own highest"
-    remarks = _remarks([one], width, quantity(stored, where, method), words)
-    head = max(0.28 * width * _shape(one), 0.2 + LINE * len(texts)) + 0.12
+    remarks = _remarks([one], width, bool(asked_for(stored, picture)), quantity(stored, where, method), words)
+    head = max(0.28 * width * shape(one), 0.2 + LINE * len(texts)) + 0.12
     height = head + ceil(len(one.layers) / across) * tall + _foot(remarks, scale)
     figure = new_figure(width, height)
     _head(figure, one, f"{method}, {NAMES[where]}s", texts)
-    _targets(figure.axes[0], stored, picture)
+    targets(figure.axes[0], stored, picture)
     for number, layer in enumerate(one.layers):
         row, column = divmod(number, across)
         bottom = height - head - (row + 1) * tall + GAP
         axis = axes(figure, (EDGE + column * side, bottom, side - GAP, tall - GAP - title))
         peak = shared_peak([one]) if scale == "shared" else shared_peak([one.at([layer])])
         draw_map(axis, one, number, peak)
-        _targets(axis, stored, picture)
+        targets(axis, stored, picture)
         axis.set_title(_heading(one, number, scale, peak), fontsize=SMALL, pad=1.5, linespacing=1.0)
     _key(figure, [one], remarks, scale)
     return figure
@@ -109,11 +100,17 @@ def rows(
     sheets = [one.at(chosen) for one in sheets]
     side = (width - 2 * EDGE + GAP) / max(len(chosen), 4)
     texts = [wrapped(label, width - 2 * EDGE, SMALL, 4) for label in labels]
-    panel = (side - GAP) * max(map(_shape, sheets))
+    panel = (side - GAP) * max(map(shape, sheets))
     tall = panel + GAP + (LINE if notes else 0)
     words = "one scale for all panels" if scale == "shared" else "each column from 0 to its own highest"
     words += "; %: share on the kept tokens" if notes else ""
-    remarks = _remarks(sheets, width, f"{quantity(many[0], where, method)}; {NAMES[where]}s", words)
+    remarks = _remarks(
+        sheets,
+        width,
+        any(asked_for(one, picture) for one in many),
+        f"{quantity(many[0], where, method)}; {NAMES[where]}s",
+        words,
+    )
     height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + _foot(remarks, scale)
     figure = new_figure(width, height)
     top = height - 0.06
@@ -124,91 +121,13 @@ def rows(
             axis = axes(figure, (EDGE + number * side, top - panel, side - GAP, panel))
             peak = shared_peak(sheets if scale == "shared" else [other.at([layer]) for other in sheets])
             draw_map(axis, one, number, peak)
-            _targets(axis, many[row], picture)
+            targets(axis, many[row], picture)
             axis.set_title(f"{layer}", fontsize=SMALL, pad=1.5)
             if notes:
                 axis.set_xlabel(notes[row].get(layer, ""), fontsize=SMALL - 0.5, labelpad=1.5)
         top -= tall
     _key(figure, sheets, remarks, scale)
     return figure
-
-
-def draw_map(axis: Axes, one: Sheet, number: int, peak: float) -> None:
-    """One layer over its greyed picture; dropped tokens hatched, a layer without a map hatched whole and named."""
-    width, height = one.size
-    _picture(axis, one, grey=True)
-    state = one.status[number]
-    axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    if state in ("no_gradient", "pruned"):
-        axis.add_patch(_hatched(Rectangle((0, 0), width, height)))
-        words = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9}
-        place: dict[str, Any] = {
-            "ha": "center",
-            "va": "center",
-            "bbox": words,
-            "fontsize": SMALL - 1,
-            "linespacing": 1.0,
-            "zorder": 5,
-        }
-        axis.text(width / 2, height / 2, STATES[state].replace(" ", "\n"), **place)
-        return
-    left, top, right, bottom = one.box
-    axis.imshow(
-        np.ma.masked_invalid(one.values[number]), extent=(left, right, bottom, top), cmap=EMBER, vmin=0, vmax=peak,
-        interpolation="nearest", zorder=2,
-    )  # fmt: skip
-    axis.set(xlim=(0, width), ylim=(height, 0))
-    if one.dropped[number].any():
-        axis.add_patch(_hatched(PathPatch(cells(one.dropped[number], one.box))))
-
-
-def _targets(axis: Axes, stored: Stored, picture: int) -> None:
-    """Outline what the question asks for, where its benchmark knows that."""
-    for left, top, right, bottom in stored.manifest.get("targets", []) if picture == 0 else []:
-        for color, wide in (("#ffffff", 1.4), ("#000000", 0.6)):
-            box = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, linewidth=wide)
-            axis.add_patch(box).set_zorder(4)
-
-
-def cells(mask: np.ndarray, box: tuple[float, float, float, float]) -> Path:
-    """One path around every true cell: a patch per cell would be thousands."""
-    x = np.linspace(box[0], box[2], mask.shape[1] + 1)
-    y = np.linspace(box[1], box[3], mask.shape[0] + 1)
-    corners: list[tuple[float, float]] = []
-    codes: list[Any] = []
-    for row, column in zip(*np.nonzero(mask), strict=True):
-        a, b, c, d = x[column], y[row], x[column + 1], y[row + 1]
-        corners += [(a, b), (c, b), (c, d), (a, d), (a, b)]
-        codes += [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
-    return Path(corners, codes)
-
-
-def _hatched(patch: Any) -> Any:
-    """Dark lines, the picture seen between them."""
-    patch.set(facecolor="#0c0d1226", edgecolor="#3c3c42", hatch="/////////", linewidth=0, zorder=3)
-    patch.set_hatch_linewidth(0.5)
-    return patch
-
-
-def _picture(axis: Axes, one: Sheet, grey: bool) -> None:
-    """The picture; in light grey where a map is to be read over it."""
-    shown = greyed(one.picture) if grey else one.picture
-    smooth = "nearest" if max(one.size) < 200 else "antialiased"
-    axis.imshow(shown.astype(np.uint8), extent=(0, one.size[0], one.size[1], 0), interpolation=smooth, zorder=1)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
-    """Axes at left, bottom, width, height in inches."""
-    width, height = figure.get_size_inches()
-    axis = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-    axis.spines[:].set(linewidth=0.4, color="#999999")
-    return axis
 
 
 def _beside(width: float) -> float:
@@ -229,21 +148,22 @@ def _head(figure: Figure, one: Sheet, title: str, texts: list[str]) -> None:
     """The picture itself and, beside it, what is drawn and of what."""
     width, height = figure.get_size_inches()
     wide = 0.28 * width
-    axis = axes(figure, (EDGE, height - EDGE - wide * _shape(one), wide, wide * _shape(one)))
-    _picture(axis, one, grey=False)
+    axis = axes(figure, (EDGE, height - EDGE - wide * shape(one), wide, wide * shape(one)))
+    draw_picture(axis, one, grey=False)
     axis.set(xticks=[], yticks=[])
     bold = wrapped(title, width - EDGE - _beside(width), PLAIN, 1, "bold")
     put(figure, _beside(width), height - EDGE, bold, PLAIN, fontweight="bold")
     put(figure, _beside(width), height - EDGE - 0.16, texts, SMALL)
 
 
-def _remarks(sheets: Sequence[Sheet], width: float, *parts: str) -> list[str]:
-    """The lines at the foot: what is drawn, its scale, and what hatching stands for where there is any."""
+def _remarks(sheets: Sequence[Sheet], width: float, marked: bool, *parts: str) -> list[str]:
+    """The lines at the foot: what is drawn, its scale, and what hatching and outlines stand for where there are any."""
     states = {state for one in sheets for state in one.status}
     present = ["token dropped"] if any(one.dropped.any() for one in sheets) else []
     present += [STATES[state] for state in ("no_gradient", "pruned") if state in states]
     hatched = [f"hatched: {' or '.join(present)}"] if present else []
-    return wrapped("; ".join([*parts, *hatched]), width - 2 * EDGE, SMALL - 0.5, 4)
+    outlined = ["outlined: what the question asks for"] if marked else []
+    return wrapped("; ".join([*parts, *hatched, *outlined]), width - 2 * EDGE, SMALL - 0.5, 4)
 
 
 def _foot(remarks: Sequence[str], scale: str) -> float:
@@ -282,40 +202,6 @@ def _heading(one: Sheet, number: int, scale: str, peak: float) -> str:
     return f"{one.layers[number]}{blank}{own}"
 
 
-def _shape(one: Sheet) -> float:
-    """Height over width of the picture, within what a panel can show."""
-    return float(np.clip(one.size[1] / one.size[0], 0.4, 2.0))
-
-
 def _check(scale: str) -> None:
     if scale not in SCALES:
         raise ExplainError(f"scale {scale!r}: choose one of {', '.join(SCALES)}")
-
-
-def check_ending(path: FilePath) -> str:
-    """``png`` or ``pdf``.
-
-    Raises:
-        ExplainError: another ending.
-    """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "pdf"):
-        raise ExplainError(f"{str(path)!r}: figures are written as .png or .pdf, got the ending {path.suffix!r}")
-    return kind
-
-
-def save(figure: Figure, path: FilePath) -> FilePath:
-    """Write a figure as .png or .pdf, whole or not at all.
-
-    Raises:
-        ExplainError: another ending. WriteError: a place that cannot be written.
-    """
-    kind = check_ending(path)
-    facts: Any = {"CreationDate": None} if kind == "pdf" else None  # the same explanation makes the same file
-
-    def write(stream: IO[bytes]) -> None:
-        # Type 42: text stays text, and journals refuse the default, Type 3.
-        with matplotlib.rc_context({"pdf.fonttype": 42}):
-            figure.savefig(stream, format=kind, dpi=DOTS, metadata=facts)
-
-    return atomically(path, write)

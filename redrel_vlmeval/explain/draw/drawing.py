@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from redrel_vlmeval.errors import ExplainError
-from redrel_vlmeval.explain.draw import arcfigures, camfigures, flowfigures, page, view
+from redrel_vlmeval.explain.draw import arcfigures, camfigures, flowfigures, page, panels, view
 from redrel_vlmeval.explain.store import Stored, load, own_name
 from redrel_vlmeval.explain.trust import Change, comparing
 
@@ -104,7 +104,7 @@ def write_flows(found: Sequence[Stored], groups: str) -> list[Path]:
 def draw(
     files: Sequence[Path], output: Path | None = None, *, where: Sequence[str] | None = None,
     methods: Sequence[str] | None = None, layers: Sequence[int] | None = None, token: int | None = None,
-    picture: int = 0, scale: str = "shared", width: float = camfigures.WIDTH, groups: str | None = None,
+    picture: int = 0, scale: str = "shared", width: float = panels.WIDTH, groups: str | None = None,
 ) -> list[Path]:  # fmt: skip
     """Figures and page of one or several .npz again, with other settings.
 
@@ -131,7 +131,7 @@ def draw(
         if len(figures) != 1:
             names = ", ".join(name for name, _ in figures) or "none"
             raise ExplainError(f"{output} is one figure, the file has {names}: choose with --where and --methods")
-        return [camfigures.save(figures[0][1], output)]
+        return [panels.save(figures[0][1], output)]
     if not figures:
         raise ExplainError(f"{files[0]}: nothing to draw with these --where and --methods; it holds {_known(found[0])}")
     name = stem(found[0]) if len(found) == 1 else _joined(found)
@@ -172,4 +172,4 @@ def _known(stored: Stored) -> str:
 
 
 def _both(figure: Figure, name: Path) -> list[Path]:
-    return [camfigures.save(figure, ended(name, kind)) for kind in KINDS]
+    return [panels.save(figure, ended(name, kind)) for kind in KINDS]

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 
-from redrel_vlmeval.explain.draw.camfigures import (
+from redrel_vlmeval.explain.draw.lettering import put, wrapped
+from redrel_vlmeval.explain.draw.panels import (
     EDGE,
     GAP,
     LINE,
@@ -23,7 +24,6 @@ from redrel_vlmeval.explain.draw.camfigures import (
     new_figure,
     save,
 )  # fmt: skip
-from redrel_vlmeval.explain.draw.lettering import put, wrapped
 from redrel_vlmeval.explain.draw.view import greyed
 from redrel_vlmeval.explain.maps import Grid
 

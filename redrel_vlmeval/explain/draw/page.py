@@ -19,7 +19,7 @@ import redrel_vlmeval
 from redrel_vlmeval.bases import cautions
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.draw import flowfigures, view
-from redrel_vlmeval.explain.draw.camfigures import EMBER
+from redrel_vlmeval.explain.draw.panels import EMBER
 from redrel_vlmeval.explain.store import Stored
 from redrel_vlmeval.explain.trust import comparing
 from redrel_vlmeval.files import atomically
