@@ -14,7 +14,8 @@ import pytest
 
 from redrel_vlmeval.host import verdicts
 from redrel_vlmeval.host.scores import metrics_of
-from redrel_vlmeval.results.reading import category_curves, no_collection, read
+from redrel_vlmeval.results.cells import no_collection
+from redrel_vlmeval.results.reading import category_curves, read
 
 YES_NO = pd.DataFrame(
     {

@@ -1,4 +1,11 @@
-from . import benchmark as benchmark, child as child, facts as facts, runner as runner, verdicts as verdicts
+from . import (
+    benchmark as benchmark,
+    child as child,
+    facts as facts,
+    pictures as pictures,
+    runner as runner,
+    verdicts as verdicts,
+)
 from .benchmark import Benchmark as Benchmark, models as models
 from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
 from .folders import (

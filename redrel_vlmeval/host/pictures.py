@@ -6,20 +6,24 @@ whatever lies under that name: also the picture of an earlier table, or of anoth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.errors import InvalidValue, RedrelError, Unaskable
 
 # What a file or a text that is no picture raises in Pillow and in base64.
 UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, EOFError, Image.DecompressionBombError)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)  # no fault of one picture
 # (path, size, time of change, hash of the table's text) -> whether they agree: a run asks many models about a picture.
 _seen: dict[tuple[str, int, int, bytes], bool] = {}
 
@@ -31,6 +35,26 @@ def shown(message: Any) -> Iterator[str]:
             yield str(part["value"])
         elif isinstance(part, dict):
             yield from shown(part.get("content"))
+
+
+@contextmanager
+def decoded(line: Any, dataset: Any = None) -> Iterator[None]:
+    """Within the context, in which the host writes a line's pictures into files, one that is none is this line's fault.
+
+    Raises:
+        Unaskable: names the line, and what the host says.
+    """
+    try:
+        yield
+    except RedrelError:
+        raise
+    except (*UNREADABLE, AssertionError, TypeError) as error:  # an empty cell, or no cell at all
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            raise
+        # Pillow names the stream by its address, which would make the same failure look different each time.
+        reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[:200]
+        where = f"question {line.get('index')}{f' of {dataset}' if dataset else ''}"
+        raise Unaskable(f"{where}: its picture cannot be decoded ({type(error).__name__}: {reason})", True) from error
 
 
 def stale(line: Any, paths: Sequence[str]) -> list[Path]:
@@ -54,9 +78,10 @@ def renew(dataset: Any, line: Any) -> None:
 
     Raises:
         InvalidValue: such a file lies outside the host's own folder, so it is not ours to delete.
-        What the host raises for a picture that it cannot decode.
+        Unaskable: the host cannot decode a picture.
     """
-    old = stale(line, list(dataset.dump_image(line)))
+    with decoded(line):
+        old = stale(line, list(dataset.dump_image(line)))
     root = Path(getattr(dataset, "img_root", os.devnull)).absolute()
     for path in old:
         if not path.absolute().is_relative_to(root):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from vlmeval.vlm.base import BaseModel
 
 from redrel_vlmeval.errors import RedrelError, Refused, Unaskable
-from redrel_vlmeval.host import asked_by_host, failed_answer
+from redrel_vlmeval.host import asked_by_host, failed_answer, pictures
 from redrel_vlmeval.models.batching import Batches, batch_size
 from redrel_vlmeval.models.pictures import check_readable, is_local
 from redrel_vlmeval.models.recorder import Recorder
@@ -38,6 +38,15 @@ class HostedModel(BaseModel):
     def message_of(self, line: Any, dataset: Any, **given: Any) -> Any:
         """The message of one benchmark line; ``Unaskable`` where it cannot be asked."""
         raise NotImplementedError(f"{type(self).__name__} leaves prompts to the benchmark")
+
+    def dump_image(self, line: Any, dataset: Any) -> Any:
+        """Paths of a line's pictures, which the host decodes into files.
+
+        Raises:
+            Unaskable: one cannot be decoded.
+        """
+        with pictures.decoded(line, dataset):
+            return super().dump_image(line, dataset)
 
     def build_prompt(self, line: Any, dataset: Any = None, **given: Any) -> Any:
         """The message of one benchmark line; ``given`` is what the host says about videos.

@@ -146,7 +146,7 @@ class TruncatedVLM(HostedModel):
     def _named(self, line: Any, dataset: str | None) -> list[dict[str, str]]:
         """The message of a prompt of our own."""
         text = prompts.question_text(self.spec.prompt, line)
-        pictures = self.inner.dump_image(line, dataset)
+        pictures = self.dump_image(line, dataset)
         paths = [pictures] if isinstance(pictures, str) else pictures
         return [*({"type": "image", "value": path} for path in paths), {"type": "text", "value": text}]
 

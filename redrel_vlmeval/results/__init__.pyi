@@ -11,20 +11,19 @@ from . import (
     records as records,
 )
 from .asked import Asked as Asked, Line as Line
+from .cells import NO_RULE as NO_RULE, no_collection as no_collection
 from .choosing import Budget as Budget
 from .flips import DOWN as DOWN, SAME as SAME, UP as UP, letter as letter
 from .grid import Grid as Grid, grids as grids
 from .kept import Kept as Kept
 from .paired_tests import FEWEST as FEWEST, p_text as p_text
 from .reading import (
-    NO_RULE as NO_RULE,
     Cell as Cell,
     Given as Given,
     Metric as Metric,
     Results as Results,
     ResultsError as ResultsError,
     category_curves as category_curves,
-    no_collection as no_collection,
     read as read,
 )
 from .records import read_records as read_records

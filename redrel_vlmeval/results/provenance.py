@@ -13,13 +13,13 @@ from typing import Any
 from redrel_vlmeval import files
 from redrel_vlmeval.host import MS, UPSTREAM, Cell, Columns, arguments
 from redrel_vlmeval.names import VariantSpec, parse
+from redrel_vlmeval.results.records import SETTINGS
 
 COLUMNS = [
     "host", "host_version", "commit", "judge", "judge_ran", "backend", "weights", "revision", "torch", "transformers",
     "redrel_vlmeval", "device", "dtype", "kernel", "prompt", "decoding", "pictures", "date", "arguments", "run",
 ]  # fmt: skip
 HOSTS = {MS: "ms", UPSTREAM: "upstream"}
-_FROM_RECORDS = ("backend", "weights", "revision", "device", "dtype", "kernel")
 # What the host writes into a judged table when the judge gave no answer.
 _FELL_BACK = "no GPT-based answer matching"
 _RANDOM = "randomly generate one"
@@ -29,7 +29,7 @@ def of_cell(cell: Cell, measured: Mapping[str, Any] | None, table: Columns | Non
     """A value for each of ``COLUMNS``; ``measured`` is the cell's row of records, ``table`` its judged table."""
     measured = measured or (cell.given.run if cell.given else {})
     versions = _versions(measured.get("versions"))
-    known = {name: measured.get(name) for name in _FROM_RECORDS}
+    known = {name: measured.get(name) for name in SETTINGS}
     known |= {name: versions.get(name) for name in ("torch", "transformers", "redrel_vlmeval")}
     spec = _spec(cell.model)
     argv = _argv(cell)

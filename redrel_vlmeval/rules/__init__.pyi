@@ -12,6 +12,7 @@ from .registry import (
     rule as rule,
 )
 from .seen import (
+    AFTER_A_BLOCK as AFTER_A_BLOCK,
     FIELDS as FIELDS,
     Merged as Merged,
     Picture as Picture,

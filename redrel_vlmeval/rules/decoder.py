@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.rules.geometry import unit
 from redrel_vlmeval.rules.ordering import highest
 from redrel_vlmeval.rules.registry import rule
+from redrel_vlmeval.rules.text import asked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,20 +69,8 @@ def distance_bias(text_ones: Tensor, ones: Tensor) -> Tensor:
 )
 def by_raters(seen: Seen, budget: int) -> Tensor:
     """SparseVLM+'s (ICML 2025); its raters are those of the whole picture, whatever an earlier stage dropped."""
-    _question(seen.text, "raters")
-    by = raters(seen.entered, seen.text)
+    by = raters(seen.entered, asked(seen.text))
     return highest(rated(seen.text_attention, by, distance_bias(seen.text_ones, seen.ones)), budget)
-
-
-def _question(text: Tensor, name: str) -> Tensor:
-    """``text`` [m, ...] of the tokens after the pictures.
-
-    Raises:
-        InvalidValue: there are none.
-    """
-    if not len(text):
-        raise InvalidValue(f"rule {name!r}: no text comes after the pictures, so there is no question to go by")
-    return text
 
 
 # -- DART -------------------------------------------------------------------------------------------------------------
@@ -164,6 +152,6 @@ def flowing(last: Tensor, tokens: Tensor) -> Tensor:
 )
 def flow(seen: Seen, budget: int) -> Tensor:
     """FlowCut's second stage (NeurIPS 2025), of one block."""
-    last = _question(seen.text_queries.transpose(0, 1), "flow")[-1]
+    last = asked(seen.text_queries.transpose(0, 1))[-1]
     rel, sem = flowing(last, seen.keys), flowing(seen.text_values[:, -1], seen.values)
     return highest(flow_scores(rel, sem, seen.values.float().mean(0)), budget)

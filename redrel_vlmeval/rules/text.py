@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.rules.clip import asked_words
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from redrel_vlmeval.rules.seen import Seen
 
+Given = TypeVar("Given", bound=Sized)
 _ROUNDING = 1e-6  # of a token's own length: what float32 leaves of one that the chosen ones span
 
 
@@ -90,15 +92,15 @@ def _pairs(tokens: int, images: int, shape: Any) -> int:
     return images * tokens * int(shape.width)
 
 
-def _asked(seen: Seen, name: str) -> Tensor:
-    """The embeddings of the text after the pictures, [m, D].
+def asked(text: Given) -> Given:
+    """``text`` itself: words, or [m, ...] of the tokens after the pictures.
 
     Raises:
         InvalidValue: there is none.
     """
-    if not len(seen.text):
-        raise InvalidValue(f"rule {name!r}: no text comes after the pictures, so there is no question to go by")
-    return seen.text
+    if not len(text):
+        raise InvalidValue("no text comes after the pictures, so there is no question to go by")
+    return text
 
 
 @rule(
@@ -111,7 +113,7 @@ def dpp_text(seen: Seen, budget: int) -> Tensor:
     """CDPruner's greedy choice where no CLIP text tower is given: near is the cosine with the mean input embedding."""
     import torch
 
-    question = _asked(seen, "dpp-text").float().mean(0, keepdim=True)
+    question = asked(seen.text).float().mean(0, keepdim=True)
     chosen = []
     for place, share in by_picture(seen, budget):
         x = seen.embeddings[place]
@@ -133,9 +135,7 @@ def cdpruner(seen: Seen, budget: int) -> Tensor:
     """
     import torch
 
-    words, v = asked_words(seen.question), seen.tower.features
-    if not words:
-        raise InvalidValue("rule 'cdpruner': no text comes after the pictures, so there is no question to go by")
+    words, v = asked(asked_words(seen.question)), seen.tower.features
     segments, chosen = seen.clip.segments(words, v.device), []
     for place, share in by_picture(seen, budget):
         r = rescaled(relevance(seen.clip.patches(v[place]), segments))
@@ -151,4 +151,4 @@ def cdpruner(seen: Seen, budget: int) -> Tensor:
 )
 def mmtok(seen: Seen, budget: int) -> Tensor:
     """MMTok."""
-    return coverage(seen.embeddings, seen.tower.features, _asked(seen, "mmtok"), budget)
+    return coverage(seen.embeddings, seen.tower.features, asked(seen.text), budget)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redrel_vlmeval.host import Benchmark, benchmark, models
+from redrel_vlmeval.host import Benchmark, benchmark, models, pictures
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
@@ -17,7 +16,6 @@ from redrel_vlmeval.sweep.store import Entry, compact
 
 # What a picture that is none raises in the host, in Pillow and here; no fault of the model or the disk is among them.
 UNREADABLE = (ValueError, SyntaxError, AssertionError, EOFError, OSError, KeyError)
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 # A sweep says nothing about the time of a single variant, since what was shared is nobody's own; the rest is the same
 # in every record and stands in sweep.json.
 LEFT_OUT = ("prefill_ms", "decode_ms_per_token", "backend", "weights", "revision", "versions")
@@ -132,7 +130,7 @@ def _answer(
         said = message(task)
         found = asked.answer(said, dataset)
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        if isinstance(error, OSError) and error.errno in pictures.OF_THE_DISK:
             raise
         # Pillow names the stream by its address, which would make the same failure look different each time.
         reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))

@@ -15,8 +15,9 @@ from dataclasses import replace
 import torch
 
 from redrel_vlmeval.names import Stage
+from redrel_vlmeval.rules import AFTER_A_BLOCK
 from redrel_vlmeval.sweep.shared import Shared
-from redrel_vlmeval.truncation import OF_ATTENTION, Attention, Decoder, Evidence, Prompt, gathered, mean_row, peeked
+from redrel_vlmeval.truncation import Attention, Decoder, Evidence, Prompt, gathered, mean_row, peeked
 
 
 def watched(shared: Shared, prompt: Prompt, stage: Stage, seen: Attention) -> Evidence | None:
@@ -25,7 +26,7 @@ def watched(shared: Shared, prompt: Prompt, stage: Stage, seen: Attention) -> Ev
     ``seen`` is the setting's own: query [1, h, n, d] of its own tokens, key and value [1, g, P + n, d].
     """
     needs = prompt.spec.rule_of(stage).needs
-    if not (prompt.asks(stage) and needs & OF_ATTENTION):
+    if not (prompt.asks(stage) and needs & AFTER_A_BLOCK):
         return None
     view = prompt.view_before(stage.layer - 1)
     rows = prompt.query_rows(stage, shared.length, view) - shared.prefix
@@ -42,7 +43,7 @@ def choose(
     """Let the rule of ``stage`` choose, now that the own tokens ``hidden`` [1, n, D] leave block L."""
     needs = prompt.spec.rule_of(stage).needs
     if prompt.asks(stage):
-        if evidence is None and needs & OF_ATTENTION:
+        if evidence is None and needs & AFTER_A_BLOCK:
             raise decoder.unseen(stage.layer - 1)
         evidence = evidence or Evidence()
         view = prompt.view_before(stage.layer - 1)

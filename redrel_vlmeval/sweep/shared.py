@@ -12,9 +12,8 @@ from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.rules import Tower
+from redrel_vlmeval.rules import AFTER_A_BLOCK, Tower
 from redrel_vlmeval.truncation import (
-    OF_ATTENTION,
     OF_INPUT,
     OF_TOWER,
     Attention,
@@ -205,7 +204,7 @@ class Recorder:
             stage, row = prompt.stages[0], prompt.spec.row
             needs = prompt.spec.rule_of(stage).needs
             evidence = self._seen.get(row) or Evidence()
-            if needs & OF_ATTENTION and row not in self._seen:
+            if needs & AFTER_A_BLOCK and row not in self._seen:
                 raise self.decoder.unseen(layer - 1)
             evidence.embeddings = self._embeddings
             evidence.look_behind(self.decoder, needs, hidden, kwargs)

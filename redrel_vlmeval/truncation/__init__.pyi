@@ -16,7 +16,6 @@ from .refusals import (
     check_setting as check_setting,
 )
 from .seeing import (
-    OF_ATTENTION as OF_ATTENTION,
     OF_INPUT as OF_INPUT,
     OF_TOWER as OF_TOWER,
     Evidence as Evidence,

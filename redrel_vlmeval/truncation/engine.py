@@ -15,7 +15,6 @@ block N          -> _restore: full length again
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,10 +24,11 @@ from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import Stage, VariantSpec, parse
+from redrel_vlmeval.rules import AFTER_A_BLOCK
 from redrel_vlmeval.truncation import seeing
 from redrel_vlmeval.truncation.cutting import Cuts, restored
 from redrel_vlmeval.truncation.decoders import Attention, Call, Decoder, find_decoder
-from redrel_vlmeval.truncation.hooks import Hook, claimed, replaced, replaced_generate
+from redrel_vlmeval.truncation.hooks import Hook, Turn, claimed, replaced, replaced_generate
 from redrel_vlmeval.truncation.prompt import Prompt
 from redrel_vlmeval.truncation.refusals import check_generation, check_setting, check_spec
 from redrel_vlmeval.truncation.seeing import Evidence
@@ -74,7 +74,7 @@ class _Engine:
         self.phase: str | None = None  # "prefill", "recompute" or "step" inside a forward call, else None
         self.length = 0  # tokens given to this forward call
         self.generating = False
-        self.thread: int | None = None  # whose forward call or generate is under way
+        self.turn = Turn(str(spec), self._call_is_over)  # of a thread, through a forward call or generate
         self.evidence: dict[int, Evidence] = {}  # layer -> what was seen in this forward call
         self.entered: torch.Tensor | None = None  # block 1's input, where a rule asks for it
         self.watch: Watch | None = None  # of the vision tower, where a rule asks for it
@@ -88,7 +88,7 @@ class _Engine:
         root, blocks = self.decoder.root, self.decoder.blocks
         undo.callback(self._forget)
         for stage in self.spec.stages:
-            if stage.layer > 0 and self.needs.get(stage.layer, set()) & seeing.OF_ATTENTION:
+            if stage.layer > 0 and self.needs.get(stage.layer, set()) & AFTER_A_BLOCK:
                 undo.enter_context(self.decoder.attending([stage.layer - 1], self._observing(stage)))
         undo.enter_context(self.decoder.extras(lambda: self.held))
         if any(needs & seeing.OF_TOWER for needs in self.needs.values()):
@@ -110,7 +110,7 @@ class _Engine:
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             check_generation(self.spec, self.decoder, kwargs)
-            with self._alone():
+            with self.turn.taken():
                 cache = kwargs.get("past_key_values")
                 if cache is None or self.prompt is None or not self.decoder.continues(cache, self.prompt.cache, False):
                     self._forget()  # else the next turn on it
@@ -126,7 +126,7 @@ class _Engine:
         """The whole model's forward. Replaced, not hooked: wrappers such as PEFT's call it without its hooks."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            with self._alone():
+            with self.turn.taken():
                 try:
                     self._enter(args, kwargs)
                     output = original(*args, **kwargs)
@@ -137,26 +137,9 @@ class _Engine:
 
         return forward
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within the context this thread's prompt is the one at hand.
-
-        Raises:
-            TruncationError: another thread's is. Its choice of tokens would cut this one's prompt.
-        """
-        before, own = self.thread, threading.get_ident()
-        if before not in (None, own):
-            raise TruncationError(
-                f"{self.spec}: another thread is inside this truncated() model; ask one question after the other, or "
-                "give each thread a model and a truncated() of its own"
-            )
-        self.thread = own
-        try:
-            yield
-        finally:
-            self.thread = before
-            if self.watch is not None and before is None:
-                self.watch.clear()  # not sooner: `generate` runs the tower before the first forward call
+    def _call_is_over(self) -> None:
+        if self.watch is not None:
+            self.watch.clear()  # not sooner: `generate` runs the tower before the first forward call
 
     def _forget(self) -> None:
         if self.undo_length is not None:
@@ -313,7 +296,7 @@ class _Engine:
         needs = self.needs.get(stage.layer, frozenset())
         evidence = self.evidence.pop(stage.layer, None)
         if evidence is None:
-            if prompt.asks(stage) and needs & seeing.OF_ATTENTION:
+            if prompt.asks(stage) and needs & AFTER_A_BLOCK:
                 raise self.decoder.unseen(stage.layer - 1)
             evidence = Evidence()
         evidence.embeddings, evidence.questions = self.entered, prompt.questions(self.tokenizer, needs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
@@ -48,6 +49,35 @@ class Hook:
 
 def _nothing(*_args: Any, **_kwargs: Any) -> None:
     """What a hook does in a copy."""
+
+
+class Turn:
+    """Which thread's prompt is the one at hand; ``over`` is called when it no longer is."""
+
+    def __init__(self, what: str, over: Callable[[], None]) -> None:
+        self._what, self._over = what, over
+        self._thread: int | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within the context it is this thread's; contexts of one thread nest.
+
+        Raises:
+            TruncationError: it is another thread's, whose choice of tokens would cut this one's prompt.
+        """
+        before, own = self._thread, threading.get_ident()
+        if before not in (None, own):
+            raise TruncationError(
+                f"{self._what}: another thread is inside this truncated() model; ask one question after the other, or "
+                "give each thread a model and a truncated() of its own"
+            )
+        self._thread = own
+        try:
+            yield
+        finally:
+            self._thread = before
+            if before is None:
+                self._over()
 
 
 @contextmanager

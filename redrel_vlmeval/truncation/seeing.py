@@ -18,14 +18,11 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.rules import Picture, Seen, Smaller, Tower, clip
+from redrel_vlmeval.rules import AFTER_A_BLOCK, Picture, Seen, Smaller, Tower, clip
 from redrel_vlmeval.truncation.decoders import Attention, Decoder, mean_of
 from redrel_vlmeval.truncation.ranking import head_rows, row_mean
 
-OF_ATTENTION = frozenset(
-    {"attention", "text_attention", "queries", "keys", "values", "text_queries", "text_keys", "text_values"}
-)
-OF_HEADS = OF_ATTENTION - {"attention"}  # of each by itself, not of their mean
+OF_HEADS = AFTER_A_BLOCK - {"attention"}  # of each by itself, not of their mean
 OF_TOWER = frozenset({"tower", "smaller"})
 OF_INPUT = frozenset({"embeddings", "entered", "text"})  # of block 1
 # Field of Seen -> what of the evidence it is taken from, along which axis of one prompt, and where.
