@@ -63,7 +63,7 @@ def run(context: typer.Context) -> None:
 def check(
     names: Annotated[list[str], typer.Argument(help="Model names, such as llava_v1.5_7b_trunc_l5_k128.")],
     data: Annotated[str | None, typer.Option(help="Also FLOPs and memory of a run on this benchmark.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="And whether it fits into a GPU of, such as, 24GB.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Also whether it fits into a GPU of this size, such as 24GB.")] = None,
 ) -> None:
     """What each model name means in words, or why it cannot be one. Exit code 1 if any is wrong."""
     from redrel_vlmeval import checking
@@ -86,7 +86,7 @@ def check(
 def list_bases(
     family: Annotated[str, typer.Option(help="Only names or classes that hold this text, such as qwen.")] = "",
     name: Annotated[
-        str, typer.Option("--try", help="Try this one: its class on a tiny checkpoint; exit code 1 if it is wrong.")
+        str, typer.Option("--try", help="Run the class of this name on a tiny checkpoint; exit code 1 if it is wrong.")
     ] = "",
 ) -> None:
     """Every model name of the host here: works, works with a note, or refused and why; imports no host."""
@@ -108,7 +108,7 @@ def sheet(
         typer.Option("-o", "--output", help="Also write .xlsx, .csv, .md, .tex, .json or FOLDER/; may be repeated."),
     ] = None,
     all_runs: Annotated[
-        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+        bool, typer.Option("--all-runs", help="Show older runs too, as rows named MODEL [RUN FOLDER].")
     ] = False,
 ) -> None:
     """The runner's results as a table: scores, deltas, tests, tokens, FLOPs, KV, time. Exit code 1 if a cell failed."""
@@ -133,7 +133,7 @@ def sheet(
 def figures(
     outputs: Annotated[Path, typer.Argument(help="Work dir of the runner, or one model's folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder; each base and benchmark gets one in it.")],
-    margin: Annotated[float, typer.Option(help="Points that still count as not worse, for the heat map's dots.")] = 2.0,
+    margin: Annotated[float, typer.Option(help="The heat map's dots: losses shown to be below so many points.")] = 2.0,
 ) -> None:
     """Fig. 6, heat map, frontier and accuracy against K of any results: PNG, SVG, csv. Exit code 1 if a cell failed."""
     from redrel_vlmeval import results
@@ -156,7 +156,7 @@ def report(
         Path | None, typer.Option(help="Where the benchmarks' TSV lie, if not $LMUData, OUTPUTS/LMUData, ~/LMUData.")
     ] = None,
     all_runs: Annotated[
-        bool, typer.Option("--all-runs", help="Keep replaced runs too, as rows named MODEL [RUN FOLDER].")
+        bool, typer.Option("--all-runs", help="Show older runs too, as rows named MODEL [RUN FOLDER].")
     ] = False,
     explain: Annotated[
         Path | None, typer.Option(help="Folder of redrel explain cam --data: flips link to its pages.")
@@ -206,23 +206,25 @@ def smol(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="prefill; batch: eight at a time; sweep, table, explain: all in one pass.")
+        str, typer.Argument(help="prefill; batch (eight at a time); sweep, table or explain (in one pass).")
     ] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5), qwen2_5_vl, or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
     model: Annotated[
         str | None, typer.Option(help="Real weights instead: llava_v1.5_7b, a hub name, a folder.")
     ] = None,
-    code: Annotated[str | None, typer.Option(help="Folder with Qwen-VL's own code; REDREL_QWEN_VL or the hub.")] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Folder with Qwen-VL's code; else $REDREL_QWEN_VL, or the hub.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, cuda's default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (if not given, on cuda).")] = None,
     rounds: Annotated[
         int | None,
         typer.Option(min=1, help="Measurements of each arm, for medians: 9; batch 3, sweep and table 2, explain 1."),
     ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,
-    rules: Annotated[bool, typer.Option("--rules", help="What choosing costs instead, rule by rule.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Time what choosing costs instead, rule by rule.")] = False,
 ) -> None:
     """Time untouched, truncated and the published way side by side in one process; ratios, FLOPs limits, memory."""
     from redrel_vlmeval.bench import command
@@ -252,12 +254,12 @@ def sweep(
     settings: Annotated[str | None, typer.Option(help="Instead of a grid: l0_k8_cls,l1_k8_l3_k4,...")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
-    memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory to use beside the weights, such as 8G.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, hours and memory; run nothing.")] = False,
     budget: Annotated[
         str | None, typer.Option(help="Name the best setting within 128 average image tokens, or 60% of the FLOPs.")
     ] = None,
-    margin: Annotated[float, typer.Option(help="Points that still count as not worse, for the cliff layer.")] = 2.0,
+    margin: Annotated[float, typer.Option(help="The cliff layer: losses shown to be below so many points.")] = 2.0,
     judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
 ) -> None:
     """The whole (L, K) grid of a base in one pass, scored by the host; cliff layers, Fig. 6. Exit code 1: a failure."""
@@ -274,12 +276,14 @@ def sweep(
 def table(
     preset: Annotated[str, typer.Option(help="llava15, llava-next, qwen2.5-vl, qwen3-vl, internvl3 or tiny.")] = "",
     base: Annotated[str, typer.Option(help="Instead of a preset, the base, such as llava_v1.5_7b.")] = "",
-    methods: Annotated[str | None, typer.Option(help="As `redrel methods` lists; and controls.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Those that `redrel methods` lists, and controls.")] = None,
     budgets: Annotated[str | None, typer.Option(help="Visual tokens as papers count them: 192,128,64.")] = None,
     data: Annotated[str | None, typer.Option(help="Benchmarks of the host, with commas.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N questions of each.")] = None,
-    work_dir: Annotated[Path, typer.Option(help="As the runner's: results go there, and are taken.")] = Path("outputs"),
-    memory: Annotated[str | None, typer.Option(help="Held beside the weights at most, such as 8G.")] = None,
+    work_dir: Annotated[Path, typer.Option(help="As the runner's: results are read and written there.")] = Path(
+        "outputs"
+    ),
+    memory: Annotated[str | None, typer.Option(help="Memory to use beside the weights, such as 8G.")] = None,
     judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, FLOPs, hours, memory; run nothing.")] = False,
 ) -> None:

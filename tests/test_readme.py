@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from redrel_vlmeval.cli import app
+from redrel_vlmeval.demo import show
 from redrel_vlmeval.lmms.door import DOORS
 from redrel_vlmeval.names import parse
 
@@ -85,6 +86,16 @@ def test_the_programs_are_known_before_they_are_called() -> None:
     first = next(number for number, command in enumerate(found) if command.startswith("redrel "))
     assert found[:first].count("make demo") == 1 and found[first - 1] == ". .venv/bin/activate"
     assert ".venv/bin/redrel" in (ROOT / "Makefile").read_text()
+
+
+def test_the_readme_says_the_times_that_the_demo_says() -> None:
+    said = []
+    for quick, questions in ((False, 700), (True, 140)):
+        asked = show.SUBJECTS["redrel_tiny"].plan(quick).values()
+        total = sum(len(names) for names in asked) * questions
+        said += re.findall("about (.*?)s? on", show.duration(total, 0, show.SUBJECTS["redrel_tiny"].each, len(asked)))
+    assert said == ["8 minute", "1 minute"]
+    assert "for about 8 minutes on two idle cores" in README.replace("\n", " ") and "demo in about a minute" in README
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -72,7 +72,7 @@ def test_rows_are_those_of_the_paired_test(folder: Path, data: dict) -> None:
 def test_a_glance_says_how_many_questions_it_takes(data: dict) -> None:
     (card,) = data["glance"]
     assert card["best"] is None, "40 questions cannot show 2 points"
-    assert "not worse by 2 points with 40 questions; it takes about " in card["why"]
+    assert "lose less than 2 points with 40 questions; it takes about " in card["why"]
     assert card["worse"] == sum(entry["kind"] == "worse" for entry in data["rows"])
 
 

@@ -17,15 +17,17 @@ app = App(
 )
 # what flow and cam have in common
 ModelName = Annotated[str, typer.Option("--model", help="A model name of the host, a variant's too.")]
-Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture; with --question. More make one prompt.")]
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", help="A picture, with --question; several are one prompt.")
+]
 Questions = Annotated[list[str] | None, typer.Option("--question", help="About the picture.")]
 Data = Annotated[str | None, typer.Option("--data", help="A benchmark of the host, in place of --image.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only its first N questions.")]
 Answer = Annotated[str | None, typer.Option("--answer", help="Explain this answer, not the model's own.")]
-Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder for all files; goes on where it was stopped.")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder for all files; the same call resumes.")]
 Objective = Annotated[str, typer.Option(help="What is differentiated: logit, logprob or contrast (to the best other).")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time; the same result.")]
-Groups = Annotated[str, typer.Option(help="Of tokens in curves: all, or the paper's three (Fig. 2b).")]
+Groups = Annotated[str, typer.Option(help="Groups of tokens in curves: all, or the paper's three (paper).")]
 HERE = Path("outputs/explain")
 
 
@@ -33,7 +35,7 @@ HERE = Path("outputs/explain")
 def explain_flow(
     model: ModelName, image: Images = None, question: Questions = None, data: Data = None, limit: Limit = None,
     answer: Answer = None, output: Folder = HERE, objective: Objective = "logit", checkpointing: Checkpointing = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0, groups: Groups = "all",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0, groups: Groups = "all",
 ) -> None:  # fmt: skip
     """Attention and gradient shares and the margin after a cut, over the layers, as curves (Figs. 1, 2b)."""
     from redrel_vlmeval.explain import command
@@ -47,28 +49,30 @@ def explain_flow(
 @app.command("cam")
 def explain_cam(
     model: ModelName, image: Images = None,
-    question: Annotated[list[str] | None, typer.Option("--question", help="A second one is compared (Fig. 8).")] = None,
+    question: Annotated[
+        list[str] | None, typer.Option("--question", help="About the picture; a second one is compared (Fig. 8).")
+    ] = None,
     data: Data = None, limit: Limit = None, answer: Answer = None, output: Folder = HERE,
     methods: Annotated[
         str,
         typer.Option(
-            help="Of elementwise, gradcam, attn, attn_grad, gradcam_official.", show_default="all but the last"
+            help="Some of elementwise, gradcam, attn, attn_grad, gradcam_official.", show_default="all but the last"
         ),
     ] = "elementwise,gradcam,attn,attn_grad",
-    layers: Annotated[str | None, typer.Option(help="Such as 1-8,16; all if not given.")] = None,
-    where: Annotated[str, typer.Option(help="Of decoder, vision, projector.")] = "decoder,vision",
-    compare: Annotated[str | None, typer.Option(help="Another model on the same answer (Fig. 9).")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 1-8,16; all if not given.")] = None,
+    where: Annotated[str, typer.Option(help="Some of decoder, vision, projector.")] = "decoder,vision",
+    compare: Annotated[str | None, typer.Option(help="Explain the same answer under this model too (Fig. 9).")] = None,
     objective: Objective = "logit",
     per_token: Annotated[bool, typer.Option("--per-token", help="A map for each answer token.")] = False,
     cards: Annotated[bool, typer.Option("--cards", help="Test maps: deletion, insertion, shuffled weights.")] = False,
     smooth: Annotated[int, typer.Option(min=0, help="SmoothGrad: mean over so many noisy copies.")] = 0,
-    noise: Annotated[float, typer.Option(min=0, help="Of the pixels' range.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise and of the tests.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Noisy copies a pass: fewer take less memory.")] = 8,
+    noise: Annotated[float, typer.Option(min=0, help="Noise, as a share of the pixels' range.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise and of the tests.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Noisy copies in one pass; fewer need less memory.")] = 8,
     tower: Annotated[bool, typer.Option("--tower", help="Carry maps through the vision tower to the patches.")] = False,
-    row: Annotated[str | None, typer.Option(help="Also: where the row of these words looks, or of a position.")] = None,
+    row: Annotated[str | None, typer.Option(help="Also where these words, or the token at a position, attend.")] = None,
     checkpointing: Checkpointing = False,
-    scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
+    scale: Annotated[str, typer.Option(help="Colours: shared by all panels, or of each layer.")] = "shared",
 ) -> None:  # fmt: skip
     """Grad-CAM and kin for every layer, from one pass (Figs. 3, 4, 8, 9): npz, manifest, figures, an offline page."""
     from redrel_vlmeval.explain import command
@@ -95,9 +99,11 @@ def explain_draw(
     layers: Annotated[str | None, typer.Option(help="Such as 1-8,16.")] = None,
     token: Annotated[int | None, typer.Option(min=1, help="One answer token; the mean of all if not given.")] = None,
     picture: Annotated[int, typer.Option(min=1, help="Which picture of the question.")] = 1,
-    scale: Annotated[str, typer.Option(help="Colours shared by all panels, or by each layer.")] = "shared",
-    width: Annotated[float, typer.Option(min=1.5, max=20, help="Of a figure, in inches.")] = 3.45,
-    groups: Annotated[str | None, typer.Option(help="Of tokens in curves, all or paper; as made if not given.")] = None,
+    scale: Annotated[str, typer.Option(help="Colours: shared by all panels, or of each layer.")] = "shared",
+    width: Annotated[float, typer.Option(min=1.5, max=20, help="Width of a figure, in inches.")] = 3.45,
+    groups: Annotated[
+        str | None, typer.Option(help="Groups of tokens in curves: all or paper; as made if not given.")
+    ] = None,
 ) -> None:
     """Figures and page again from the .npz alone, without torch and without the model."""
     from redrel_vlmeval.explain.draw import drawing

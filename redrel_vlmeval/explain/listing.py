@@ -20,7 +20,7 @@ def list_rules(
         Path | None, typer.Option(help="Draw what each rule keeps of this picture instead; with --question and -o.")
     ] = None,
     question: Annotated[str | None, typer.Option(help="About the picture.")] = None,
-    model: Annotated[str, typer.Option(help="Whose tokens: a base of the host.")] = TINY,
+    model: Annotated[str, typer.Option(help="The base whose image tokens are drawn.")] = TINY,
     keep: Annotated[int | None, typer.Option(min=1, help="Tokens kept; a quarter of them if not given.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The .png or .pdf to write.")] = None,
 ) -> None:

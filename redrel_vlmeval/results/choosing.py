@@ -99,13 +99,13 @@ class Cheapest:
 
     def __str__(self) -> str:
         if self.model:
-            return f"The cheapest variant shown to be not worse by {self.margin:g} points: {self.model}."
+            return f"The cheapest variant shown to lose less than {self.margin:g} points: {self.model}."
         if not self.candidates:
             return "No variant but controls has both a cost and a verdict for each question."
         asked = f"{self.units} {self.what}"
         if self.needed is None:
             return f"Every variant that could be the cheapest lost {self.margin:g} points or more on these {asked}."
-        none = f"No variant can be shown to be not worse by {self.margin:g} points with {asked}"
+        none = f"No variant can be shown to lose less than {self.margin:g} points with {asked}"
         return f"{none}; it takes about {self.needed}."
 
 

@@ -132,7 +132,7 @@ def heat_map(frame: pd.DataFrame, stem: str | Path, title: str, margin: float) -
     axes[-1].set_xlabel("decoder block L after which image tokens are dropped")
     note = f"base: {frame['baseline'].iloc[0]:.1f} points"
     if frame["p not worse"].notna().any():
-        note += f"; dot: not worse by {margin:g} points or more (one-sided 5 %, each cell alone)"
+        note += f"; dot: loses less than {margin:g} points (one-sided 5 %, each cell alone)"
     return _finish(figure, title, [], note, stem)
 
 

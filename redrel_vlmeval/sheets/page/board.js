@@ -155,7 +155,7 @@
     h("p", { class: "tally" }, ["better", "same", "worse", "none"].filter((kind) => entry[kind]).map((kind) =>
       h("span", { class: `badge ${kind}` }, `${entry[kind]} ${KINDS[kind]}`))),
     h("p", { class: "small soft" }, entry.best
-      ? [`Cheapest shown to be not worse by ${entry.margin} points: `, h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
+      ? [`Cheapest shown to lose less than ${entry.margin} points: `, h("button", { type: "button", class: "link", onclick: () => redrel.showRow(entry.best.model, entry.title) }, entry.best.setting),
         `: ${signed(entry.best.delta)}${known(entry.best.low) ? ` (95\u00a0%\u00a0CI ${signed(entry.best.low)} to ${signed(entry.best.high)})` : ""}, at ${fixed(entry.best.flops_ratio, 3)} of the prefill FLOPs.`]
       : entry.why)))));
   byId("glance").hidden = !data.glance.length;
