@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from redrel_vlmeval import checking, cli, names
+from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import WriteError
 
 
@@ -146,3 +147,17 @@ def test_the_hosts_word_about_a_missing_env_file_is_spared() -> None:
     code += "for word in ('Did not detect the .env file at x, failed to load.', 'disk full'): logging.error(word)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "disk full" in done.stderr and ".env" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sweep", "--model", "redrel_tiny", "--data", "RedRelShapes", "--layers", "1", "--keep", "1", "--host", "lmms"),
+        ("sweep", "--model", "redrel_llava_hf", "--data", "pope", "--layers", "1", "--keep", "1", "--dry-run"),
+        ("table", "--base", "redrel_llava_hf.llava-hf-llava-1.5-7b-hf", "--methods", "FastV", "--budgets", "192",
+         "--data", "pope"),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_lmms_eval_says_why_there_is_none(words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidValue, match=r"only the answers of its own run.*lmms_eval --config"):
+        CliRunner().invoke(cli.app, words, catch_exceptions=False)

@@ -131,12 +131,15 @@ def test_installing_registers_and_uninstalling_leaves_nothing(kind, request, env
     assert (done.stdout, done.stderr) == ("True\n", "")
     where = run("-c", "import redrel_vlmeval as r; print(r.__file__)", host=host, python=python).stdout
     assert where.startswith(str(environment)) == (kind == "wheel")
+    lmms = "from importlib.metadata import entry_points as e; print([p.name for p in e(group='lmms_eval.models')])"
+    assert run("-c", lmms, host=None, python=python).stdout == "['redrel']\n"
     added = {Path(name).name for name in listing(environment) - before}
     assert added >= {*HOOK_FILES, "redrel"}
 
     pip(environment, "uninstall", "--yes", "redrel-vlmeval")
     left = {name for name in listing(environment) - before if not name.endswith("__pycache__")}
     assert left == set()
+    assert run("-c", lmms, host=None, python=python).stdout == "[]\n"
     done = run("-c", ask, host=host, python=python)
     assert (done.stdout, done.stderr) == ("False\n", "")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from redrel_vlmeval.cli import app
 from redrel_vlmeval.demo import show
@@ -45,6 +46,11 @@ SAVED = {
     name: block
     for text in PAGES.values()
     for block, name in re.findall(r"```python\n(# (\w+\.py)\n.*?)```", text, re.S)
+}
+SAVED_YAML = {
+    name: block
+    for text in PAGES.values()
+    for block, name in re.findall(r"```yaml\n(# (\w+\.yaml)\n.*?)```", text, re.S)
 }
 OTHERS = (
     ". .venv/bin/activate",
@@ -117,11 +123,15 @@ def test_make_targets_can_be_made(target: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m lmms_eval")])
 def test_lmms_eval_commands_name_real_ids_and_settings(command: str) -> None:
     words = shlex.split(command)
-    given = dict(zip(words[3::2], words[4::2], strict=False))
-    assert given["--model"] in DOORS
-    arguments = dict(pair.split("=") for pair in given["--model_args"].split(","))
-    assert "pretrained" in arguments and ("trunc" not in arguments or parse(arguments["trunc"]).stages)
-    assert "--log_samples" in words and "--output_path" in words  # else redrel sheet has nothing to test
+    given = {name.lstrip("-"): value for name, value in zip(words[3::2], words[4::2], strict=False)}
+    runs = [given | {"log_samples": "--log_samples" in words, "output_path": "--output_path" in words}]
+    if "config" in given:
+        runs = yaml.safe_load(SAVED_YAML[given["config"]])
+    for run in runs:
+        assert run["model"] in DOORS
+        arguments = dict(pair.split("=") for pair in run["model_args"].split(","))
+        assert "pretrained" in arguments and ("trunc" not in arguments or parse(arguments["trunc"]).stages)
+        assert run["log_samples"] and run["output_path"]  # else redrel sheet has nothing to test
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(("python run.py", "python -m vlmeval"))])

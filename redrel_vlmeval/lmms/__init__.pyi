@@ -1,3 +1,3 @@
 from . import shapes as shapes
-from .door import manifests as manifests
+from .door import DOORS as DOORS, manifests as manifests
 from .reading import find_cells as find_cells

@@ -81,7 +81,10 @@ def find_tables(benchmarks: Iterable[str], places: Sequence[Path]) -> dict[str, 
             found[name] = path
     if names and not found:
         files, where = (", ".join(map(str, of)) for of in ([f"{name}.tsv" for name in names], places))
-        raise PictureError(f"--pictures: found no {files} in {where}; name the folder with --data-folder")
+        raise PictureError(
+            f"--pictures: found no {files} in {where}; name the folder with --data-folder. These are tables of "
+            "VLMEvalKit; lmms-eval leaves no pictures"
+        )
     return found
 
 
