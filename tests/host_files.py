@@ -5,11 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
 from redrel_vlmeval.results.records import setting_of
+
+
+@contextmanager
+def lmu_data(folder: Path, name: str, table: pd.DataFrame) -> Iterator[Path]:
+    """Within the context the host finds the benchmark ``name`` in ``folder``, and models run on the CPU."""
+    table.to_csv(folder / f"{name}.tsv", sep="\t", index=False)
+    before = os.environ.get("LMUData")
+    os.environ |= {"LMUData": str(folder), "REDREL_DEVICE": "cpu"}
+    yield folder
+    os.environ.pop("LMUData")
+    os.environ |= {} if before is None else {"LMUData": before}
 
 
 def predictions(folder: Path, model: str, benchmark: str, frame: pd.DataFrame) -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import host_files
 import modelbox
 import pandas as pd
 import pytest
@@ -37,16 +37,11 @@ def run(request: Request) -> int:
 @pytest.fixture(scope="module")
 def lmu(tmp_path_factory):
     """A benchmark of one, two and three hops, one of whose pictures is none."""
-    folder = tmp_path_factory.mktemp("LMUData")
     table = benchmark.make("RedRelShapes").iloc[[0, 1, 240, 241, 440, 640]].copy()
     assert table["index"].iloc[2] == BAD
     table.loc[table["index"] == BAD, "image"] = "bm90IGEgcGljdHVy" * 20
-    table.to_csv(folder / f"{DATA}.tsv", sep="\t", index=False)
-    before = os.environ.get("LMUData")
-    os.environ |= {"LMUData": str(folder), "REDREL_DEVICE": "cpu"}
-    yield folder
-    os.environ.pop("LMUData")
-    os.environ |= {} if before is None else {"LMUData": before}
+    with host_files.lmu_data(tmp_path_factory.mktemp("LMUData"), DATA, table) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -128,9 +128,7 @@ def bench(
 
     def sweep() -> None:
         tick("the sweep")
-        answers, seconds = timed(host, lambda: whole.answer({}))
-        found.sweep.append(seconds)
-        said.update({setting: answer.text for setting, answer in answers.items()})
+        found.sweep.append(one_pass(host, whole, said))
 
     def sweep_with_less() -> None:
         tick("the sweep with one K less")
@@ -177,6 +175,13 @@ def timed(host: Asked, run: Callable[[], Any]) -> tuple[Any, float]:
     result = run()
     gpus.wait(devices)
     return result, clock() - began
+
+
+def one_pass(host: Asked, whole: Sweeper, said: dict[str, str]) -> float:
+    """Seconds of a sweep of one question; what every setting says goes to ``said``."""
+    answers, seconds = timed(host, lambda: whole.answer({}))
+    said.update({setting: answer.text for setting, answer in answers.items()})
+    return seconds
 
 
 def alone_with(host: Asked, context: Any, **forward: Any) -> tuple[float, str]:

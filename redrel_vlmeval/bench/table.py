@@ -18,7 +18,7 @@ from tabulate import tabulate
 from redrel_vlmeval.bench.command import Request, heading
 from redrel_vlmeval.bench.prefill import Check, seconds_of
 from redrel_vlmeval.bench.subjects import Subject
-from redrel_vlmeval.bench.sweep import Asked, alone_with, timed
+from redrel_vlmeval.bench.sweep import Asked, alone_with, one_pass
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.sweep import Sweeper, plan
 from redrel_vlmeval.truncation import find_decoder, truncated
@@ -64,9 +64,7 @@ def bench(
 
     def sweep() -> None:
         tick("the sweep")
-        answers, seconds = timed(host, lambda: whole.answer({}))
-        found.sweep.append(seconds)
-        said.update({setting: answer.text for setting, answer in answers.items()})
+        found.sweep.append(one_pass(host, whole, said))
 
     def one_by_one() -> None:
         found.one_by_one.append(0.0)

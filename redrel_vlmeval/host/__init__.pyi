@@ -7,6 +7,7 @@ from . import (
     verdicts as verdicts,
 )
 from .benchmark import Benchmark as Benchmark, models as models
+from .dialogues import turns as turns
 from .facts import MS as MS, UPSTREAM as UPSTREAM, arguments as arguments
 from .folders import (
     RECORDS as RECORDS,

@@ -1,7 +1,8 @@
 """Finds what the hosts left on disk, one :class:`Cell` per model and benchmark, and reads none of their tables.
 
 Upstream writes ``<work-dir>/<model>/T<date>-<time>/`` and links beside it, ms-vlmeval writes flat into
-``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles are never opened: they can run code.
+``<work-dir>/<model>/`` (and leaves an empty ``T...`` folder there). Pickles can run code: none is opened but by
+:mod:`dialogues`, which admits tables only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from redrel_vlmeval.names import parse
 
 RUN_FOLDER = re.compile(r"T(\d{8})(?:-(\d{6}))?(?:_G[0-9a-fA-F]+)?")
 STATUS = "status.json"
+DIALOGUES = "MMDU"  # the host's benchmark of several turns
 SWEEPING = "a sweep is writing here"
 # Each process of a run with several ranks keeps a file of its own.
 RECORDS = re.compile(r"_redrel(?:_rank\d+)?\.jsonl$")
@@ -104,7 +106,21 @@ class Cell:
         """The host's score file; of several the one in the format that ``status.json`` names, else the newest."""
         endings = (f"{kind}.{form}" for kind in ("_acc", "_score") for form in ("csv", "json", "xlsx", "tsv"))
         found = [path for ending in endings if (path := self.file(ending))]
-        return _newest(found, str(self.status.get("eval_format") or ""))
+        if not found and self.benchmark.startswith(
+            DIALOGUES
+        ):  # the one whose score file has a rule and names its judge
+            found = list(self.of_judge("_score.csv").values())
+        return newest(found, str(self.status.get("eval_format") or ""))
+
+    def of_judge(self, ending: str) -> dict[str, Path]:
+        """``<model>_<benchmark>_<judge><ending>`` by judge: of the one that ``status.json`` names, else of all."""
+        start, judge = f"{self.model}_{self.benchmark}_", self.entry.get("judge_model")
+        found = {
+            name.removeprefix(start).removesuffix(ending): path
+            for name, path in self.files.items()
+            if name.startswith(start) and name.endswith(ending)
+        }
+        return {name: path for name, path in found.items() if not judge or same_judge(name, str(judge))}
 
     @property
     def per_sample(self) -> Path | None:
@@ -117,15 +133,15 @@ class Cell:
         if verified := self._verified:
             return verified
         judge = self.entry.get("judge_model")
-        own = [path for name, path in self.judged.items() if not judge or _same_judge(name, str(judge))]
-        return _newest(own, form) or _newest(self._tables(*_BY_RULE), form)
+        own = [path for name, path in self.judged.items() if not judge or same_judge(name, str(judge))]
+        return newest(own, form) or newest(self._tables(*_BY_RULE), form)
 
     @property
     def _verified(self) -> Path | None:
         """The verifier's table, if it judged: that shows in the arguments only, ``judge_model`` stays as it was."""
         argv = self.status.get("argv")
         asked = isinstance(argv, list) and "--use-verifier" in argv
-        return _newest(self._tables("detailed_results"), "") if asked else None
+        return newest(self._tables("detailed_results"), "") if asked else None
 
     def _tables(self, *names: str) -> list[Path]:
         return [path for name in names for kind in ("xlsx", "tsv") if (path := self.file(f"_{name}.{kind}"))]
@@ -149,13 +165,13 @@ class Cell:
         return next((name for name, table in self.judged.items() if table == path), None)
 
 
-def _same_judge(table: str, judge: str) -> bool:
+def same_judge(table: str, judge: str) -> bool:
     """Whether a table's name is the judge's: ``openai`` is chatgpt-0125, ``gpt4omini`` is gpt-4o-mini."""
     here, there = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (table, judge))
     return here == there or here == _ALIASES.get(there)
 
 
-def _newest(paths: list[Path], form: str) -> Path | None:
+def newest(paths: list[Path], form: str) -> Path | None:
     """Of files in the format ``form``, or of all where none is, the one that was written last; ties to the first."""
     of_form = [path for path in paths if path.suffix == f".{form}"]
     some = of_form or paths

@@ -89,6 +89,8 @@ def _by_rule(rows: Rows) -> list[Metric]:
         return _by_split(rows, {"aAcc": ("aAcc", mean), "fAcc": ("fAcc", all_right(4)), "qAcc": ("qAcc", all_right(5))})
     if {"split", "Overall", "acc", "precision", "recall"} <= columns:
         return _by_split(rows, {"Overall": ("F1", f1), "acc": ("acc", accuracy)}, ("precision", "recall"))
+    if {"set", "Overall Score"} <= columns:
+        return _dialogues(rows)
     if {"Category", "Accuracy"} <= columns:
         return _verifier(rows)
     if "Overall" in columns and "split" in columns:
@@ -156,6 +158,18 @@ def _mme(row: Row) -> list[Metric]:
     rest = [str(column) for column in row if column not in most]
     parts = both + [Metric(column, _number(row[column], column), part=True, most=200) for column in rest]
     return [Metric("perception + reasoning", sum(metric.value for metric in both), True, most=2800, rating=mme), *parts]
+
+
+def _dialogues(table: Rows) -> list[Metric]:
+    """MMDU: marks of a judge over all turns, in points; row ``all`` counts a turn without one as 0, ``valid`` not."""
+    rows = _by_name(table, "set")
+    if "all" not in rows:
+        raise InvalidValue(f"no row 'all' among the sets {', '.join(rows)}")
+    names = [str(column) for column in rows["all"] if column != "set"]
+    names.insert(0, names.pop(names.index("Overall Score")))
+    found = [Metric(name, _number(rows["all"][name], name), name == names[0], most=100) for name in names]
+    valid = as_number(rows.get("valid", {}).get(names[0]))
+    return [*found, *([Metric(f"valid {names[0]}", valid, most=100)] if valid is not None else [])]
 
 
 def _only(rows: Rows) -> Row:

@@ -13,6 +13,7 @@ from . import (
 from .asked import Asked as Asked, Line as Line
 from .cells import NO_RULE as NO_RULE, no_collection as no_collection
 from .choosing import Budget as Budget
+from .dialogues import by_turn as by_turn
 from .flips import DOWN as DOWN, SAME as SAME, UP as UP, letter as letter
 from .grid import Grid as Grid, grids as grids
 from .kept import Kept as Kept

@@ -1,10 +1,12 @@
 """Numbers that others printed, each with its source, to stand beside measured ones: never averaged, ranked or tested.
 
-``published.csv`` has one row per number; a row that another source contradicts is flagged ``disputed``.
+``published.csv`` has one row per number, with the source where it was read; ``disputed`` are those that another source
+contradicts: for the same model, method, tokens and benchmark it has a number more than a point away (MME: 20).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import pandas as pd
 
 from redrel_vlmeval.bases import BASES
 from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.names import parse
 
 FILE = Path(__file__).with_name("published.csv")
 COLUMNS = ["model", "method", "setting", "benchmark", "metric", "value", "source", "disputed", "note"]
@@ -23,6 +26,7 @@ METRICS = {
     "perception": ("perception",),
     "perception+reasoning": ("perception + reasoning",),
 }
+PAPER = "From Redundancy to Relevance"
 _KEY = ["model", "method", "setting", "benchmark", "metric", "source"]
 
 
@@ -38,15 +42,15 @@ class Facts:
 
 # Models of that table that are no base here; those that are have their facts in `bases`.
 OTHERS = (
-    Facts("InstructBLIP (Vicuna-7B)", "Vicuna-7B", 224),
-    Facts("InstructBLIP (Vicuna-13B)", "Vicuna-13B", 224),
+    Facts("InstructBLIP (Vicuna-7B)", "Vicuna-7B", 224, ("instructblip_7b",)),
+    Facts("InstructBLIP (Vicuna-13B)", "Vicuna-13B", 224, ("instructblip_13b",)),
     Facts("BLIP-2 (Vicuna-13B)", "Vicuna-13B", 224),
     Facts("Shikra (Vicuna-13B)", "Vicuna-13B", 224),
     Facts("DDCoT (GPT-3.5)", "175B"),
     Facts("DDCoT (MiniGPT-4)", "Vicuna-13B"),
     Facts("Ying-VLM"),
     Facts("Otter"),
-    Facts("MiniGPT-4 (Vicuna-13B)", "Vicuna-13B", 336),
+    Facts("MiniGPT-4 (Vicuna-13B)", "Vicuna-13B", 336, ("MiniGPT-4-v1-13B",)),
     Facts("MobileVLM", "MobileLLaMA", 336),
 )
 
@@ -94,10 +98,19 @@ def facts(name: str) -> Facts:
     if base is not None:
         names = tuple(other.name for other in BASES.values() if other.title == base.title)
         return Facts(base.title, base.backbone, base.resolution, names)
-    return next((model for model in OTHERS if name == model.title), Facts(name))
+    return next((model for model in OTHERS if name in (model.title, *model.names)), Facts(name))
 
 
-def on(benchmarks: set[str]) -> pd.DataFrame:
-    """Published rows on these benchmarks, by the hosts' names of them."""
-    frame = published()
-    return frame[frame["benchmark"].isin(benchmarks)].reset_index(drop=True)
+def on(benchmarks: set[str], bases: Iterable[str] = ()) -> pd.DataFrame:
+    """Published rows on these benchmarks, by the hosts' names of them: the paper's own, and those of ``bases``."""
+    frame, titles = published(), {facts(_plain(base)).title for base in dict.fromkeys(bases)}
+    own = frame["model"].isin(titles) | frame["source"].str.startswith(PAPER)
+    return frame[frame["benchmark"].isin(benchmarks) & own].reset_index(drop=True)
+
+
+def _plain(base: str) -> str:
+    """A base without the prompt and decoding that it was asked with."""
+    try:
+        return parse(base).base or base
+    except KeyError:
+        return base

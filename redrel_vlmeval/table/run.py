@@ -146,7 +146,9 @@ def _price(wanted: plan.Wanted, left: dict[str, tuple[str, ...]], limit: int | N
         say(f"no price: {unknown}. The table itself runs all the same")
         return
     prompt = sweeping.Prompt(preview.TEXT["before"], tokens, preview.TEXT["after"])
-    say(f"a prompt of {prompt.before} + {tokens} image + {prompt.after} tokens (text assumed), {base.blocks} blocks")
+    own = "" if base.tokens else f"; {tokens} as papers print them: a picture's own number depends on its size"
+    asked_of = f"{prompt.before} + {tokens} image + {prompt.after} tokens, {base.blocks} blocks"
+    say(f"a prompt of {asked_of} (text assumed{own})")
     hours, most = 0.0, 0
     for data, settings in left.items():
         if not settings:

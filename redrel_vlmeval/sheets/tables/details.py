@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from redrel_vlmeval.results import Results, blind, grids
+from redrel_vlmeval.results import Results, blind, by_turn, grids
 from redrel_vlmeval.sheets.tables import per_question
 from redrel_vlmeval.sheets.tables.columns import Column
 from redrel_vlmeval.sheets.tables.leaders import in_order, units
@@ -119,6 +119,25 @@ def blind_questions(results: Results) -> Table:
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     return capped("Blind questions", frame, MOST, "questions answered right with no image token (the paper's Fig. 7)",
                   "questions", "no rows: see the table Blind")  # fmt: skip
+
+
+def turns(results: Results) -> Table | None:
+    """How a dialogue's score changes from turn to turn, of every model; None where no dialogue was judged."""
+    frame = in_order(by_turn(results), results, ["benchmark"])
+    if frame.empty:
+        return None
+    what = "95 % interval of the delta, dialogues drawn again; empty for fewer than ten of them"
+    columns = {
+        "turn": Column("turn", "of the dialogue, from 1; 'later - first': mean of all later turns less the first"),
+        "n": Column("n", "dialogues whose turn has a mark, of a variant: on both sides", "d"),
+        "unjudged": Column("unjudged", "dialogues whose turn has no mark; they are left out", "d"),
+        "score": Column("score", "the judge's mark (MMDU's Overall Score), in points of 100"),
+        "base score": Column("base score", "the same of the base, on the same dialogues"),
+        "delta": Column("delta", "points to the base; 'later - first': how much more later turns lose than the first"),
+        "CI low": Column("CI low", what),
+        "CI high": Column("CI high", what),
+    }
+    return Table("Turns", frame, "dialogues turn by turn, and whether later turns lose more", columns=columns)
 
 
 def flips(results: Results) -> Table:

@@ -28,7 +28,7 @@ def board(results: Results) -> Table:
         others = [column.title for column in found if column not in averaged]
         left = f"; not in it: {', '.join(others)}" if others else ""
         remarks.append(f"mean: over {', '.join(column.title for column in averaged)}, measured rows only{left}")
-    printed = _printed(published.on({column.benchmark for column in found}), found)
+    printed = _printed(published.on({column.benchmark for column in found}, results.scores["base"]), found)
     frame, grey = _beside(table.frame, printed)
     if table.outcomes:
         remarks.append(
@@ -59,7 +59,7 @@ def table_1(results: Results) -> Table:
             line |= {"average tokens": row.get("average tokens")} | _scores(row, table)
             won = [f"{variants} on {title}{halves[title]}" for title in winners.get(row["model"], ())]
             lines.append(line | {"best of": "; ".join(won) or None, "note": row["note"] or None})
-    text = published.on({column.benchmark for column in found})
+    text = published.on({column.benchmark for column in found}, results.scores["base"])
     printed = _printed(text[text["method"] != "prompt"], found)
     frame, grey = _beside(_frame(lines, found, ["language model", "resolution", "best of"]), printed)
     remarks = [] if lines else ["no rows of this folder: no model ran with its stock prompt and greedy search"]
@@ -94,7 +94,7 @@ def table_2(results: Results) -> Table:
         line = {"model": row["model"], "base": row["base"], "prompt": _order_of(spec.prompt)}
         line |= {"decoding": spec.decoding, "truncation": str(cut) or None} | _scores(row, table)
         lines.append(line | {"note": row["note"] or None})
-    text = published.on({column.benchmark for column in found})
+    text = published.on({column.benchmark for column in found}, results.scores["base"])
     printed = _printed(text[text["method"] == "prompt"], found)
     for line in printed:
         prompt, _, rest = str(line["setting"]).partition(" ")
