@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +166,32 @@ def looks(folder: Path) -> None:
     assert {"Methods", "Downsampling"} <= set(sheets.sheetnames)
     page = (folder / "table.html").read_text(encoding="utf-8")
     assert 'id="methods"' in page and value in page and "Downsampling" in page
+
+
+def table_command(work: Path) -> tuple[list[str], dict[str, str]]:
+    words = ["--base", "redrel_tiny", "--methods", "fastv,dart", "--budgets", "24", "--data", DATA, "--work-dir"]
+    variables = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    return [sys.executable, "-m", "redrel_vlmeval", "table", *words, str(work)], variables
+
+
+@pytest.mark.slow
+@needs_host
+@pytest.mark.timeout(600)
+def test_a_killed_table_ends_the_same(lmu: Path, tmp_path: Path) -> None:
+    """Killed with no warning while it asks; the same command again asks the rest, and writes the very same table."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command, variables = table_command(killed)
+    dying = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    asked: list[str] = []
+    while len(asked) < 3 and dying.poll() is None:
+        time.sleep(0.02)
+        asked = [line for path in killed.glob("sweep/*/answers*.jsonl") for line in path.read_text().splitlines()]
+    dying.kill()
+    assert dying.wait() == -signal.SIGKILL, "it was still running"
+    assert not (killed / "table.csv").exists() and len(asked) < 13
+    for work in (whole, killed):
+        command, variables = table_command(work)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    tables = [(work / "table.csv").read_text() for work in (whole, killed)]
+    assert tables[0] == tables[1] and "FastV" in tables[0]
