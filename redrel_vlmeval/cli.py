@@ -122,10 +122,9 @@ def sheet(
         found = results.read(outputs, all_runs)
         for path in output or []:
             sheets.prepare(path)
+        written = [sheets.write(found, path) for path in output or []]  # first: nobody may read what is printed
         table = sheets.to_text(sheets.measured(found), terminal.terminal_width())
-        typer.echo("\n".join([table, *blind.lines(found)]))
-        for line in ending([sheets.write(found, path) for path in output or []]):
-            typer.echo(line)
+        typer.echo("\n".join([table, *blind.lines(found), *ending(written)]))
     raise typer.Exit(_failed(found.failed))
 
 

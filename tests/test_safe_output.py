@@ -100,6 +100,13 @@ def test_a_service_without_a_terminal_gets_its_files(tmp_path: Path, closed: str
     assert openpyxl.load_workbook(tmp_path / "x.xlsx").sheetnames[0] == "Leaderboard"
 
 
+def test_files_are_written_also_where_the_table_cannot_be_shown(tmp_path: Path) -> None:
+    sheet_files.clear(tmp_path)
+    done = run("sheet", str(tmp_path), "-o", str(tmp_path / "x.md"), shell=">/dev/full")
+    assert (done.returncode, done.stderr) == (2, "redrel: [Errno 28] No space left on device\n")
+    assert (tmp_path / "x.md").read_text("utf-8").startswith("## Leaderboard\n")
+
+
 @pytest.mark.parametrize("terminal", [{"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}])
 def test_a_locale_without_letters_keeps_no_sheet_from_being_written(tmp_path: Path, terminal: dict) -> None:
     sheet_files.clear(tmp_path, benchmark="名前")
