@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from redrel_vlmeval.console import App, brief, ending, open_streams, speak_utf8
-from redrel_vlmeval.errors import InvalidValue, RedrelError
+from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.explain import app as explaining, list_methods, list_rules
 from redrel_vlmeval.host import runner
+from redrel_vlmeval.lmms import not_of_lmms
 from redrel_vlmeval.rules import DEFAULT
 
 app = App(
@@ -266,7 +267,7 @@ def sweep(
     from redrel_vlmeval.sheets import outcome
     from redrel_vlmeval.sweep import run
 
-    _of_vlmevalkit(f"--host {host}" if host != "vlmevalkit" else f"--model {model}")
+    not_of_lmms(f"--host {host}" if host != "vlmevalkit" else f"--model {model}")
     request = run.Request(
         model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin, settings
     )
@@ -291,7 +292,7 @@ def table(
     """The field's table: methods x budgets x benchmarks, what each keeps of the base. Exit code 1 if a cell failed."""
     from redrel_vlmeval.table import run
 
-    _of_vlmevalkit(f"--base {base}")
+    not_of_lmms(f"--base {base}")
     request = run.Request(preset, base, methods, budgets, data, limit, work_dir, memory, judge, dry_run)
     raise typer.Exit(run.run(request))
 
@@ -301,23 +302,6 @@ def _failed(cells: list[tuple[str, str, str]]) -> int:
     for model, benchmark, reason in cells:
         typer.echo(f"failed: {model} on {benchmark}: {reason}", err=True)
     return int(bool(cells))
-
-
-def _of_vlmevalkit(given: str) -> None:
-    """Refuse what would be a sweep of lmms-eval: an id or a model's name of its runs, or ``--host`` itself.
-
-    Raises:
-        InvalidValue: it is one.
-    """
-    from redrel_vlmeval.lmms import DOORS
-
-    option, _, value = given.partition(" ")
-    if option == "--host" or value.partition(".")[0] in DOORS:
-        raise InvalidValue(
-            f"{given}: one pass for all settings is for VLMEvalKit's models (--host vlmevalkit); lmms-eval filters and "
-            "scores only the answers of its own run, of one setting. Its runs one after another in one process: "
-            "python -m lmms_eval --config runs.yaml (docs/lmms-eval.md); their table: redrel sheet"
-        )
 
 
 def main() -> None:

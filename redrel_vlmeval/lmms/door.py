@@ -10,6 +10,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from redrel_vlmeval.errors import InvalidValue
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,3 +76,18 @@ def manifests() -> list[Any]:
     except Exception as error:  # whatever is wrong with us must not become the failure of other plugins
         logger.warning("redrel-vlmeval: not registered with lmms-eval (%s: %s)", type(error).__name__, error)
         return []
+
+
+def not_of_lmms(given: str) -> None:
+    """Refuse what would be a sweep of lmms-eval: an id or a model's name of its runs, or ``--host`` itself.
+
+    Raises:
+        InvalidValue: it is one.
+    """
+    option, _, value = given.partition(" ")
+    if option == "--host" or value.partition(".")[0] in DOORS:
+        raise InvalidValue(
+            f"{given}: one pass for all settings is for VLMEvalKit's models (--host vlmevalkit); lmms-eval filters and "
+            "scores only the answers of its own run, of one setting. Its runs one after another in one process: "
+            "python -m lmms_eval --config runs.yaml (docs/lmms-eval.md); their table: redrel sheet"
+        )
