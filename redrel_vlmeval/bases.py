@@ -54,11 +54,15 @@ class Base:
     alias: bool = False
 
 
-# What a visual token stands for. square: a patch of the picture centred on a square, row by row. whole: a query that
-# sees the whole picture. tiles: patches of the whole picture, then of its tiles, row by row, each row with an end.
-# stretched: a patch of the picture stretched to a square, row by row. own: a patch of the picture in nearly its own
-# shape, row by row. cut: patches of one tile after another, then of the whole picture, each stretched to a square.
-LAYOUTS = ("square", "whole", "tiles", "stretched", "own", "cut")
+# What a visual token stands for, in the words of docs/models.md.
+LAYOUTS = {
+    "square": "a patch of the picture centred on a square, row by row",
+    "stretched": "a patch of the picture stretched to a square, row by row",
+    "own": "a patch of the picture in nearly its own shape, row by row",
+    "tiles": "a patch of the picture stretched to a square, then of its tiles together, each row with an end",
+    "cut": "a patch of one tile after another, then of the picture stretched to a square",
+    "whole": "a query that sees the whole picture: no place on it",
+}
 # Keywords of a host's entry that hand its model to another engine, and that engine.
 ENGINES = {"use_vllm": "vLLM", "use_lmdeploy": "LMDeploy"}
 TINY = "redrel_tiny"  # the model in the box

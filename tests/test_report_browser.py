@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -144,6 +145,30 @@ def test_a_flip_shows_the_picture_on_its_padded_square_with_the_dropped_tokens_d
     assert dropped.count("M") == 56 and dropped.startswith("M0 3.75h") and "M0 0h" not in dropped
     opened.page.get_by_label("show tokens: outlined kept, hatched dropped").uncheck()
     assert not opened.page.locator(".overlay").is_visible()
+
+
+# 16 tokens over the whole picture, then rows of 7 with an end each, of which the first column is padding in part
+TILED = [[0, "whole", 0, 4, 4, 4, 0, 0, 1, 1], [0, "tiles", 16, 6, 7, 8, -0.1, 0, 1, 1]]
+
+
+def test_a_flip_of_a_picture_in_tiles_shows_it_twice(browser, tmp_path: Path) -> None:
+    folder = box.write(tmp_path)
+    for file in folder.glob("*/*_redrel.jsonl"):
+        more = {"views": TILED, "kept": {"2": [0, 17, 31, 40]}} if file.parent.name.endswith("l2_k8") else {}
+        lines = [json.loads(line) | {"backend": "a.Class"} | more for line in file.read_text().splitlines()[:-1]]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    watched = Watched(browser, report.write(read(folder), folder / "page.html", most_pictures=5))
+    watched.page.locator("tr[data-model='redrel_tiny_trunc_l2_k8'] button.link").click()
+    whole, tiles = watched.page.locator(".flip .picture svg").all()
+    assert [drawing.get_attribute("viewBox") for drawing in (whole, tiles)] == ["0 0 30 20", "0 0 33 20"]
+    assert whole.locator("path.dropped").get_attribute("d").count("M") == 15
+    assert tiles.locator("path.dropped").get_attribute("d").count("M") == 40  # 31 is the end of a row
+    assert tiles.locator("image").get_attribute("x") == "3"
+    assert watched.texts(".flip .picture .soft") == ["as a whole: 1 of 16", "in tiles: 2 of 42"]
+    watched.page.get_by_label("show tokens: outlined kept, hatched dropped").uncheck()
+    assert not any(overlay.is_visible() for overlay in watched.page.locator(".overlay").all())
+    assert watched.complaints == []
+    watched.context.close()
 
 
 def test_a_link_leads_to_its_flip(opened: Watched, browser, files) -> None:

@@ -68,6 +68,16 @@ def test_no_record_no_claim() -> None:
     assert kept_of({"index": 3, "prefill_ms": 2.0}, 1) is None
 
 
+def test_places_that_the_record_tells_are_taken_and_why_there_are_none_is_said() -> None:
+    views = [[0, "whole", 0, 24, 24, 24, 0, 0, 1, 1], [0, "tiles", 576, 10, 12, 13, 0, 0, 1, 1]]
+    other = {"backend": "a.Class", "base": "llava_next_vicuna_7b", "kept": {"2": [0, 600]}}
+    kept = kept_of(record(706, **other, views=views), 2)
+    assert (kept.side, kept.why, kept.views) == (0, "", tuple(map(tuple, views)))
+    assert places(kept.mask) == [0, 600]
+    kept = kept_of(record(706, **other, unplaced="the tiles of several pictures are not told apart"), 2)
+    assert kept.views == () and kept.why == "The tiles of several pictures are not told apart."
+
+
 def test_official_mode_is_said() -> None:
     kept = kept_of(record(mode="official"), 1)
     assert kept.side == 24 and "every step" in kept.why

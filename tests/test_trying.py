@@ -8,7 +8,7 @@ from checkpoints import import_host, needs_host
 from modelbox import in_host, records
 
 from redrel_vlmeval import trying
-from redrel_vlmeval.errors import ExplainError, TruncationError
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.plugin import register
 from redrel_vlmeval.truncation import find_decoder, truncated
@@ -138,10 +138,3 @@ def test_embeddings_that_are_not_the_prompts_are_refused(variant, pictures):
             scaled.remove()
         with pytest.raises(TruncationError, match="without a cache later steps forget the prompt"):
             root.generate(inputs_embeds=rows, max_new_tokens=1, use_cache=False)
-
-
-def test_internvl_is_not_explained(variant, pictures):
-    from redrel_vlmeval.explain import ask_host
-
-    with pytest.raises(ExplainError, match="hands its decoder embeddings"):
-        ask_host(variant, asked(pictures, 0))

@@ -110,9 +110,40 @@ def page(found: Sequence[Line]) -> str:
             "`redrel bases` says so name by name, `redrel bases --try NAME` runs one. *tokens, apart*: in the first\n"
             "and the last block of the run, and the largest difference of logits from the re-statement. What the\n"
             "variant's name means: [names](names.md).",
+            rows(),
+            "## Classes",
             tabulate(cells, headers=heads, tablefmt="github", disable_numparse=True),
         ]
     )
+
+
+FIRST = """## Bases that are known before they are loaded
+
+They have a row in `redrel_vlmeval/bases.py`: a layer that a base lacks is refused before anything is downloaded, a run
+has a price where the tokens of a picture are known, and kept tokens are drawn on the picture, on the report's page and
+by `redrel explain`. Each of these families is swept (with the answers of single variants), explained (`flow` and `cam`)
+and placed on the picture on its host's class and a tiny checkpoint, by `tests/test_first_class.py` (Qwen-VL by
+`tests/test_explain_qwen.py` and `tests/test_qwen_engine.py`, [more](qwen-vl.md)). Refused by name:
+
+* a sweep of Gemma3, which has rotary tables of its own for each kind of block; and of any base that is asked to draw
+  from more than the likeliest token, as a checkpoint's own generation config may say;
+* maps of the vision tower or the projector, `--tower` and `--smooth` where a decoder is given embeddings: InternVL3 of
+  the hosts, and LLaVA-OneVision of the package `llava`, of which no tiles are drawn, but the picture as a whole."""
+
+
+def rows() -> str:
+    """The section on bases that have a row."""
+    from tabulate import tabulate
+
+    from redrel_vlmeval.bases import BASES, LAYOUTS
+
+    cells = [
+        [f"`{base.name}`", base.title, base.blocks, base.tokens or "by its size", LAYOUTS[base.layout]]
+        for base in BASES.values()
+        if not base.alias
+    ]
+    heads = ["base", "in papers", "blocks", "tokens of a picture", "a token is"]
+    return f"{FIRST}\n\n{tabulate(cells, headers=heads, tablefmt='github', disable_numparse=True)}"
 
 
 def main() -> int:

@@ -64,6 +64,6 @@ def kept_by(asked: Asked, rule: rules.Rule, keep: int) -> list[int]:
     """
     layer = 0 if rule.before_block_1 else LAYER
     word = "" if rule.name == rules.DEFAULT else f"_{rule.name}"
-    with truncated(asked.model, f"l{layer}_k{keep}{word}", asked.tokenizer) as trace:
-        asked.model(**asked.inputs)
+    with truncated(asked.decoder, f"l{layer}_k{keep}{word}", asked.tokenizer) as trace:
+        asked.called(**asked.given(asked.inputs))
     return trace.last.kept[layer]

@@ -20,7 +20,13 @@ from .llava import (
     question_text as question_text,
     square_box as square_box,
 )
-from .pictures import check_readable as check_readable, is_missing as is_missing, opened as opened
+from .pictures import (
+    check_readable as check_readable,
+    is_missing as is_missing,
+    opened as opened,
+    pictures_of as pictures_of,
+)
+from .places import GIVEN as GIVEN, View as View, patches as patches, recorded as recorded, views as views
 from .plain import batched as batched
 from .qwen import (
     QwenCore as QwenCore,

@@ -24,6 +24,7 @@ from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.files import lock
 from redrel_vlmeval.models import gpus
+from redrel_vlmeval.models.places import GIVEN
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.rules import Rule
 from redrel_vlmeval.truncation import Decoder, PromptTrace, find_decoder
@@ -70,6 +71,7 @@ class Meter:
         except TruncationError:
             self.decoder = None
         self.seconds: list[float] = []
+        self.given: dict[str, Any] = {}  # arguments of the first call
         self.prompt: PromptTrace | None = None
         self.total: float | None = None
         self.kv_bytes: int | None = None
@@ -100,6 +102,7 @@ class Meter:
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.seconds and self.decoder is not None:
+            self.given = {name: kwargs[name] for name in GIVEN if kwargs.get(name) is not None}
             call = self.decoder.read_call(args, kwargs)
             if call.input_ids is not None and not call.past:
                 images = int(self.decoder.image_mask(call.input_ids[:1]).sum())

@@ -22,6 +22,11 @@ def is_local(picture: Any) -> bool:
     return not str(picture).startswith("data:") and "://" not in str(picture)
 
 
+def pictures_of(message: Any) -> list[str]:
+    """The pictures that the items of a host's message name, in order."""
+    return [str(item["value"]) for item in message if isinstance(item, dict) and item.get("type") == "image"]
+
+
 def is_missing(picture: Any) -> bool:
     """True for a path without a file."""
     if not is_local(picture):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import redrel_vlmeval
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import HostQuestion, asked_by_host, facts as hostfacts, failures
 from redrel_vlmeval.models.efficiency import Meter, RecordFile, Share, costs, now
+from redrel_vlmeval.models.places import recorded
 from redrel_vlmeval.names import VariantSpec, parse
 from redrel_vlmeval.truncation import Trace
 
@@ -72,8 +73,10 @@ class Recorder:
         self._warned: set[str] = set()
 
     @contextmanager
-    def question(self, trace: Trace | None = None) -> Iterator[dict[str, Any]]:
+    def question(self, trace: Trace | None = None, pictures: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         """Around the answer to one question; ``trace`` is that of the truncated model, None when untouched.
+
+        ``pictures``: paths of the question's, on which the tokens that a truncation kept are placed.
 
         Yields:
             Whatever else the record is to say, empty at first; ``new_tokens`` overrides the number of forward calls.
@@ -100,6 +103,8 @@ class Recorder:
             measured = costs(share, share.own, self.spec) | {"batch": share.batch}
         else:
             measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
+            if prompt is not None and prompt.kept and meter.decoder is not None:
+                measured |= recorded(meter.decoder, meter.given, measured["image_tokens"], pictures)
         file.append(self._head(asked) | measured | more | self.facts | {"time": now()})
 
     def failed(self, error: str) -> None:

@@ -13,6 +13,7 @@ from redrel_vlmeval import prompts
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
+from redrel_vlmeval.models.pictures import pictures_of
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, tokenizer_of, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
@@ -229,9 +230,10 @@ class TruncatedVLM(HostedModel):
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
         model, heard = self.torch_model, self._heard
         room = answer_room(heard, prompts.answer_tokens(self.spec.prompt))
+        pictures = [picture for message in messages for picture in pictures_of(message)]
         with (
             self.answering(messages), unrecorded(self.inner), beams(heard, self.spec.beam), room, self.cut() as trace,
-            self.recorder.question(trace) as record, unswallowed(model),
+            self.recorder.question(trace, pictures) as record, unswallowed(model),
         ):  # fmt: skip
             yield record
 

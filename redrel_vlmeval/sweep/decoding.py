@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.sweep.continuation import Continuation, OutOfRoom
-from redrel_vlmeval.truncation import replaced
+from redrel_vlmeval.truncation import Decoder, replaced
 
 POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")
 # what may hold something between calls, or end answers in ways that the tokens do not show
@@ -24,14 +24,19 @@ PLAIN = {"use_cache": False, "return_dict_in_generate": False}
 
 @dataclass
 class Request:
-    """One call of ``model.generate`` as the host made it."""
+    """One call of ``model.generate`` as the host made it.
+
+    ``own``: that is no method of transformers, but makes embeddings of the prompt and hands them to transformers'.
+    """
 
     model: nn.Module
     kwargs: dict[str, Any]
+    own: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Request:
-        return cls(model, dict(zip(POSITIONAL, args, strict=False)) | kwargs)
+    def of(cls, decoder: Decoder, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Request:
+        own = decoder.entrance is not None and decoder.entrance.outer is decoder.root
+        return cls(model, dict(zip(POSITIONAL, args, strict=False)) | kwargs, own)
 
     def config(self) -> Any:
         """The generation config in force."""
@@ -45,15 +50,17 @@ class Request:
         Raises:
             TruncationError: names the mode.
         """
-        mode = self.config().get_generation_mode().value
-        if mode != "greedy_search":
+        config = self.config()
+        mode = config.get_generation_mode().value
+        alone = mode == "sample" and config.top_k == 1  # the likeliest token is all that there is to draw from
+        if mode != "greedy_search" and not alone:
             raise TruncationError(
                 f"a sweep decodes greedily, but the model is asked for {mode}; run its variants one by one"
             )
 
     def repeated(self, length: int) -> int:
         """How many tokens of a prompt of ``length`` stand before the answer in what comes back: of embeddings, none."""
-        return 0 if all(self.kwargs.get(name) is None for name in ("inputs", "input_ids")) else length
+        return 0 if self.own or all(self.kwargs.get(name) is None for name in ("inputs", "input_ids")) else length
 
     @property
     def one_by_one(self) -> bool:
@@ -100,6 +107,12 @@ def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, co
 
     names = {"inputs", "input_ids", "attention_mask", "streamer"}
     rest = {name: value for name, value in request.kwargs.items() if name not in names and not _is_input(value)}
+    if request.own:
+        from transformers import GenerationMixin
+
+        generate = partial(GenerationMixin.generate, request.model)
+        known = {*POSITIONAL, *vars(request.config())}
+        rest = {name: value for name, value in rest.items() if name in known}
     repeated = request.repeated(length)
     if repeated:
         prompt = {"input_ids": ids.expand(count, -1)}

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models import MEASURED, computed, find_torch_model, unrecorded, versions
+from redrel_vlmeval.models import (
+    GIVEN,
+    MEASURED,
+    computed,
+    find_torch_model,
+    pictures_of,
+    recorded,
+    unrecorded,
+    versions,
+)
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
 from redrel_vlmeval.sweep.continuation import Continuation
@@ -164,6 +173,7 @@ class Question:
     def __init__(self, sweeper: Sweeper) -> None:
         self.sweeper, self.decoder = sweeper, sweeper.decoder
         self.shared: Shared | None = None
+        self.given: dict[str, Any] = {}  # what the call says of how its pictures are cut
         self.found: dict[str, Found] = {}
         self.batches: list[int] = []
         self.dressed: Callable[[list[int]], Any] = lambda tokens: tokens
@@ -174,9 +184,10 @@ class Question:
         def both(*args: Any, **kwargs: Any) -> Any:
             if self.shared is not None:
                 raise TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
-            request = Request.of(self.sweeper.heard, args, kwargs)
+            request = Request.of(self.decoder, self.sweeper.heard, args, kwargs)
             check_generation(self.sweeper.specs[0], self.decoder, request.kwargs)
             request.check_greedy()
+            self.given = {name: kwargs[name] for name in GIVEN if name in kwargs}
             recorder = Recorder(self.decoder, self.sweeper.specs)
             with recorder.listening():
                 output = generate(*args, **kwargs)
@@ -248,12 +259,15 @@ class Question:
         """Every setting's text, by the host's own decoding of its tokens, and its record."""
         said = {tuple(self.found[""].tokens): text}
         answers = {}
+        count = next(iter(shared.prompts.values())).image_counts[0]
+        placed = recorded(self.decoder, self.given, count, pictures_of(message))
         for spec in [None, *self.sweeper.specs]:  # None: the untouched base
             found = self.found[spec.setting if spec else ""]
             key = tuple(found.tokens)
             if key not in said:
                 said[key] = self._say(found.tokens, message, dataset)
-            answers[spec.setting if spec else ""] = Answer(said[key], self._record(shared, spec, found, message))
+            record = self._record(shared, spec, found, message)
+            answers[record["setting"]] = Answer(said[key], record | (placed if record["kept"] else {}))
         return answers
 
     def _say(self, tokens: list[int], message: Any, dataset: str | None) -> str:

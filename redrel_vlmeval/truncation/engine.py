@@ -38,11 +38,11 @@ from redrel_vlmeval.truncation.views import View
 
 
 @contextmanager
-def truncated(model: nn.Module, spec: VariantSpec | str, tokenizer: Any = None) -> Iterator[Trace]:
+def truncated(model: nn.Module | Decoder, spec: VariantSpec | str, tokenizer: Any = None) -> Iterator[Trace]:
     """Within the context ``model`` runs truncated; afterwards it is exactly as before, also after an exception.
 
     Args:
-        model: a transformers vision-language model whose decoder :func:`find_decoder` knows.
+        model: a transformers vision-language model whose decoder :func:`find_decoder` knows, or what it found.
         spec: a :class:`VariantSpec`, a setting (``"l5_k128"``) or a whole variant name; its base is not looked at.
         tokenizer: the model's, for rules that need the question's words.
 
@@ -55,7 +55,7 @@ def truncated(model: nn.Module, spec: VariantSpec | str, tokenizer: Any = None) 
     """
     check_spec(spec)
     spec = parse(spec) if isinstance(spec, str) else spec
-    decoder = find_decoder(model)
+    decoder = model if isinstance(model, Decoder) else find_decoder(model)
     check_setting(spec, decoder, tokenizer)
     with claimed(decoder, str(spec)), decoder.entered(), ExitStack() as undo:
         engine = _Engine(decoder, spec, tokenizer)

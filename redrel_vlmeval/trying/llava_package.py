@@ -42,6 +42,9 @@ class LlavaQwenForCausalLM(Qwen2ForCausalLM):
         self.model.image_newline = nn.Parameter(torch.randn(config.hidden_size))
         self.post_init()
 
+    def get_vision_tower(self) -> Any:
+        return SimpleNamespace(num_patches_per_side=SIDE // PATCH)
+
     def features(self, tiles: torch.Tensor) -> torch.Tensor:
         """Tiles [t, 3, h, w] -> [n, D], a newline behind each tile."""
         found = self.model.mm_projector(self.model.tower(tiles).flatten(2).transpose(1, 2))
@@ -156,5 +159,5 @@ def lent() -> Iterator[None]:
 def make(folder: Path, _name: str) -> dict[str, Any]:
     """A checkpoint of that package."""
     words = tokenizer(["<|im_start|>", "<|im_end|>"])
-    save(folder, LlavaQwenForCausalLM(LlavaQwenConfig(**text_config(words))), words)
+    save(folder, LlavaQwenForCausalLM(LlavaQwenConfig(**text_config(words), image_aspect_ratio="anyres_max_9")), words)
     return {}

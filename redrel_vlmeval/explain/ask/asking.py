@@ -5,7 +5,7 @@ The prompt is the host's own, down to the token: nothing is built a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,15 +15,12 @@ from PIL import Image
 from torch import nn
 
 from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.explain.ask.embedded import embeddings
+from redrel_vlmeval.explain.ask.generated import is_greedy, said_by, without_end
 from redrel_vlmeval.explain.ask.spans import Spans, spans
 from redrel_vlmeval.models import find_torch_model, tokenizer_of
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.truncation import Decoder, find_decoder, replaced_generate
-
-PROCESSORS = (
-    "min_new_tokens", "min_length", "suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "forced_bos_token_id",
-    "logits_processor", "stop_words_ids", "sequence_bias", "begin_suppress_tokens", "exponential_decay_length_penalty",
-)  # fmt: skip
 
 
 @dataclass
@@ -31,7 +28,8 @@ class Asked:
     """A prompt as the host gave it to its torch model, and the answer to explain.
 
     Attributes:
-        inputs: tensors of the model's forward call for the prompt alone; ``input_ids`` is [1, s].
+        inputs: tensors of the model's forward call for the prompt alone; ``input_ids`` is [1, s]. Of a model whose
+            decoder is given embeddings they are those of that decoder, ``inputs_embeds`` [1, s, d] among them.
         answer: ids of the answer's tokens, its end-of-sequence token left out.
         reply: what the model said, in words. own: whether ``answer`` is what the model said.
         greedy: whether the model's own answer is a plain argmax at every step.
@@ -56,9 +54,43 @@ class Asked:
         return find_decoder(self.model)
 
     @property
+    def called(self) -> nn.Module:
+        """Whose forward call the ``inputs`` are."""
+        return self.decoder.heard(self.model)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether pictures are embeddings before that call, so that neither pixels nor the tower are part of it."""
+        return "inputs_embeds" in self.inputs
+
+    def check_within(self, wanted: Iterable[str]) -> None:
+        """Refuse to look into what is done before the decoder is called, where that is given embeddings.
+
+        Raises:
+            ExplainError: names what can be had.
+        """
+        outside = [what for what in wanted if what in ("vision", "projector", "tower", "a changed picture")]
+        if self.embedded and outside:
+            raise ExplainError(
+                f"{type(self.model).__name__} makes embeddings of its pictures before its decoder is called, without "
+                f"gradients: {outside[0]} cannot be looked into; maps of the decoder and the flow can be had"
+            )
+
+    @property
     def prompt(self) -> int:
         """Length of the prompt in tokens."""
         return int(self.inputs["input_ids"].shape[1])
+
+    def given(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Arguments of a forward call for ``batch``, which is like ``inputs``: without ids where it has embeddings.
+
+        These are left where an engine looks them up: as the host's class would have been given them.
+        """
+        if not self.embedded:
+            return batch
+        if self.decoder.entrance is not None:
+            self.decoder.entrance.ids = batch["input_ids"]
+        return {name: tensor for name, tensor in batch.items() if name != "input_ids"}
 
     def sequence(self) -> dict[str, torch.Tensor]:
         """``inputs`` with the answer's tokens behind the prompt."""
@@ -68,6 +100,9 @@ class Asked:
         for name, tensor in self.inputs.items():
             if name == "input_ids":
                 longer[name] = torch.cat([ids, answer], 1)
+            elif name == "inputs_embeds":
+                with torch.no_grad():
+                    longer[name] = torch.cat([tensor, self.decoder.embed(answer).to(tensor)], 1)
             elif tensor.shape == ids.shape:  # attention_mask is 1 there, token types are those of text
                 fill = 1 if name == "attention_mask" else 0
                 longer[name] = torch.cat([tensor, torch.full_like(answer, fill).to(tensor.dtype)], 1)
@@ -118,7 +153,10 @@ def ask_model(
             picture too large to open.
     """
     decoder = find_decoder(model)
-    _check_decoder(model, decoder)
+    if decoder.divided:
+        raise ExplainError(
+            f"{type(model).__name__}: other processes hold heads of it; load it with device_map, not tp_plan"
+        )
     calls: list[tuple[dict[str, Any], Any]] = []
 
     def watch(generate: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +167,7 @@ def ask_model(
 
         return watched
 
-    with replaced_generate(model, watch):
+    with embeddings(decoder) as embedded, replaced_generate(decoder.heard(model), watch):
         try:
             reply = say()
         except Image.DecompressionBombError as error:
@@ -137,29 +175,16 @@ def ask_model(
     if not calls:
         raise ExplainError(f"the host never called generate of {type(model).__name__}: its prompt cannot be read")
     given, out = calls[-1]
-    inputs = _tensors(given)
+    inputs = _tensors(embedded or given)
     _check(inputs, decoder)
     ids = out.sequences if hasattr(out, "sequences") else out
-    said = [int(token) for token in ids[0, inputs["input_ids"].shape[1] :]]
-    answer = _without_end(said, given, model)
+    answer = without_end(said_by(ids[0].tolist(), given), given, decoder.heard(model))
     if not answer:
         raise ExplainError("the model answered nothing (its first token ends the answer); give an answer to explain")
     return Asked(
-        model, inputs, answer, str(reply), True, _is_greedy(given, model), spec, tokenizer, list(pictures)
+        model, inputs, answer, str(reply), True, is_greedy(given, decoder.heard(model)), spec, tokenizer,
+        list(pictures),
     )  # fmt: skip
-
-
-def _check_decoder(model: nn.Module, decoder: Decoder) -> None:
-    """Refuse a model of which no explanation can be made, before it is asked."""
-    if decoder.entrance is not None:
-        raise ExplainError(
-            f"{type(model).__name__} hands its decoder embeddings that it makes before: only models called with the "
-            "prompt's ids and pixels can be explained"
-        )
-    if decoder.divided:
-        raise ExplainError(
-            f"{type(model).__name__}: other processes hold heads of it; load it with device_map, not tp_plan"
-        )
 
 
 def ask_host(host: Any, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> Asked:
@@ -203,33 +228,6 @@ def _check(inputs: Mapping[str, torch.Tensor], decoder: Decoder) -> None:
         raise ExplainError(f"the host asks {len(ids)} prompts at once: explain one question at a time")
     if not bool(decoder.image_mask(ids).any()):
         raise ExplainError("the question has no picture (no image token in its prompt): there is nothing to map")
-
-
-def _setting(given: Mapping[str, Any], model: nn.Module, name: str) -> Any:
-    if given.get(name) is not None:
-        return given[name]
-    return getattr(given.get("generation_config") or getattr(model, "generation_config", None), name, None)
-
-
-def _is_greedy(given: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether every step took the most likely token, as far as the call's settings say."""
-    if _setting(given, model, "do_sample") or (_setting(given, model, "num_beams") or 1) > 1:
-        return False
-    if (_setting(given, model, "repetition_penalty") or 1.0) != 1.0:
-        return False
-    return not any(_setting(given, model, name) for name in PROCESSORS if name != "stop_words_ids")
-
-
-def _without_end(said: list[int], given: Mapping[str, Any], model: nn.Module) -> list[int]:
-    """The answer without the tokens that end it: end of sequence, padding, stop words."""
-    ends: set[int] = set()
-    for name in ("eos_token_id", "pad_token_id"):
-        value = _setting(given, model, name)
-        ends |= {value} if isinstance(value, int) else set(value or ())
-    ends |= {words[0] for words in given.get("stop_words_ids") or () if len(words) == 1}
-    while said and said[-1] in ends:
-        said = said[:-1]
-    return said
 
 
 def answer_ids(asked: Asked, answer: str, likelihood: Callable[[Asked], float]) -> list[int]:

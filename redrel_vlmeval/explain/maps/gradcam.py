@@ -196,6 +196,7 @@ def _plan(asked: Asked, request: Request) -> list[Item]:
         unknown = [word for word in given if word not in known]
         if unknown or not given:
             raise ExplainError(f"{what} {', '.join(map(repr, unknown)) or '(none)'}: choose from {', '.join(known)}")
+    asked.check_within(request.where)
     plan: list[Item] = []
     counts = {where: _count(asked, where) for where in request.where}
     numbers = request.layers or range(1, max(counts.values()) + 1)

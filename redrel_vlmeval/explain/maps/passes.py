@@ -47,6 +47,9 @@ def run(
         ExplainError: it does not fit into memory, or the rows do not predict the greedy answer.
         TruncationError: the truncation cannot be had on this model.
     """
+    asked.check_within(
+        [kind for kind, _ in wanted.nodes] + ["tower"] * wanted.tower + ["a changed picture"] * bool(edit)
+    )
     with ExitStack() as undo:
         undo.enter_context(memory_named(f"prompt and answer ({asked.prompt + len(asked.answer)} tokens x {copies})"))
         undo.enter_context(differentiable(asked.model, grad))
@@ -105,17 +108,17 @@ class _Watch:
         self.at_eye = eye is not None
 
     def forward(self, undo: ExitStack) -> Taken:
-        asked, model = self.asked, self.asked.model
+        asked, model = self.asked, self.asked.called
         prompt, whole = (self._batch(tensors) for tensors in (asked.inputs, asked.sequence()))
 
         def once(**_given: Any) -> Any:
             if asked.spec is not None:  # decides by the prompt's last row; the answer is no part of the prompt
                 with torch.no_grad():
-                    model(**self._pixels(prompt), use_cache=False)
+                    model(**self._given(prompt), use_cache=False)
                 self._note_held(trace.prompts[-self.copies :])
             self.armed = True
             try:
-                return model(**self._pixels(whole), use_cache=False)
+                return model(**self._given(whole), use_cache=False)
             finally:
                 self.armed = False
 
@@ -130,7 +133,7 @@ class _Watch:
             # Inside generate, because there the engine knows the second call, longer by the answer, for a continuation
             # of the first: it keeps what the prompt alone decided. By itself the longer call would be a new prompt.
             undo.enter_context(replaced_generate(model, lambda _original: once))
-            trace = undo.enter_context(truncated(model, asked.spec, asked.tokenizer))
+            trace = undo.enter_context(truncated(asked.decoder, asked.spec, asked.tokenizer))
             out = model.generate(**prompt)  # type: ignore[operator]
         logits = out.logits if hasattr(out, "logits") else out[0]
         taken = Taken(
@@ -144,8 +147,9 @@ class _Watch:
         """Every tensor ``copies`` times along its first axis."""
         return {name: torch.cat([tensor] * self.copies) for name, tensor in inputs.items()}
 
-    def _pixels(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with its pixels edited, unless they are made inside the model and edited there."""
+    def _given(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The forward call's arguments, pixels edited, unless they are made inside the model and edited there."""
+        batch = self.asked.given(batch)
         if self.at_eye or "pixel_values" not in batch:
             return batch
         return batch | {"pixel_values": self._edited(batch["pixel_values"])}

@@ -33,6 +33,12 @@ def made_of(asked: Asked, taken: Taken, tower: bool) -> np.ndarray | None:
             )
         last = tower_depth(asked, len(taken.tower))
         found = rollout([taken.tower[block] for block in range(last)])
+        if found.shape[0] * found.shape[1] != len(taken.held) * len(taken.image):
+            raise ExplainError(
+                f"tower: {type(asked.model).__name__} has {len(taken.image)} image tokens a question, its tower "
+                f"{found.shape[0] * found.shape[1] // len(taken.held)} patches: no one path leads back from token to "
+                "patch; leave it out"
+            )
     if found is None:
         return None
     return np.asarray(found.unflatten(0, (len(taken.held), -1)).mean(0).cpu().numpy(), np.float32)

@@ -137,7 +137,8 @@ def _packed(kept: Kept | None, texts: dict[str, int]) -> list[Any] | None:
     if kept is None:
         return None
     why = _number(texts, kept.why) if kept.why else None
-    return [kept.tokens, kept.count, kept.side, kept.mask, why, [list(stage) for stage in kept.stages]]
+    stages, views = [list(stage) for stage in kept.stages], [list(view) for view in kept.views]
+    return [kept.tokens, kept.count, kept.side, kept.mask, why, stages, *([views] if views else [])]
 
 
 def _shortened(texts: Iterable[str]) -> tuple[list[str], int]:

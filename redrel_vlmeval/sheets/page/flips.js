@@ -120,46 +120,75 @@
 
   const MEAN = "#7a7468"; // CLIP's mean colour, with which pictures are padded to a square
   function picture(item) {
-    const [tokens, kept, side, mask, why, stages] = item.kept || [null, null, 0, "", null, []];
+    const [tokens, kept, side, packed, why, stages, views = []] = item.kept || [null, null, 0, "", null, []];
+    const mask = atob(packed);
     const files = item.asked[6].map((number) => pictures[number]);
     const note = [];
     if (known(tokens) && tokens > 0) {
       note.push(h("strong", {}, `${kept} of ${tokens} image tokens kept`), stages.length ? `, ${stages.map(([layer, left]) => `${stages.length > 1 ? `${left} ` : ""}${layer ? `after block ${layer}` : "before block 1"}`).join(", ")}.` : ".");
     } else if (!item.kept) note.push("This run left no record of the kept tokens.");
     if (known(why)) note.push(` ${say(why)}`);
-    const overlaid = side > 0 && files.length < 2;
+    const overlaid = side > 0 ? files.length < 2 : views.length > 0 && (files.length > 0 || views.every(([shown]) => shown === 0));
     if (!files.length && !(known(tokens) && tokens === 0)) note.push(h("span", { class: "soft" }, data.meta.asked ? " Its picture is not among those in this page." : " Pictures are added by --pictures N."));
     const toggle = overlaid && files.length > 0 && h("label", { class: "check small" }, h("input", { type: "checkbox", checked: state.dim, onchange: (event) => {
       state.dim = event.target.checked;
-      browser.querySelector(".overlay").style.display = state.dim ? "" : "none";
+      for (const overlay of browser.querySelectorAll(".overlay")) overlay.style.display = state.dim ? "" : "none";
     } }), "show tokens: outlined kept, hatched dropped");
-    return h("figure", { class: "picture" }, overlaid ? square(files[0], side, mask, `${kept} of ${tokens} image tokens kept`)
-      : files.map((file) => h("img", { src: file.src, alt: "The question's picture", class: file.w < 200 ? "pixels" : "" })),
+    const told = `${kept} of ${tokens} image tokens kept`;
+    return h("figure", { class: "picture" }, !overlaid ? files.map((file) => h("img", { src: file.src, alt: "The question's picture", class: file.w < 200 ? "pixels" : "" }))
+      : side > 0 ? overlay(files[0], [[0, side, side, side, ...padded(files[0])]], mask, told) : layers(views).map(([number, kind, parts]) => {
+        const held = parts.map((part) => places(part).filter((place) => bit(mask, place)).length).reduce((a, b) => a + b, 0);
+        const all = parts.reduce((sum, [, rows, columns]) => sum + rows * columns, 0);
+        return [overlay(files[number], parts, mask, `${kind}: ${held} of ${all} image tokens kept`), views.length > 1 && h("div", { class: "soft small" }, `${kind === "tiles" ? "in tiles" : "as a whole"}: ${held} of ${all}`)];
+      }),
     h("figcaption", { class: "small" }, note, toggle));
   }
-  // The picture centred on its padded square, as the model was given it; dropped cells dimmed, kept ones outlined.
-  function square(file, side, mask, told) {
-    const size = file ? Math.max(file.w, file.h) : side, cell = size / side, bits = atob(mask);
-    const isKept = (row, column) => row >= 0 && column >= 0 && row < side && column < side
-      && ((bits.charCodeAt((row * side + column) >> 3) >> (7 - ((row * side + column) & 7))) & 1) === 1;
+  // Views of one picture in one way: the whole of it, or its tiles side by side. A view is [picture, kind, first token,
+  // rows, columns, tokens from row to row, and the box over the picture: left, top, right, bottom, 0 to 1].
+  function layers(views) {
+    const found = new Map();
+    for (const [number, kind, ...part] of views) {
+      const key = `${number} ${kind}`;
+      if (!found.has(key)) found.set(key, [number, kind, []]);
+      found.get(key)[2].push(part);
+    }
+    return [...found.values()];
+  }
+  const bit = (mask, place) => (mask.charCodeAt(place >> 3) >> (7 - (place & 7))) & 1;
+  const places = ([first, rows, columns, stride]) => Array.from({ length: rows * columns }, (_, n) => first + Math.floor(n / columns) * stride + n % columns);
+  // The box of a square that a picture was centred on.
+  function padded(file) {
+    if (!file) return [0, 0, 1, 1];
+    const size = Math.max(file.w, file.h), left = -Math.floor((size - file.w) / 2), top = -Math.floor((size - file.h) / 2);
+    return [left / file.w, top / file.h, (left + size) / file.w, (top + size) / file.h];
+  }
+  // The picture under its tokens, as the model was given it; dropped cells dimmed, kept ones outlined.
+  function overlay(file, parts, mask, told) {
+    const [width, height] = file ? [file.w, file.h] : [parts[0][2], parts[0][1]];
+    const left = Math.min(0, ...parts.map((part) => part[4])) * width, top = Math.min(0, ...parts.map((part) => part[5])) * height;
+    const wide = Math.max(1, ...parts.map((part) => part[6])) * width - left, high = Math.max(1, ...parts.map((part) => part[7])) * height - top;
     let dropped = "", edges = "";
-    for (let row = 0; row < side; row += 1) {
-      for (let column = 0; column < side; column += 1) {
-        const [x, y] = [column * cell, row * cell];
-        if (!isKept(row, column)) { dropped += `M${x} ${y}h${cell}v${cell}h${-cell}z`; continue; }
-        if (!isKept(row - 1, column)) edges += `M${x} ${y}h${cell}`;
-        if (!isKept(row + 1, column)) edges += `M${x} ${y + cell}h${cell}`;
-        if (!isKept(row, column - 1)) edges += `M${x} ${y}v${cell}`;
-        if (!isKept(row, column + 1)) edges += `M${x + cell} ${y}v${cell}`;
+    for (const [first, rows, columns, stride, l, t, r, b] of parts) {
+      const across = (r - l) * width / columns, down = (b - t) * height / rows;
+      const isKept = (row, column) => row >= 0 && column >= 0 && row < rows && column < columns && bit(mask, first + row * stride + column) === 1;
+      for (let row = 0; row < rows; row += 1) {
+        for (let column = 0; column < columns; column += 1) {
+          const [x, y] = [l * width - left + column * across, t * height - top + row * down];
+          if (!isKept(row, column)) { dropped += `M${x} ${y}h${across}v${down}h${-across}z`; continue; }
+          if (!isKept(row - 1, column)) edges += `M${x} ${y}h${across}`;
+          if (!isKept(row + 1, column)) edges += `M${x} ${y + down}h${across}`;
+          if (!isKept(row, column - 1)) edges += `M${x} ${y}v${down}`;
+          if (!isKept(row, column + 1)) edges += `M${x + across} ${y}v${down}`;
+        }
       }
     }
     // Hatched as well as dark: on a black picture darkness alone tells nothing.
-    const stroke = size / 130, gap = size / 48;
+    const size = Math.max(wide, high), stroke = size / 130, gap = size / 48;
     const hatch = s("pattern", { id: "hatch", width: gap, height: gap, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
       s("rect", { width: gap * 0.22, height: gap, class: "hatch" }));
-    return s("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": told, class: file ? "" : "bare" }, hatch,
-      file && s("rect", { width: size, height: size, fill: MEAN }),
-      file && s("image", { href: file.src, x: Math.floor((size - file.w) / 2), y: Math.floor((size - file.h) / 2), width: file.w, height: file.h, class: file.w < 200 ? "pixels" : "" }),
+    return s("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": told, class: file ? "" : "bare" }, hatch,
+      file && s("rect", { width: wide, height: high, fill: MEAN }),
+      file && s("image", { href: file.src, x: -left, y: -top, width: file.w, height: file.h, preserveAspectRatio: "none", class: file.w < 200 ? "pixels" : "" }),
       s("g", { class: "overlay", style: file && !state.dim ? { display: "none" } : {} },
         s("path", { d: dropped, class: "dropped", "shape-rendering": "crispEdges" }), s("path", { d: dropped, fill: "url(#hatch)" }),
         s("path", { d: edges, class: "edge under", "stroke-width": stroke * 2.2 }), s("path", { d: edges, class: "edge", "stroke-width": stroke })));
@@ -201,7 +230,7 @@
   });
   window.addEventListener("hashchange", follow);
   // Begins with a variant that has something to see: tokens kept, and tokens dropped.
-  const telling = all.find((item) => item.kept && item.kept[2] > 0 && item.kept[1] > 0 && item.kept[1] < item.kept[0]);
+  const telling = all.find((item) => item.kept && (item.kept[2] > 0 || item.kept[6]) && item.kept[1] > 0 && item.kept[1] < item.kept[0]);
   if (telling && !selects.model.whole.hidden) selects.model.box.value = state.filters.model = telling.cell.model;
   refilter();
   follow();

@@ -25,8 +25,9 @@ QWEN = "its own QWen"
 class Kept:
     """What is left of a prompt's ``tokens`` image tokens after the last stage; ``stages`` are layer -> count.
 
-    ``side`` is the edge of the token grid over the padded square, 0 where the tokens are no places in a picture;
-    ``why`` says why, or what else to know. ``mask`` has a bit per token, highest first, in base64.
+    ``side`` is the edge of the token grid over the padded square, 0 where that is not how they lie; then ``views`` say
+    it, those of the record; empty where the tokens are no places in a picture. ``why`` says why, or what else to know.
+    ``mask`` has a bit per token, highest first, in base64.
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class Kept:
     why: str = ""
     mask: str = ""
     stages: tuple[tuple[int, int], ...] = ()
+    views: tuple[tuple[Any, ...], ...] = ()  # fields of :class:`redrel_vlmeval.models.View`, box edges one by one
 
 
 def kept_of(record: Mapping[str, Any] | None, pictures: int | None) -> Kept | None:
@@ -55,12 +57,15 @@ def kept_of(record: Mapping[str, Any] | None, pictures: int | None) -> Kept | No
     order = sorted(stages, key=int)
     last = [int(place) for place in stages[order[-1]]]
     counts = tuple((int(layer), len(stages[layer])) for layer in order)
+    views: tuple[tuple[Any, ...], ...] = ()
     side, why = _grid(record, tokens, pictures)
+    if why and isinstance(record.get("views"), list):
+        views, why = tuple(map(tuple, record["views"])), ""
     if why or any(not 0 <= place < tokens for place in last):
         return Kept(tokens, len(last), 0, why or "The record numbers tokens that the prompt does not have.", "", counts)
     if record.get("mode") == "official":
         why = "Ranked again at every step, as published; shown is the ranking of the prompt."
-    return Kept(tokens, len(last), side, why, _bits(last, tokens), counts)
+    return Kept(tokens, len(last), side, why, _bits(last, tokens), counts, views)
 
 
 def _grid(record: Mapping[str, Any], tokens: int, pictures: int | None) -> tuple[int, str]:
@@ -72,6 +77,8 @@ def _grid(record: Mapping[str, Any], tokens: int, pictures: int | None) -> tuple
     host = base is not None and base.reformatted and backend != SQUARE
     known = base if host else bases.by_weights(weights)
     if backend != SQUARE and not host:
+        if isinstance(record.get("unplaced"), str):
+            return 0, f"{record['unplaced'][:1].upper()}{record['unplaced'][1:]}."
         return 0, f"How {backend} lays its image tokens over a picture is not known here."
     one = None if known is None else known.tokens
     if pictures is not None and pictures > 1 or one is not None and tokens > one:

@@ -1,0 +1,177 @@
+"""Bases with a row of their own, each on its host's class and a tiny checkpoint: swept, explained, placed, drawn."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from checkpoints import import_host, needs_host
+from PIL import Image
+
+from redrel_vlmeval import trying
+from redrel_vlmeval.bases import BASES, LAYOUTS
+from redrel_vlmeval.errors import ExplainError, TruncationError
+from redrel_vlmeval.explain.ask import ask_host
+from redrel_vlmeval.explain.maps import Request, explain, grids
+from redrel_vlmeval.explain.maps.flow import flow
+from redrel_vlmeval.models import TruncatedVLM, find_torch_model, recorded
+from redrel_vlmeval.names import parse
+from redrel_vlmeval.plugin import register
+from redrel_vlmeval.sweep import Sweeper
+from redrel_vlmeval.truncation import find_decoder, truncated
+from redrel_vlmeval.trying.checkpoints import PACKAGES
+from tools import coverage
+
+pytestmark = needs_host
+# name -> visual tokens, rows and columns of the picture as a whole, and those of its tiles, of 300 x 200 pixels
+LAID = {
+    "InternVL3-8B": (7 * 16, (4, 4), 6 * [(4, 4)]),
+    "llava_onevision_qwen2_7b_ov": (3 * 17, (4, 4), []),
+    "Qwen2.5-VL-7B-Instruct": (6 * 9, (6, 9), []),
+    "llava_next_vicuna_7b": (64 + 10 * 17, (8, 8), [(10, 16)]),
+    "llava_v1.5_7b": (64, (8, 8), []),
+    "llava-onevision-qwen2-7b-ov-hf": (64 + 10 * 17, (8, 8), [(10, 16)]),
+    "Qwen2-VL-7B-Instruct": (6 * 9, (6, 9), []),
+    "Qwen3-VL-8B-Instruct": (6 * 9, (6, 9), []),
+    "SmolVLM2": (5 * 16, (4, 4), 4 * [(4, 4)]),
+    "Gemma3-4B": (16, (4, 4), []),
+}
+QUICK = ("InternVL3-8B", "Qwen2.5-VL-7B-Instruct", "llava_next_vicuna_7b")
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LAID]
+SETTINGS = ("l2_k8", "l0_k0", "l1_k5_random")
+
+
+@pytest.fixture(scope="module")
+def table():
+    import_host()
+    from vlmeval.config import supported_VLM
+
+    return register(dict(supported_VLM))
+
+
+def shortly(model, *args, _generate=tf.GenerationMixin.generate, **kwargs):
+    """As host's classes ask, who may ask for thousands of tokens; it is under ``generate`` of the package llava too."""
+    return _generate(model, *args, **(kwargs | {"max_new_tokens": 5}))
+
+
+@pytest.fixture(scope="module", params=EACH)
+def built(request, table, tmp_path_factory):
+    """The name, its model of the host, and a question to it."""
+    name, folder = request.param, tmp_path_factory.mktemp("first")
+    kind = trying.kind_of(name)
+    weights = folder / Path(str(table[name].keywords.get("model_path", name))).name
+    weights.mkdir()
+    with trying.on_cpu(), PACKAGES.get(kind, nullcontext)():
+        host = table[name](**trying.make(kind, name, weights))
+        said = [{"type": "image", "value": trying.draw(folder)[0]}, {"type": "text", "value": "What is it?"}]
+        with patch.object(tf.GenerationMixin, "generate", shortly):
+            yield name, host, said
+
+
+def test_the_page_of_models_names_every_base_with_a_row():
+    assert f"\n\n{coverage.rows()}\n\n" in coverage.PAGE.read_text(encoding="utf-8")
+    assert {base.layout for base in BASES.values()} == set(LAYOUTS) and set(LAID) < set(BASES)
+
+
+def test_a_sweep_says_what_single_variants_say(built):
+    name, host, said = built
+    specs = [parse(f"{name}_trunc_{setting}") for setting in SETTINGS]
+    if name.startswith("Gemma3"):
+        with pytest.raises(TruncationError, match="rotary tables of its own for each kind of block"):
+            Sweeper(host, specs).answer(said, "MMStar")
+        return
+    found = Sweeper(host, specs).answer(said, "MMStar")
+    model = find_torch_model(host, name)
+    for setting in SETTINGS:
+        with truncated(model, setting) as trace:
+            alone = host.generate([dict(item) for item in said], dataset="MMStar")
+        assert found[setting].text == alone, setting
+        assert found[setting].record["kept"] == {str(layer): kept for layer, kept in trace.last.kept.items()}
+
+
+@pytest.mark.parametrize("setting", ["", "l2_k8"])
+def test_its_answer_is_explained_and_lies_on_the_picture(built, setting):
+    name, host, said = built
+    asked = ask_host(TruncatedVLM(host, setting) if setting else host, said, "MMStar")
+    tokens, whole, _ = LAID[name]
+    assert len(asked.spans().image) == tokens and len(asked.answer) >= 1 and asked.greedy
+    (grid,) = grids(asked)
+    assert grid.shape == whole and grid.size == (300, 200)
+    shares = flow(asked, cuts=not setting)
+    np.testing.assert_allclose(shares.attention.sum(-1), 1, atol=1e-5)
+    (found, *_) = explain(asked, Request(("elementwise",))).maps
+    kept = tokens if not setting else 8
+    assert [int(np.isfinite(row).sum()) for row in found.values[0]] == [tokens, tokens, kept, kept, kept]
+    assert not np.isnan(grid.picture(found.values[0, 0])).all()
+
+
+def places(view):
+    _, _, first, rows, cols, stride, *_ = view
+    return [first + row * stride + column for row in range(rows) for column in range(cols)]
+
+
+def entering(host, picture):
+    """What enters block 1 at the visual tokens of a question, [n, D], with the tower's attention out of the way."""
+    decoder, seen = find_decoder(find_torch_model(host, "base")), []
+    handle = decoder.blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    said = [{"type": "image", "value": picture}, {"type": "text", "value": "What is it?"}]
+    asked = ask_host(host, said, "MMStar")
+    handle.remove()
+    return asked, seen[0][0, asked.spans().image].float()
+
+
+SPOTS = [(23, 31), (263, 44), (141, 167)]
+
+
+@pytest.mark.parametrize("spot", SPOTS)
+def test_the_token_that_a_spot_moves_most_lies_on_it(built, tmp_path, spot):
+    name, host, _ = built
+    for module_name, module in find_torch_model(host, name).named_modules():
+        if "vis" in module_name and module_name.endswith(("attn.out_proj", "attn.proj")):
+            torch.nn.init.zeros_(module.weight)
+    blank = Image.new("RGB", (300, 200), "white")
+    blank.save(tmp_path / "a.png")
+    blank.paste("black", (spot[0] - 3, spot[1] - 3, spot[0] + 3, spot[1] + 3))
+    blank.save(tmp_path / "b.png")
+    (asked, one), (_, other) = (entering(host, str(tmp_path / file)) for file in ("a.png", "b.png"))
+    moved = (one - other).norm(dim=-1)
+    found = recorded(asked.decoder, asked.inputs, len(moved), [str(tmp_path / "a.png")])["views"]
+    for kind in {view[1] for view in found}:
+        parts = [view for view in found if view[1] == kind]
+        best = max((place for view in parts for place in places(view)), key=lambda place: moved[place])
+        (view,) = (view for view in parts if best in places(view))
+        _, _, first, rows, cols, stride, left, top, right, bottom = view
+        row, column = divmod(best - first, stride)
+        across, down = (right - left) * 300 / cols, (bottom - top) * 200 / rows
+        x, y = left * 300 + column * across, top * 200 + row * down
+        assert x - 3 <= spot[0] <= x + across + 3 and y - 3 <= spot[1] <= y + down + 3, (name, kind, row, column)
+
+
+def test_its_tokens_lie_on_the_picture_in_the_record(built):
+    name, host, said = built
+    asked = ask_host(host, said, "MMStar")
+    tokens, whole, tiles = LAID[name]
+    found = recorded(asked.decoder, asked.inputs, tokens, [said[0]["value"]])["views"]
+    assert [(view[3], view[4]) for view in found] == [whole, *tiles] and {view[0] for view in found} == {0}
+    numbers = [place for view in found for place in places(view)]
+    ends = sum(rows for rows, _ in tiles) if "next" in name or name.endswith("-hf") else 0
+    assert len(set(numbers)) == len(numbers) and set(numbers) <= set(range(tokens))
+    assert len(numbers) == tokens - ends or name.startswith("llava_onevision")
+
+
+def test_what_is_made_before_the_decoder_is_called_is_refused_by_name(built):
+    name, host, said = built
+    if not name.startswith(("InternVL3", "llava_onevision")):
+        pytest.skip("its tower is part of the call")
+    asked = ask_host(host, said, "MMStar")
+    with pytest.raises(ExplainError, match="makes embeddings of its pictures.*vision cannot be looked into"):
+        explain(asked, Request(("elementwise",), where=("vision",)))
+    with pytest.raises(ExplainError, match="a changed picture"):
+        explain(asked, Request(("elementwise",), smooth=2))
