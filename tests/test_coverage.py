@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from checkpoints import needs_host
 
-from redrel_vlmeval import trying
+from redrel_vlmeval import checking, trying
+from redrel_vlmeval.bases import BASES
+from redrel_vlmeval.errors import UnknownName
 from tools import coverage
 
 pytestmark = needs_host
@@ -23,6 +25,16 @@ def test_the_page_says_what_classes_csv_says():
         [f"`{line.kind}`", str(len(line.names)), f"`{line.names[0]}`", line.verdict, line.evidence, line.why]
         for line in coverage.lines()
     ]
+
+
+def test_check_says_of_every_name_what_bases_says():
+    for one in checking.verdicts():
+        try:
+            said = checking.check(f"{one.name}_trunc_l0_k0")
+        except UnknownName as error:
+            assert one.verdict == "refused" and one.why in str(error)
+        else:
+            assert one.verdict != "refused" and (one.name in BASES or one.why in said)
 
 
 def test_what_is_measured_was_run_by_this_tool_or_is_said_to_be_older():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from checkpoints import import_host, needs_host
 from modelbox import in_host, records
 
 from redrel_vlmeval import trying
-from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.errors import TruncationError, UnknownName
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.plugin import register
 from redrel_vlmeval.truncation import find_decoder, truncated
@@ -58,6 +60,14 @@ def test_pictures_take_the_place_of_one_id_each_in_the_package_llava():
     tried = trying.try_name("llava_onevision_qwen2_7b_si")
     assert not tried.wrong and tried.model == "LlavaQwenForCausalLM"
     assert tried.tokens[0] - tried.tokens[-1] == 3 * 17 - 8  # three tiles, each with a newline
+
+
+@pytest.mark.parametrize(("name", "package"), [("Eagle-X5-7B", "eagle"), ("Janus-1.3B", "janus")])
+def test_a_class_of_a_package_that_is_not_installed_is_not_tried(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnknownName, match=f"imports the package '{package}', which is not installed"):
+        trying.try_name(name)
+    assert not trying.able(trying.kind_of(name)) and trying.able("LLaVA_OneVision") and not trying.able("Kosmos2")
 
 
 def test_a_record_of_internvl_has_its_blocks_and_its_prefill(variant, pictures, tmp_path):

@@ -11,7 +11,8 @@ from redrel_vlmeval.bases import row
 from redrel_vlmeval.checking import verdict
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.plugin import register
-from redrel_vlmeval.trying.checkpoints import PACKAGES, make
+from redrel_vlmeval.trying import packages
+from redrel_vlmeval.trying.checkpoints import LLAVA, PACKAGES, make
 from redrel_vlmeval.trying.checks import Tried, attempt
 from redrel_vlmeval.trying.cpu import on_cpu
 
@@ -46,9 +47,12 @@ def try_name(name: str) -> Tried:
     verdict(name)  # names are known before the host is imported
     table = register(importlib.import_module("vlmeval.config").supported_VLM)
     kind = kind_of(name)
+    if kind not in LLAVA:
+        packages.check(kind, name)
     with TemporaryDirectory() as place, on_cpu(), PACKAGES.get(kind, nullcontext)():
         weights = str(table[name].keywords.get("model_path", name))
-        model = Path(place, Path(weights).name)  # some classes choose by the name of the folder
+        own = "llava-v1-7b" if kind == "LLaVA" else Path(weights).name  # its entry says: set a path
+        model = Path(place, own)  # some classes choose by the name of the folder
         model.mkdir()
         given = make(kind, name, model)
         return attempt(table, name, draw(Path(place)), QUESTION, **given)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from redrel_vlmeval.errors import UnknownName
-from redrel_vlmeval.trying import native, tokens
+from redrel_vlmeval.trying import native, packages, tokens
 
 Keywords = dict[str, Any]
 Maker = Callable[[Path, str], Keywords]  # (folder, name of the host) -> more keywords of the host's entry
@@ -52,16 +53,16 @@ QWEN2 = (
 
 
 def llava(folder: Path, name: str) -> Keywords:
-    """The package ``llava``, in a stand-in for it."""
+    """The package ``llava``, in a stand-in for it where it is not installed."""
     from redrel_vlmeval.trying import llava_package
 
-    return llava_package.make(folder, name)
+    return packages.llava(folder, name) if packages.there("LLaVA") else llava_package.make(folder, name)
 
 
 def lent() -> AbstractContextManager[None]:
     from redrel_vlmeval.trying import llava_package
 
-    return llava_package.lent()
+    return nullcontext() if packages.there("LLaVA") else llava_package.lent()
 
 
 # The host's class -> the checkpoint that stands for those of its names.
@@ -75,9 +76,22 @@ MAKERS: dict[str, Maker] = {
     "Gemma3": native.gemma3,
     "PaliGemma": native.paligemma,
     **dict.fromkeys(LLAVA, llava),
+    "LLaVA": packages.llava,
+    "Eagle": packages.eagle,
+    "DeepSeekVL": packages.deepseek_vl,
+    "Janus": packages.janus,
 }
-# What a class imports that is not installed, and is stood in for.
-PACKAGES: dict[str, Callable[[], AbstractContextManager[None]]] = dict.fromkeys(LLAVA, lent)
+# What holds while a class is tried: a stand-in for a package that is not installed, or a smaller tower in one that is.
+PACKAGES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    **dict.fromkeys(LLAVA, lent),
+    "Eagle": packages.staying,
+    **{kind: partial(packages.small, packages.NEEDS[kind]) for kind in ("DeepSeekVL", "Janus")},
+}
+
+
+def able(kind: str) -> bool:
+    """Whether names of the host's class ``kind`` can be tried here."""
+    return kind in MAKERS and (kind in LLAVA or packages.there(kind))
 
 
 def make(kind: str, name: str, folder: Path) -> Keywords:

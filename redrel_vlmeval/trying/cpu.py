@@ -28,7 +28,7 @@ def on_cpu() -> Iterator[None]:
         config = kwargs.get("config")
         if "flash" in f"{kwargs.get('attn_implementation')} {getattr(config, '_attn_implementation', None)}":
             kwargs["attn_implementation"] = "sdpa"
-        return load(cls, *args, dtype=torch.float32, **kwargs)
+        return load(cls, *args, torch_dtype=torch.float32, **kwargs)
 
     with ExitStack() as undo:
         undo.enter_context(patch.object(PreTrainedModel, "from_pretrained", classmethod(loaded)))

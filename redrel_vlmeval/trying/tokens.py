@@ -24,6 +24,23 @@ def tokenizer(special: Sequence[str], template: str | None = None, **more: Any) 
     return made
 
 
+def sentences(folder: Path, special: Sequence[str] = (), fast: bool = False) -> Any:
+    """LLaMA's own tokenizer, of sentencepiece, which packages of its time load as such; then ``special`` tokens."""
+    from sentencepiece import SentencePieceTrainer
+    from transformers import LlamaTokenizer, LlamaTokenizerFast
+
+    made = folder / "tokenizer.model"
+    with open(made, "wb") as model:
+        SentencePieceTrainer.train(  # type: ignore[attr-defined]
+            sentence_iterator=iter(["what is in the picture ?"] * 9), model_writer=model, vocab_size=300,
+            model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    words = (LlamaTokenizerFast if fast else LlamaTokenizer)(vocab_file=str(made))
+    words.add_special_tokens({"pad_token": PAD})
+    words.add_tokens(list(special), special_tokens=True)
+    return words
+
+
 def text_config(tokens: Any, **more: Any) -> dict[str, Any]:
     """Keys of a small decoder's config that most families share; it never ends an answer by itself."""
     return {
