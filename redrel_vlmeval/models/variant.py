@@ -11,6 +11,7 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from redrel_vlmeval import prompts
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
+from redrel_vlmeval.host import pictures
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.pictures import pictures_of
@@ -147,8 +148,9 @@ class TruncatedVLM(HostedModel):
     def _named(self, line: Any, dataset: str | None) -> list[dict[str, str]]:
         """The message of a prompt of our own."""
         text = prompts.question_text(self.spec.prompt, line)
-        pictures = self.dump_image(line, dataset)
-        paths = [pictures] if isinstance(pictures, str) else pictures
+        with pictures.decoded(line, dataset):
+            shown = self.inner.dump_image(line, dataset)
+        paths = [shown] if isinstance(shown, str) else shown
         return [*({"type": "image", "value": path} for path in paths), {"type": "text", "value": text}]
 
     def _stock(self, line: Any, dataset: str | None) -> Any:
@@ -230,10 +232,10 @@ class TruncatedVLM(HostedModel):
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
         model, heard = self.torch_model, self._heard
         room = answer_room(heard, prompts.answer_tokens(self.spec.prompt))
-        pictures = [picture for message in messages for picture in pictures_of(message)]
+        shown = [picture for message in messages for picture in pictures_of(message)]
         with (
             self.answering(messages), unrecorded(self.inner), beams(heard, self.spec.beam), room, self.cut() as trace,
-            self.recorder.question(trace, pictures) as record, unswallowed(model),
+            self.recorder.question(trace, shown) as record, unswallowed(model),
         ):  # fmt: skip
             yield record
 
