@@ -27,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def _determinism() -> None:
     torch.manual_seed(0)
+    torch.set_grad_enabled(True)  # importing the host switches it off for the whole process
 
 
 @pytest.fixture(params=sorted(FAMILIES))

@@ -29,8 +29,8 @@ LIGHT = [
     "sheets",
     "explain.draw",
 ]
-# the hosts, asked for by extra, and a package that comes with the second
-OPTIONAL = {"vlmeval", "lmms_eval", "tqdm"}
+# the hosts, asked for by extra, and what comes with the second or with packages that a name is tried by
+OPTIONAL = {"vlmeval", "lmms_eval", "tqdm", "sentencepiece"}
 DISTRIBUTIONS = {
     "PIL": "pillow", "huggingface_hub": "huggingface-hub", "python_calamine": "python-calamine",
     "lazy_loader": "lazy-loader",

@@ -14,7 +14,7 @@ from sweep_worker import BAD, TEXT, sweep
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.files import Busy, only_one
-from redrel_vlmeval.sweep import asking
+from redrel_vlmeval.host import pictures
 from redrel_vlmeval.sweep.distributed import Group, group
 from redrel_vlmeval.sweep.store import ANSWERS, Store, StoreError, Writer
 
@@ -121,7 +121,7 @@ def test_a_full_disk_ends_the_sweep_and_a_restart_ends_it_well(tmp_path, monkeyp
     assert answers(tmp_path) == answers(whole)
 
 
-@pytest.mark.parametrize("number", asking.OF_THE_DISK)
+@pytest.mark.parametrize("number", pictures.OF_THE_DISK)
 def test_a_fault_of_the_disk_is_no_broken_picture(tmp_path, monkeypatch, number):
     def fault(_self, _position):
         raise OSError(number, "the disk")

@@ -106,9 +106,7 @@ class Cell:
         """The host's score file; of several the one in the format that ``status.json`` names, else the newest."""
         endings = (f"{kind}.{form}" for kind in ("_acc", "_score") for form in ("csv", "json", "xlsx", "tsv"))
         found = [path for ending in endings if (path := self.file(ending))]
-        if not found and self.benchmark.startswith(
-            DIALOGUES
-        ):  # the one whose score file has a rule and names its judge
+        if not found and self.benchmark.startswith(DIALOGUES):  # whose score file is named after its judge
             found = list(self.of_judge("_score.csv").values())
         return newest(found, str(self.status.get("eval_format") or ""))
 

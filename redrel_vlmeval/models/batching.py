@@ -228,7 +228,8 @@ class Batches:
             raise Alone(f"{type(model).__name__}.generate() does not give prompts and answers")
         stops = ends(model, settings)
         lengths = [answer_length(row[width:].tolist(), stops) for row in output]
-        costs = shares(meter, ids, kwargs["attention_mask"], lengths, trace.prompts if trace else [])
+        prompts = trace.prompts if trace else []
+        costs = shares(meter, ids, kwargs["attention_mask"], lengths, prompts, [call.tensors for call in given])
         found = {}
         for row, (key, call) in enumerate(calls.items()):
             whole = torch.cat([call.tensors["input_ids"], output[row : row + 1, width : width + lengths[row]]], 1)

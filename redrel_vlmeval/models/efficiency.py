@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -102,7 +102,7 @@ class Meter:
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.seconds and self.decoder is not None:
-            self.given = {name: kwargs[name] for name in GIVEN if kwargs.get(name) is not None}
+            self.given = _cut(kwargs)
             call = self.decoder.read_call(args, kwargs)
             if call.input_ids is not None and not call.past:
                 images = int(self.decoder.image_mask(call.input_ids[:1]).sum())
@@ -138,6 +138,7 @@ class Share:
 
     ``prefill_ms`` is shared by the prompts' tokens, decoding by the answers', what is left of ``total`` evenly. A row
     of the cache is as long as the longest prompt; ``peak_bytes`` is the whole batch's: the machine had to have it.
+    ``given``: how its pictures were cut, of its own call.
     """
 
     batch: int
@@ -150,10 +151,16 @@ class Share:
     total: float | None
     kv_bytes: int | None
     peak_bytes: int | None
+    given: dict[str, Any]
 
 
 def shares(
-    meter: Meter, ids: torch.Tensor, mask: torch.Tensor | None, lengths: Sequence[int], traces: Sequence[PromptTrace]
+    meter: Meter,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    lengths: Sequence[int],
+    traces: Sequence[PromptTrace],
+    tensors: Sequence[Mapping[str, Any]] = (),
 ) -> list[Share]:
     """What each prompt of a measured batch cost.
 
@@ -162,6 +169,7 @@ def shares(
         ids, mask: padded prompts, long [b, s].
         lengths: tokens of each answer.
         traces: the truncated prompts', of one or, with beams, several rows each; empty for an untouched model.
+        tensors: what each prompt's own call was given.
     """
     count = len(ids)
     real = torch.ones_like(ids) if mask is None else mask
@@ -183,10 +191,15 @@ def shares(
             Share(
                 count, length, wholes[row], owns[row] if owns else None, meter.decoder, prefill,
                 each if length > 1 else None, total, None if meter.kv_bytes is None else meter.kv_bytes // count,
-                meter.peak_bytes,
+                meter.peak_bytes, _cut(tensors[row]) if tensors else {},
             )
         )  # fmt: skip
     return found
+
+
+def _cut(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a call's arguments, those that say how its pictures were cut."""
+    return {name: given[name] for name in GIVEN if given.get(name) is not None}
 
 
 def _shorter(trace: PromptTrace, steps: int) -> PromptTrace:

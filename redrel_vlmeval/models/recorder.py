@@ -98,13 +98,15 @@ class Recorder:
         if wrong := asked.stale_pictures:
             more["stale_pictures"] = wrong
             self._warn_once(asked.dataset, wrong[0])
-        prompt = trace.prompts[-1] if trace is not None and trace.prompts else None
+        source: Share | Meter
         if share is not None:
-            measured = costs(share, share.own, self.spec) | {"batch": share.batch}
+            source, prompt = share, share.own
+            measured = costs(share, prompt, self.spec) | {"batch": share.batch}
         else:
+            source, prompt = meter, trace.prompts[-1] if trace is not None and trace.prompts else None
             measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
-            if prompt is not None and prompt.kept and meter.decoder is not None:
-                measured |= recorded(meter.decoder, meter.given, measured["image_tokens"], pictures)
+        if prompt is not None and prompt.kept and source.decoder is not None:
+            measured |= recorded(source.decoder, source.given, measured["image_tokens"], pictures)
         file.append(self._head(asked) | measured | more | self.facts | {"time": now()})
 
     def failed(self, error: str) -> None:

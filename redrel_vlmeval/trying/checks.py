@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.truncation import Trace, find_decoder, replaced_generate, truncated
@@ -89,23 +90,9 @@ def attempt(table: Mapping[str, Any], name: str, pictures: Sequence[str], questi
         RedrelError: the class, or its model, is refused. Whatever the host's class raises.
     """
     variant = table[f"{name}_trunc_l{LAYER}_k{KEEP}"](**kwargs)
-    inner, model = variant.inner, variant.torch_model
+    model = variant.torch_model
     decoder = find_decoder(model)
-    heard = decoder.heard(model)
-
-    one = Path(pictures[0]).with_stem("picture")  # some classes put its path into the prompt
-
-    def answer(setting: str = "", picture: int = 0, restated: Restated | None = None) -> tuple[Any, list[torch.Tensor]]:
-        shutil.copyfile(pictures[picture], one)
-        message = [{"type": "image", "value": str(one)}, {"type": "text", "value": question}]
-        with ExitStack() as undo:
-            trace = undo.enter_context(truncated(model, setting)) if setting else None
-            if restated is not None:
-                undo.enter_context(restated.applied(heard))
-            spoken = _Heard(heard, undo)
-            undo.enter_context(replaced_generate(heard, _shortly))
-            inner.generate([dict(item) for item in message], dataset=BENCHMARK)
-            return trace, spoken.logits
+    answer = _asker(variant.inner, model, decoder.heard(model), pictures, question)
 
     trace, dropped = answer(f"l{LAYER}_k{KEEP}")
     _, whole = answer()
@@ -126,6 +113,27 @@ def attempt(table: Mapping[str, Any], name: str, pictures: Sequence[str], questi
         last.kept.get(LAYER) == again.kept,
         len(dropped),
     )
+
+
+def _asker(
+    inner: Any, model: nn.Module, heard: nn.Module, pictures: Sequence[str], question: str
+) -> Callable[..., tuple[Any, list[torch.Tensor]]]:
+    """A function that asks about one of ``pictures``, truncated or with a re-statement applied: trace and logits."""
+    one = Path(pictures[0]).with_stem("picture")  # some classes put its path into the prompt
+
+    def answer(setting: str = "", picture: int = 0, restated: Restated | None = None) -> tuple[Any, list[torch.Tensor]]:
+        shutil.copyfile(pictures[picture], one)
+        message = [{"type": "image", "value": str(one)}, {"type": "text", "value": question}]
+        with ExitStack() as undo:
+            trace = undo.enter_context(truncated(model, setting)) if setting else None
+            if restated is not None:
+                undo.enter_context(restated.applied(heard))
+            spoken = _Heard(heard, undo)
+            undo.enter_context(replaced_generate(heard, _shortly))
+            inner.generate([dict(item) for item in message], dataset=BENCHMARK)
+            return trace, spoken.logits
+
+    return answer
 
 
 def _last(trace: Trace | None) -> Any:

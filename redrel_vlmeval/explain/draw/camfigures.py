@@ -104,13 +104,8 @@ def rows(
     tall = panel + GAP + (LINE if notes else 0)
     words = "one scale for all panels" if scale == "shared" else "each column from 0 to its own highest"
     words += "; %: share on the kept tokens" if notes else ""
-    remarks = _remarks(
-        sheets,
-        width,
-        any(asked_for(one, picture) for one in many),
-        f"{quantity(many[0], where, method)}; {NAMES[where]}s",
-        words,
-    )
+    outlined = any(asked_for(one, picture) for one in many)
+    remarks = _remarks(sheets, width, outlined, f"{quantity(many[0], where, method)}; {NAMES[where]}s", words)
     height = 0.06 + sum(tall + LINE * (len(text) + 1.2) for text in texts) + _foot(remarks, scale)
     figure = new_figure(width, height)
     top = height - 0.06
