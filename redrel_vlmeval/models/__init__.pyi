@@ -1,7 +1,7 @@
 from . import gpus as gpus, smol as smol, tiny as tiny
 from .batching import batch_size as batch_size
 from .boxed import checkpoint_path as checkpoint_path, table as table
-from .calls import answer_length as answer_length, ends as ends
+from .calls import answer_length as answer_length, draws as draws, ends as ends, setting_of as setting_of
 from .checkpoint import choose_placement as choose_placement, weight_files as weight_files
 from .efficiency import (
     MEASURED as MEASURED,

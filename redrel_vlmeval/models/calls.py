@@ -9,8 +9,9 @@ question 3   a b I I I I c d      a b I I I I c d  ->  l m </s> .     a b I I I 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,15 +120,11 @@ def _check_settings(model: Any, given: dict[str, Any]) -> None:
     Raises:
         Alone: names the setting.
     """
-    config = given.get("generation_config") or getattr(model, "generation_config", None)
-
-    def setting(name: str) -> Any:
-        return given[name] if name in given else getattr(config, name, None)
-
+    setting = partial(setting_of, given, model)
     for name, neutral in NEUTRAL.items():
         if setting(name) not in (None, neutral):
             raise Alone(f"generate({name}={setting(name)!r})")
-    if setting("do_sample") and setting("top_k") != 1:
+    if draws(setting):
         raise Alone("its answers are drawn (do_sample): in a batch they would be other draws")
     if setting("max_new_tokens") is None:
         raise Alone("its answers have no limit of their own (max_new_tokens)")
@@ -173,12 +170,21 @@ def _filled(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.nn.functional.pad(part, (0, 0) * 3 + (0, most - part.shape[1])) for part in parts]
 
 
-def ends(model: Any, settings: dict[str, Any]) -> set[int]:
+def setting_of(given: Mapping[str, Any], model: Any, name: str) -> Any:
+    """A setting of ``model.generate(**given)``: its keyword, else what the generation config in force says, or None."""
+    if given.get(name) is not None:
+        return given[name]
+    return getattr(given.get("generation_config") or getattr(model, "generation_config", None), name, None)
+
+
+def draws(setting: Callable[[str], Any]) -> bool:
+    """Whether answers are drawn, by a ``setting`` of each name; from the likeliest token alone (top_k = 1) none is."""
+    return bool(setting("do_sample")) and setting("top_k") != 1
+
+
+def ends(model: Any, settings: Mapping[str, Any]) -> set[int]:
     """Ids that end an answer of ``model.generate(**settings)``."""
-    config = settings.get("generation_config") or getattr(model, "generation_config", None)
-    found = settings.get("eos_token_id")
-    if found is None:
-        found = getattr(config, "eos_token_id", None)
+    found = setting_of(settings, model, "eos_token_id")
     return set(found if isinstance(found, (list, tuple)) else [found]) - {None}
 
 

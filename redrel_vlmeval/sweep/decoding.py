@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models import draws
 from redrel_vlmeval.sweep.continuation import Continuation, OutOfRoom
 from redrel_vlmeval.truncation import Decoder, replaced
 
@@ -52,8 +53,7 @@ class Request:
         """
         config = self.config()
         mode = config.get_generation_mode().value
-        alone = mode == "sample" and config.top_k == 1  # the likeliest token is all that there is to draw from
-        if mode != "greedy_search" and not alone:
+        if mode != "greedy_search" and (mode != "sample" or draws(partial(getattr, config))):
             raise TruncationError(
                 f"a sweep decodes greedily, but the model is asked for {mode}; run its variants one by one"
             )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from redrel_vlmeval.models import draws, ends, setting_of
 
 PROCESSORS = (
     "min_new_tokens", "min_length", "suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "forced_bos_token_id",
@@ -21,29 +24,20 @@ def said_by(ids: list[int], given: Mapping[str, Any]) -> list[int]:
     return ids[len(prompt) :] if ids[: len(prompt)] == prompt else ids
 
 
-def _setting(given: Mapping[str, Any], model: nn.Module, name: str) -> Any:
-    if given.get(name) is not None:
-        return given[name]
-    return getattr(given.get("generation_config") or getattr(model, "generation_config", None), name, None)
-
-
 def is_greedy(given: Mapping[str, Any], model: nn.Module) -> bool:
     """Whether every step took the most likely token, as far as the call's settings say."""
-    drawn = _setting(given, model, "do_sample") and _setting(given, model, "top_k") != 1  # 1: from the likeliest alone
-    if drawn or (_setting(given, model, "num_beams") or 1) > 1:
+    setting = partial(setting_of, given, model)
+    if draws(setting) or (setting("num_beams") or 1) > 1:
         return False
-    if (_setting(given, model, "repetition_penalty") or 1.0) != 1.0:
+    if (setting("repetition_penalty") or 1.0) != 1.0:
         return False
-    return not any(_setting(given, model, name) for name in PROCESSORS if name != "stop_words_ids")
+    return not any(setting(name) for name in PROCESSORS if name != "stop_words_ids")
 
 
 def without_end(said: list[int], given: Mapping[str, Any], model: nn.Module) -> list[int]:
     """The answer without the tokens that end it: end of sequence, padding, stop words."""
-    ends: set[int] = set()
-    for name in ("eos_token_id", "pad_token_id"):
-        value = _setting(given, model, name)
-        ends |= {value} if isinstance(value, int) else set(value or ())
-    ends |= {words[0] for words in given.get("stop_words_ids") or () if len(words) == 1}
-    while said and said[-1] in ends:
+    last = ends(model, given) | {setting_of(given, model, "pad_token_id")}
+    last |= {words[0] for words in given.get("stop_words_ids") or () if len(words) == 1}
+    while said and said[-1] in last:
         said = said[:-1]
     return said
