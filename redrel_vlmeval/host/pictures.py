@@ -23,7 +23,8 @@ from redrel_vlmeval.errors import InvalidValue, RedrelError, Unaskable
 
 # What a file or a text that is no picture raises in Pillow and in base64.
 UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, EOFError, Image.DecompressionBombError)
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)  # no fault of one picture
+# Errors of the disk, which are no fault of one picture.
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 # (path, size, time of change, hash of the table's text) -> whether they agree: a run asks many models about a picture.
 _seen: dict[tuple[str, int, int, bytes], bool] = {}
 
@@ -35,6 +36,16 @@ def shown(message: Any) -> Iterator[str]:
             yield str(part["value"])
         elif isinstance(part, dict):
             yield from shown(part.get("content"))
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Whether the disk failed, and no picture."""
+    return isinstance(error, OSError) and error.errno in OF_THE_DISK
+
+
+def without_addresses(error: BaseException) -> str:
+    """What an error says, on one line; Pillow names streams by addresses, which differ each time it fails alike."""
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
 
 
 @contextmanager
@@ -49,10 +60,9 @@ def decoded(line: Any, dataset: Any = None) -> Iterator[None]:
     except RedrelError:
         raise
     except (*UNREADABLE, AssertionError, TypeError) as error:  # an empty cell, or no cell at all
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        if of_the_disk(error):
             raise
-        # Pillow names the stream by its address, which would make the same failure look different each time.
-        reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[:200]
+        reason = without_addresses(error)[:200]
         where = f"question {line.get('index')}{f' of {dataset}' if dataset else ''}"
         raise Unaskable(f"{where}: its picture cannot be decoded ({type(error).__name__}: {reason})", True) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -130,11 +129,10 @@ def _answer(
         said = message(task)
         found = asked.answer(said, dataset)
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno in pictures.OF_THE_DISK:
+        if pictures.of_the_disk(error):
             raise
-        # Pillow names the stream by its address, which would make the same failure look different each time.
-        reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
-        return Entry(task.index, task.question, error=f"{type(error).__name__}: {reason}"[:300])
+        reason = f"{type(error).__name__}: {pictures.without_addresses(error)}"
+        return Entry(task.index, task.question, error=reason[:300])
     text_only = not any(item.get("type") == "image" for item in said if isinstance(item, dict))
     time = now()
     answers = {
