@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lmms_box
 import modelbox
 import pandas as pd
+import pytest
 import torch
 import transformers as tf
+
+from redrel_vlmeval.host import Benchmark
 
 DATA = "RedRelShapes"
 
@@ -36,6 +40,25 @@ class Questions:
         self.built.append(line["index"])
         found = self.messages[int(line["index"]) - 100]
         return [dict(item) for item in found] if isinstance(found, list) else found
+
+
+@contextmanager
+def benchmark(name: str, count: int, data: Path) -> Iterator[Any]:
+    """The first questions of a benchmark of the box as the host's own object, its table below ``data``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMUData", str(data))
+        found = Benchmark(name, count)
+        found.dataset.data = found.lines
+        yield found.dataset
+
+
+def model_of(classes: Any, base: Any, setting: str, batch: int) -> Any:
+    """A model of its own around the torch model that all tests share."""
+    return classes.TruncatedVLM(base, setting, batch=batch) if setting else base.again(batch)
+
+
+def name_of(setting: str) -> str:
+    return f"redrel_tiny_trunc_{setting}" if setting else "redrel_tiny"
 
 
 def ask(model: Any, folder: Path, questions: Any, name: str = "redrel_tiny") -> list[Any]:

@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_box import Questions, ask
+from batch_box import Questions, ask, benchmark, model_of, name_of
 from checkpoints import needs_host
 from modelbox import QUESTION, message
 from test_stock_runner import BASE, EVALUATE, HOST, QUESTIONS, VARIANT, Workplace
-
-from redrel_vlmeval.host import Benchmark
 
 pytestmark = [needs_host, pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS, ASK = 12, [*HOST, "--model", BASE, VARIANT, *EVALUATE, "--reuse"]
@@ -81,11 +79,8 @@ def test_killed_at_twelve_moments_it_ends_with_the_answers_and_scores_of_one_by_
 
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMUData", str(tmp_path_factory.mktemp("data")))
-        found = Benchmark("RedRelShapes", 200)
-        found.dataset.data = found.lines
-        yield found.dataset
+    with benchmark("RedRelShapes", 200, tmp_path_factory.mktemp("data")) as found:
+        yield found
 
 
 @pytest.mark.parametrize("setting", ["", "l2_k16", "l5_k14"])
@@ -94,9 +89,8 @@ def test_two_hundred_questions_of_the_benchmark_have_the_answers_of_one_by_one(
 ):
     found = {}
     for batch in (1, 8):
-        model = classes.TruncatedVLM(base, setting, batch=batch) if setting else base.again(batch)
-        name = f"{BASE}_trunc_{setting}" if setting else BASE
-        found[batch] = ask(model, tmp_path / str(batch), two_hundred, name)
+        model = model_of(classes, base, setting, batch)
+        found[batch] = ask(model, tmp_path / str(batch), two_hundred, name_of(setting))
     assert len(found[1]) == 200 and found[1] == found[8] and len(set(found[1])) > 9
 
 
@@ -112,7 +106,6 @@ def test_mixed_prompts_have_the_answers_of_one_by_one(classes, base, pictures, t
     for setting in ("", "l2_k16", "l0_k8_random"):
         found = {}
         for batch in (1, 8):
-            model = classes.TruncatedVLM(base, setting, batch=batch) if setting else base.again(batch)
-            name = f"{BASE}_trunc_{setting}" if setting else BASE
-            found[batch] = ask(model, tmp_path / f"{setting}{batch}", Questions(asked), name)
+            model = model_of(classes, base, setting, batch)
+            found[batch] = ask(model, tmp_path / f"{setting}{batch}", Questions(asked), name_of(setting))
         assert found[1] == found[8] and len(set(found[1])) > 9

@@ -8,12 +8,11 @@ from functools import partial
 import pytest
 import torch
 import transformers as tf
-from batch_box import DATA, Calls, Questions, ask, host_model
+from batch_box import DATA, Calls, Questions, ask, benchmark, host_model, model_of, name_of
 from checkpoints import needs_host
 from modelbox import QUESTION, in_host, message, records
 
 from redrel_vlmeval.errors import InvalidValue
-from redrel_vlmeval.host import Benchmark
 from redrel_vlmeval.models.batching import batch_size
 from redrel_vlmeval.models.efficiency import MEASURED
 from redrel_vlmeval.models.plain import batched
@@ -31,22 +30,8 @@ def mixed(pictures):
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LMUData", str(tmp_path_factory.mktemp("data")))
-        found = Benchmark("RedRelShapes_MINI", 40)
-        found.dataset.data = found.lines
-        yield found.dataset
-
-
-def model_of(classes, base, setting, batch):
-    """A model of its own around the torch model that all tests share."""
-    if setting:
-        return classes.TruncatedVLM(base, setting, batch=batch)
-    return base.again(batch)
-
-
-def name_of(setting):
-    return f"redrel_tiny_trunc_{setting}" if setting else "redrel_tiny"
+    with benchmark("RedRelShapes_MINI", 40, tmp_path_factory.mktemp("data")) as found:
+        yield found
 
 
 @pytest.mark.parametrize("setting", ["", "l2_k16"])

@@ -123,10 +123,7 @@ def test_wordy_answers_are_read_as_the_host_reads_them_but_for_words(text: str, 
 
 @pytest.fixture(scope="module")
 def hosts():
-    torch = pytest.importorskip("torch")
-    found = pytest.importorskip("vlmeval.utils.matching_util").can_infer
-    torch.set_grad_enabled(True)  # importing the host switches it off
-    return found
+    return pytest.importorskip("vlmeval.utils.matching_util").can_infer
 
 
 WORDS = st.sampled_from(

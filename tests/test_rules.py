@@ -207,7 +207,7 @@ RULES = {name: rule for name, rule in known().items() if "clip" not in rule.need
 
 def setting(name: str, stage: str = "l2_k4") -> str:
     stage = stage.replace("l2", "l0") if RULES[name].before_block_1_only else stage
-    return stage if name == rules.DEFAULT else f"{stage}_{name}"
+    return f"{stage}{rules.suffix(name)}"
 
 
 def run(tiny: TinyModel, what: str, inputs: dict) -> tuple[list[list[int]], torch.Tensor]:

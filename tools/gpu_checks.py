@@ -23,7 +23,7 @@ import torch
 
 from redrel_vlmeval.bench import subjects
 from redrel_vlmeval.errors import RedrelError
-from redrel_vlmeval.rules import DEFAULT, known
+from redrel_vlmeval.rules import known, suffix
 from redrel_vlmeval.truncation import truncated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def rules(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, rule in known(everywhere=True).items():
         stage = "l0_k4" if rule.before_block_1_only else "l2_k4"
-        setting = stage if name == DEFAULT else f"{stage}_{name}"
+        setting = f"{stage}{suffix(name)}"
         try:
             alone = [kept(reference, setting, inputs)[0] for inputs in asked]
             together = kept(model, setting, batch)

@@ -49,7 +49,7 @@ def setting_of(rule: Rule, images: int) -> str:
     Of a picture with ``images`` tokens, no more than K, a quarter is kept: to keep all would leave nothing to choose.
     """
     stage = f"l{0 if rule.before_block_1 else LAYER}_k{KEEP if images > KEEP else max(1, images // 4)}"
-    return stage if rule.name == rules.DEFAULT else f"{stage}_{rule.name}"
+    return f"{stage}{rules.suffix(rule.name)}"
 
 
 def waiting_clock(model: torch.nn.Module) -> Callable[[], float]:

@@ -63,7 +63,6 @@ def kept_by(asked: Asked, rule: rules.Rule, keep: int) -> list[int]:
         TruncationError: it cannot choose on this model, or of this picture.
     """
     layer = 0 if rule.before_block_1 else LAYER
-    word = "" if rule.name == rules.DEFAULT else f"_{rule.name}"
-    with truncated(asked.decoder, f"l{layer}_k{keep}{word}", asked.tokenizer) as trace:
+    with truncated(asked.decoder, f"l{layer}_k{keep}{rules.suffix(rule.name)}", asked.tokenizer) as trace:
         asked.called(**asked.given(asked.inputs))
     return trace.last.kept[layer]

@@ -10,6 +10,7 @@ from .registry import (
     known as known,
     reserved as reserved,
     rule as rule,
+    suffix as suffix,
 )
 from .seen import (
     AFTER_A_BLOCK as AFTER_A_BLOCK,

@@ -101,6 +101,11 @@ class Rule:
         return bool(self.needs & BEFORE_BLOCK_1)
 
 
+def suffix(name: str) -> str:
+    """What says a rule behind the stages of a setting: ``_random``; nothing for the default."""
+    return "" if name == DEFAULT else f"_{name}"
+
+
 def reserved(word: str) -> bool:
     """Whether a word means something else in a variant name, so that no rule can be called so."""
     return _TAKEN.fullmatch(word) is not None

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.rules import suffix
 from redrel_vlmeval.sheets.figures import looks
 from redrel_vlmeval.sheets.figures.accuracy import save
 from redrel_vlmeval.sheets.figures.palette import DIVERGING
@@ -167,7 +168,7 @@ def frontier_figure(frame: pd.DataFrame, best: pd.DataFrame, stem: str | Path, t
         if row["value"] - last < 0.05 * spread:  # names of neighbours would lie on each other
             continue
         last = row["value"]
-        name = f"l{row['L']}_k{row['K']}" + ("" if row["rule"] == looks.DEFAULT else f"_{row['rule']}")
+        name = f"l{row['L']}_k{row['K']}{suffix(row['rule'])}"
         at = row["average tokens"], row["value"]
         axis.annotate(name, at, xytext=(-5, 5), textcoords="offset points", fontsize=7.5, ha="right")
     axis.axhline(float(frame["baseline"].iloc[0]), zorder=1, **BASELINE)
