@@ -22,7 +22,7 @@ NAMES = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_siz
 @settings(deadline=None, max_examples=MANY)
 @given(st.sampled_from(["", "x_trunc_", "l5_k8", "x_trunc_l5_k8_", "x_trunc_l0_k8-random_"]), NAMES)
 def test_any_text_is_a_name_or_is_refused_with_a_reason(begin: str, text: str) -> None:
-    name, begun = begin + text, time.perf_counter()
+    name, begun = begin + text, time.process_time()
     looks_like_variant(name)
     try:
         spec = parse(name)
@@ -32,4 +32,4 @@ def test_any_text_is_a_name_or_is_refused_with_a_reason(begin: str, text: str) -
         assert near is None or str(parse(near)) == near
     else:
         assert str(spec) == name and parse(str(spec)) == spec
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -158,36 +157,43 @@ def test_answers_without_what_was_asked_are_refused(tmp_path):
 
 
 WORKER = """
-import sys, time
+import os, signal, sys, threading, time
 from pathlib import Path
 from redrel_vlmeval.sweep.store import Entry, Store, Writer
-folder, count = Path(sys.argv[1]), 400
+folder, last = Path(sys.argv[1]), int(sys.argv[2])
 store = Store(folder)
 store.repair()
 known = store.read()
+reached = threading.Event()
+def die():
+    reached.wait()
+    time.sleep(0.0001 * (last % 7))
+    os.kill(os.getpid(), signal.SIGKILL)
+dying = threading.Thread(target=die)
+if last < 400:
+    dying.start()
 writer = Writer(folder)
-for number in range(count):
+for number in range(400):
     if str(number) not in known:
         writer.append(Entry(str(number), "q", False, {"": {"text": "A" * (number % 7 * 40)}}))
-        time.sleep(0.0005)
+        time.sleep(0.0002)
+    if number == last:
+        reached.set()
+if last < 400:
+    dying.join()
 writer.close()
-store.merge([str(number) for number in range(count)])
+store.merge([str(number) for number in range(400)])
 """
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
+    """The kill comes from a second thread of the worker, so it falls anywhere in a write, and it always falls."""
     folders = [tmp_path / "killed", tmp_path / "whole"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    kills = 0
-    for folder, patience in zip(folders, ((0.12, 0.31, 0.2, 0.27, 0.16), ()), strict=True):
+    for folder, moments in zip(folders, ((3, 80, 171, 260, 399), ()), strict=True):
         folder.mkdir()
-        for seconds in (*patience, None):
-            process = subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], env=environment)
-            if seconds is not None:
-                time.sleep(seconds)
-                process.send_signal(signal.SIGKILL)
-            kills += process.wait(60) == -signal.SIGKILL
-        assert process.returncode == 0
-    assert kills >= 3
+        for last in (*moments, 400):
+            worker = subprocess.run([sys.executable, "-c", WORKER, str(folder), str(last)], env=environment, timeout=60)
+            assert worker.returncode == (0 if last == 400 else -signal.SIGKILL)
     killed, whole = ((folder / ANSWERS).read_bytes() for folder in folders)
     assert killed == whole and whole.count(b"\n") == 400
