@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sweep_worker
+from PIL import Image
 from sweep_worker import BAD, TEXT, sweep
 
 from redrel_vlmeval.errors import InvalidValue
@@ -129,6 +130,18 @@ def test_a_fault_of_the_disk_is_no_broken_picture(tmp_path, monkeypatch, number)
     monkeypatch.setattr(sweep_worker.Made, "message", fault)
     with pytest.raises(OSError, match="the disk"):
         sweep(tmp_path, 2, "0")
+
+
+def test_a_picture_too_large_to_open_fails_its_question_alone(tmp_path, monkeypatch):
+    message = sweep_worker.Made.message
+
+    def bomb(self, position):
+        if position == 1:
+            raise Image.DecompressionBombError("exceeds limit")
+        return message(self, position)
+
+    monkeypatch.setattr(sweep_worker.Made, "message", bomb)
+    assert sweep(tmp_path, 3, "0").failed == {"101": "DecompressionBombError: exceeds limit"}
 
 
 def torchrun(folder: Path, count: int, *options: str, keeps: str = "0,8", **variables: str):

@@ -21,8 +21,10 @@ from PIL import Image
 
 from redrel_vlmeval.errors import InvalidValue, RedrelError, Unaskable
 
-# What a file or a text that is no picture raises in Pillow and in base64.
-UNREADABLE = (OSError, ValueError, KeyError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What a file or a text that is no picture raises in the host, Pillow and base64; no fault of a model is among them.
+UNREADABLE = (
+    OSError, ValueError, KeyError, SyntaxError, EOFError, AssertionError, Image.DecompressionBombError,
+)  # fmt: skip
 # Errors of the disk, which are no fault of one picture.
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 # (path, size, time of change, hash of the table's text) -> whether they agree: a run asks many models about a picture.
@@ -59,7 +61,7 @@ def decoded(line: Any, dataset: Any = None) -> Iterator[None]:
         yield
     except RedrelError:
         raise
-    except (*UNREADABLE, AssertionError, TypeError) as error:  # an empty cell, or no cell at all
+    except (*UNREADABLE, TypeError) as error:  # an empty cell, or no cell at all
         if of_the_disk(error):
             raise
         reason = without_addresses(error)[:200]

@@ -13,8 +13,6 @@ from redrel_vlmeval.sweep.distributed import alone
 from redrel_vlmeval.sweep.plan import Plan, PlanError
 from redrel_vlmeval.sweep.store import Entry, compact
 
-# What a picture that is none raises in the host, in Pillow and here; no fault of the model or the disk is among them.
-UNREADABLE = (ValueError, SyntaxError, AssertionError, EOFError, OSError, KeyError)
 # A sweep says nothing about the time of a single variant, since what was shared is nobody's own; the rest is the same
 # in every record and stands in sweep.json.
 LEFT_OUT = ("prefill_ms", "decode_ms_per_token", "backend", "weights", "revision", "versions")
@@ -128,7 +126,7 @@ def _answer(
     try:
         said = message(task)
         found = asked.answer(said, dataset)
-    except UNREADABLE as error:
+    except pictures.UNREADABLE as error:
         if pictures.of_the_disk(error):
             raise
         reason = f"{type(error).__name__}: {pictures.without_addresses(error)}"
