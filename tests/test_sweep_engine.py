@@ -11,7 +11,7 @@ import torch
 from qwen_checkpoint import write_checkpoint
 from qwen_prompts import batch
 from sweepbox import Host, compare, grid
-from tiny_models import BLOCKS, FAMILIES, TinyModel, build
+from tiny_models import BLOCKS, FAMILIES, IMAGE, TinyModel, build
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from redrel_vlmeval.bench.subjects import set_kernel
@@ -26,8 +26,6 @@ from redrel_vlmeval.truncation import truncated
 SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))
 
 
-# families that cannot be continued from the middle, and why
-UNSWEPT = {"gemma3": "rotary tables of its own for each kind of block"}
 # what several stages ask of a decoder: its own row, the next block's, keys, states, block 1's input, the tower, merging
 STAGED = [
     parse(f"base_trunc_{setting}")
@@ -38,15 +36,6 @@ STAGED = [
     )
 ]  # fmt: skip
 RENUMBERED = [parse(f"base_trunc_{setting}_pos-new") for setting in ("l1_r50_l2_r25_next", "l0_k6_l2_k3_uniform")]
-
-
-@pytest.mark.parametrize("name", sorted(UNSWEPT))
-def test_what_cannot_be_continued_is_refused_by_name(name: str) -> None:
-    if name not in FAMILIES:
-        pytest.skip(f"this release of transformers has no {name}")
-    tiny = build(name)
-    with pytest.raises(TruncationError, match=UNSWEPT[name]):
-        compare(tiny.model, tiny.prompt("ttItttt"), SMALL_GRID)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "qwen2_5_vl"])
@@ -74,11 +63,41 @@ def test_every_rule_chooses_as_in_a_single_run(llava: TinyModel, name: str) -> N
     compare(llava.model, llava.prompt("tItItt", seed=1), specs)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - UNSWEPT.keys()))
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_every_family_equals_the_engine(name: str) -> None:
     tiny = build(name)
     compare(tiny.model, tiny.prompt("ttItttt"), SMALL_GRID)
     compare(tiny.model, tiny.prompt("tItItt", seed=1), SMALL_GRID)
+
+
+def both_ways(tiny: TinyModel, layout: str) -> dict[str, torch.Tensor]:
+    """A prompt of which the model is told where its pictures lie: their tokens attend to one another."""
+    inputs = tiny.prompt(layout)
+    return inputs | {"token_type_ids": (inputs["input_ids"] == IMAGE).int()}
+
+
+@pytest.mark.skipif("gemma3" not in FAMILIES, reason="this release of transformers has none, or another one")
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_tokens_of_a_picture_that_attend_to_one_another(kernel: str) -> None:
+    tiny = build("gemma3", kernel)
+    if kernel == "eager":  # and the first block is one that attends to all
+        kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+        tiny.model.config.text_config.layer_types[:] = kinds
+    settings = ("l0_k0", "l0_k3_uniform", "l1_k3", "l1_k0", "l2_k5", "l3_k1_rowmean", "l1_k6_l3_k2_raters")
+    compare(tiny.model, both_ways(tiny, "ttItIttt"), [parse(f"base_trunc_{setting}") for setting in settings])
+    compare(tiny.model, both_ways(tiny, "ttItt"), [parse("base_trunc_l1_k2_pos-new")])
+
+
+@pytest.mark.skipif("gemma3" not in FAMILIES, reason="this release of transformers has none, or another one")
+def test_a_sliding_window_is_not_gone_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = build("gemma3")
+    inputs = both_ways(tiny, "ttIttt")
+    for window, found in ((inputs["input_ids"].shape[1] - 1, "exceeds"), (inputs["input_ids"].shape[1] + 3, "exceed")):
+        monkeypatch.setattr(tiny.model.config.text_config, "sliding_window", window)
+        with pytest.raises(TruncationError, match=f"{found} the sliding window of {window}"):
+            compare(tiny.model, inputs, SMALL_GRID[:3])
+        with pytest.raises(TruncationError, match="exceeds the sliding window"), truncated(tiny.model, SMALL_GRID[1]):
+            tiny.model.generate(**inputs, max_new_tokens=9)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])

@@ -126,8 +126,8 @@ by `redrel explain`. Each of these families is swept (with the answers of single
 and placed on the picture on its host's class and a tiny checkpoint, by `tests/test_first_class.py` (Qwen-VL by
 `tests/test_explain_qwen.py` and `tests/test_qwen_engine.py`, [more](qwen-vl.md)). Refused by name:
 
-* a sweep of Gemma3, which has rotary tables of its own for each kind of block; and of any base that is asked to draw
-  from more than the likeliest token, as a checkpoint's own generation config may say;
+* a sweep of any base that is asked to draw from more than the likeliest token, as a checkpoint's own generation config
+  may say;
 * maps of the vision tower or the projector, `--tower` and `--smooth` where a decoder is given embeddings: InternVL3 of
   the hosts, and LLaVA-OneVision of the package `llava`, of which no tiles are drawn, but the picture as a whole."""
 

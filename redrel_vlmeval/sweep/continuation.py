@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.sweep.shared import Shared
 from redrel_vlmeval.sweep.tails import Held, Tail
 from redrel_vlmeval.truncation import Attention, Decoder
@@ -165,8 +166,9 @@ class Continuation:
             which = slice(row - segment.first, row - segment.first + rows)
             keys, values = segment.keys[which, :, : segment.filled], segment.values[which, :, : segment.filled]
             keys[:, :, -count:], values[:, :, -count:] = key, value
-            self.held.watch(row, replace(seen, query=query, key=keys, value=values, mask=None))
-            out = seen.kernel(query, keys, values, self._causal(count, query))[0]
+            mask = self._mask(seen.block, row, rows, query)
+            self.held.watch(row, replace(seen, query=query, key=keys, value=values, mask=mask))
+            out = seen.kernel(query, keys, values, mask)[0]
             outputs.append(out.flatten(0, 1))
         return torch.cat(outputs)[None], None
 
@@ -179,6 +181,15 @@ class Continuation:
             held[:, :, :prefix] = shared[:, :, :prefix]
             made.append(held)
         return Segment(row, made[0], made[1], prefix + count)
+
+    def _mask(self, block: int, row: int, rows: int, query: torch.Tensor) -> torch.Tensor | None:
+        """The mask of ``rows`` answers' own tokens behind the prefix, [rows or 1, 1, count, prefix + count]."""
+        whole = self.shared.masks[block]
+        if whole is None:
+            return self._causal(query.shape[2], query)
+        before = torch.arange(self.shared.prefix, device=whole.device)
+        each = [index.to(whole.device) for index in self.held.index[row : row + rows]]
+        return torch.cat([whole[:, :, own][..., torch.cat([before, own])] for own in each])
 
     def _causal(self, count: int, like: torch.Tensor) -> torch.Tensor | None:
         """The mask of ``count`` tokens behind the prefix, additive [1, 1, count, prefix + count]."""
@@ -198,9 +209,15 @@ class Continuation:
 
         Raises:
             OutOfRoom: the answers are longer than the room made for them.
+            TruncationError: or than a sliding window of the model.
         """
         if self.made == self.room:
             raise OutOfRoom
+        held = self.shared.length + self.made + 1
+        if self.shared.window is not None and held > self.shared.window:
+            raise TruncationError(
+                f"prompt and answer of {held} tokens exceed the sliding window of {self.shared.window} of the KV cache"
+            )
         self._answering = True
         self._masks.clear()  # they grow from step to step
         self.decoder.forget_call()

@@ -39,6 +39,8 @@ class Shared:
         ids: long [1, S]. prompts: setting -> its decisions, for every setting.
         hidden: layer L -> what enters block L + 1 (numbered from 1) from position P on, [1, S - P, width].
         keys, values: block (numbered from 0) -> [1, h_kv, S, d]; P only where no setting attends to the rest.
+        masks: block -> which keys a token attends to, as the kernel is given it, [1, 1, S, S]; None where that is those
+            up to its own, and no others. window: as :meth:`Decoder.window` has it.
         arguments: the blocks' other arguments. noted, added: see :meth:`Decoder.noting` and :meth:`Decoder.added`.
         embeddings: what entered block 1, [1, S, width], and towers: as :class:`Evidence` has them, where a later stage
             asks for them.
@@ -51,6 +53,8 @@ class Shared:
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+    masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    window: int | None = None
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
     noted: list[torch.Tensor] = field(default_factory=list)
     added: list[torch.Tensor] = field(default_factory=list)
@@ -78,6 +82,7 @@ class Shared:
         """Of the recorded tensors."""
         held = [*self.hidden.values(), *self.keys.values(), *self.values.values(), *self.added]
         held += [] if self.embeddings is None else [self.embeddings]
+        held += {id(mask): mask for mask in self.masks.values() if mask is not None}.values()
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -98,6 +103,7 @@ class Recorder:
         self._seen: dict[str, Evidence] = {}  # by row, of the block that has just attended
         self._embeddings: torch.Tensor | None = None  # what entered block 1
         self._watch: Watch | None = None  # of the vision tower, where a rule asks for it
+        self._known: list[tuple[torch.Tensor, torch.Tensor | None]] = []  # masks, as given and kept
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -156,6 +162,7 @@ class Recorder:
                     raise TruncationError(f"block {seen.block + 1}: {given.shape[2]} keys for {shared.length} tokens")
                 part = given.detach()[:, :, :held]
                 kept[seen.block] = part if held == shared.length else part.clone()
+            shared.masks[seen.block] = self._mask(shared, seen.mask)
             self._look(shared, seen, [p for p in choosing if p.stages[0].layer == seen.block + 1])
             return seen.own()
 
@@ -183,9 +190,38 @@ class Recorder:
             shared.arguments[block] = rest | {name: None for name in OF_THE_CALL if name in rest}
             if block == 0:
                 self._embeddings = hidden.detach()
+                cache = self.decoder.cache_of(kwargs)
+                self.decoder.check_cache(cache, shared.length)
+                shared.window = self.decoder.window(cache)
             self._choose(block, hidden.detach(), rest, choosing)
 
         return before
+
+    def _mask(self, shared: Shared, given: torch.Tensor | None) -> torch.Tensor | None:
+        """What to keep of a mask [1, 1, S, S], True or 0 where a token attends.
+
+        ```
+        Gemma 3    t I I t   t  1 0 0 0     tokens of one picture attend to one another, both ways; the text before
+                             I  1 1 1 0     the first picture, whose keys all settings share, to what is before it
+                             I  1 1 1 0
+                             t  1 1 1 1     the last token to every token, as those of the answer do
+        ```
+        """
+        if given is None or given.ndim != 4 or self.decoder.causal_apart:
+            return None
+        for source, kept in self._known:
+            if source is given or (source.device == given.device and torch.equal(source, given)):
+                return kept
+        attends = given if given.dtype == torch.bool else given == 0
+        rows = torch.arange(shared.length, device=given.device)
+        plain = bool((attends == (rows <= rows[:, None])).all())
+        if bool(attends[..., : shared.prefix, shared.prefix :].any()) or not bool(attends[..., -1, :].all()):
+            raise TruncationError(
+                f"{type(self.decoder.root).__name__}: text before the picture attends to the picture, or the last "
+                "token not to every other; this model cannot be swept"
+            )
+        self._known.append((given, None if plain else given))
+        return self._known[-1][1]
 
     def _look(self, shared: Shared, seen: Attention, choosing: Sequence[Prompt]) -> None:
         """What the rules of the settings that cut after this block need of its attention; once for each row."""
@@ -237,6 +273,7 @@ class Recorder:
         if "tower" in self.shared.later and self._watch is not None:
             self.shared.towers = self._watch.towers(next(iter(self.shared.cut.values())).image_counts)
         self._undo.close()
+        self._known.clear()
         if self.shared.cut:
             missing = set(range(len(self.decoder.blocks))) - self.shared.keys.keys()
             if missing:

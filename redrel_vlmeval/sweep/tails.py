@@ -93,7 +93,8 @@ class Held:
             row, mine = first + number, slice(number, number + 1)
             prompt, stage = self._prompt(row), self.again(row, seen.block + 1)
             if prompt is not None and stage is not None:
-                own = replace(seen, query=seen.query[mine], key=seen.key[mine], value=seen.value[mine])
+                mask = seen.mask if seen.mask is None or len(seen.mask) == 1 else seen.mask[mine]
+                own = replace(seen, query=seen.query[mine], key=seen.key[mine], value=seen.value[mine], mask=mask)
                 self._seen[row] = later.watched(self.shared, prompt, stage, own)
 
     def cut(self, row: int, stage: Stage, hidden: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,7 @@ class Decoder(ABC):
 
     layout: ClassVar[str]  # the module tree it is recognised by, for messages
     rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
+    causal_apart: ClassVar[bool] = False  # whether a kernel hides later keys by itself, whatever its mask says
 
     def heard(self, model: nn.Module) -> nn.Module:
         """Whose ``generate`` and ``forward`` make the answers of ``model``: its own, also where it wraps ``root``.
@@ -105,6 +106,10 @@ class Decoder(ABC):
     @abstractmethod
     def check_cache(self, cache: Any, longest: int) -> None:
         """Raise TruncationError for caches whose blocks cannot differ in length, or not at ``longest`` tokens."""
+
+    def window(self, cache: Any) -> int | None:
+        """The most tokens that every block of a cache holds, where some hold a window of the latest only."""
+        return None
 
     def report_length(self, cache: Any, dropped: Mapping[int, int]) -> Callable[[], None]:
         """After a prefill: make later steps count the tokens that left, block -> how many. Returns what undoes it.

@@ -126,12 +126,14 @@ class NativeDecoder(Decoder):
             raise TruncationError(
                 f"KV cache of type {type(cache).__name__}: blocks must be free to differ in length, use DynamicCache"
             )
-        for layer in getattr(cache, "layers", []):
-            window = getattr(layer, "sliding_window", None)
-            if getattr(layer, "is_sliding", False) and window is not None and longest > window:
-                raise TruncationError(
-                    f"prompt of {longest} tokens exceeds the sliding window of {window} of its KV cache"
-                )
+        window = self.window(cache)
+        if window is not None and longest > window:
+            raise TruncationError(f"prompt of {longest} tokens exceeds the sliding window of {window} of its KV cache")
+
+    def window(self, cache: Any) -> int | None:
+        layers = [layer for layer in getattr(cache, "layers", []) if getattr(layer, "is_sliding", False)]
+        windows = (getattr(layer, "sliding_window", None) for layer in layers)
+        return min((window for window in windows if window is not None), default=None)
 
     def report_length(self, cache: Any, dropped: Mapping[int, int]) -> Callable[[], None]:
         """The cache's layers count the tokens that left, too."""
@@ -208,12 +210,19 @@ class NativeDecoder(Decoder):
         rotary = getattr(self.text, "rotary_emb", None)
         if not isinstance(rotary, nn.Module):
             raise TruncationError(f"{type(self.text).__name__}: has no rotary_emb, so its answers cannot be continued")
-        if "layer_type" in inspect.signature(rotary.forward).parameters:
+        if hasattr(self.text, "rotary_emb_local"):
             raise TruncationError(
-                f"{type(self.text).__name__} has rotary tables of its own for each kind of block, so its answers "
-                "cannot be continued from the middle; run its variants one by one"
+                f"{type(self.text).__name__} of this transformers hands two rotary tables to each block, so its "
+                "answers cannot be continued from the middle; run its variants one by one, or use transformers 5"
             )
         return rotary
+
+    def _tables(self, block: int, like: torch.Tensor, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Rotary tables of ``block`` at ``positions``; each kind of block, full or sliding, may have its own."""
+        rotary, config = self._rotary_module(), self.text.config
+        own = "layer_type" in inspect.signature(rotary.forward).parameters
+        kind = {"layer_type": config.layer_types[block]} if own and config.layer_types is not None else {}
+        return rotary(like, position_ids=positions, **kind)  # type: ignore[no-any-return]
 
     def at(self, block: int, kwargs: Mapping[str, Any], index: torch.Tensor) -> dict[str, Any]:
         rotary = kwargs["position_embeddings"]
@@ -227,7 +236,7 @@ class NativeDecoder(Decoder):
         def make() -> tuple[torch.Tensor, ...]:
             # pictures may count for fewer positions than tokens; what follows comes behind the largest
             after = (noted[0].amax() + 1 + ahead).expand(*noted[0].shape[:-1], 1).to(like.device)
-            tables: Sequence[torch.Tensor] = self._rotary_module()(like, position_ids=after)
+            tables = self._tables(block, like, after)
             return tuple(table.expand(*table.shape[:-2], count, table.shape[-1]) for table in tables)
 
         return self._alone(kwargs, self._known((id(like), ahead, count), like, make))

@@ -34,6 +34,7 @@ class FusedDecoder(Decoder):
     _logn: dict[nn.Module, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
     rotary: ClassVar[str] = "rotary_pos_emb"
+    causal_apart: ClassVar[bool] = True
     layout: ClassVar[str] = "wte, ln_f, visual and h[*].attn.c_attn (the remote code of Qwen-VL and Qwen-VL-Chat)"
 
     @staticmethod
