@@ -18,13 +18,17 @@ from redrel_vlmeval.errors import UnknownName
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Sizes of one decoder block: model width, query and key heads, head width, hidden width of the gated FFN."""
+    """Sizes of one decoder block: model width, query and key heads, head width, hidden width of the gated FFN.
+
+    Of experts ``ffn`` is the width of all that one token is sent to together, and ``held`` that of all there are.
+    """
 
     width: int
     heads: int
     kv_heads: int
     head_dim: int
     ffn: int
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ BOXED = {
 _SEVEN = BlockShape(4096, 32, 32, 128, 11008)
 _THIRTEEN = BlockShape(5120, 40, 40, 128, 13824)
 _GROUPED = BlockShape(4096, 32, 8, 128, 14336)  # Mistral-7B, Llama-3-8B
-# Blocks and shapes of decoders that several bases have, as litgpt's table of configs has them (litgpt/config.py).
+# Blocks and shapes of decoders that several bases have, as litgpt's table of configs has them (litgpt/config.py). Those
+# of
+# experts send a token to 8 of 128; which, a layer decides that is not counted, a hundredth of what they do.
 _DECODERS = {
     "Qwen2-0.5B": (24, BlockShape(896, 14, 2, 64, 4864)),
     "Qwen2-1.5B": (28, BlockShape(1536, 12, 2, 128, 8960)),
@@ -89,6 +95,8 @@ _DECODERS = {
     "Qwen3-4B": (36, BlockShape(2560, 32, 8, 128, 9728)),
     "Qwen3-8B": (36, BlockShape(4096, 32, 8, 128, 12288)),
     "Qwen3-32B": (64, BlockShape(5120, 64, 8, 128, 25600)),
+    "Qwen3-30B-A3B": (48, BlockShape(2048, 32, 4, 128, 8 * 768, 128 * 768)),
+    "Qwen3-235B-A22B": (94, BlockShape(4096, 64, 4, 128, 8 * 1536, 128 * 1536)),
     "SmolLM2-135M": (30, BlockShape(576, 9, 3, 64, 1536)),
     "SmolLM2-360M": (32, BlockShape(960, 15, 5, 64, 2560)),
     "SmolLM2-1.7B": (24, BlockShape(2048, 32, 32, 64, 8192)),
@@ -147,10 +155,14 @@ BASES = {
               ("Qwen2-VL-2B", "Qwen2-1.5B"), ("Qwen2-VL-7B", "Qwen2-7B"), ("Qwen2-VL-72B", "Qwen2-72B"),
               ("Qwen2.5-VL-3B", "Qwen2.5-3B"), ("Qwen2.5-VL-7B", "Qwen2.5-7B"), ("Qwen2.5-VL-32B", "Qwen2.5-32B"),
               ("Qwen2.5-VL-72B", "Qwen2.5-72B"),
-              # those of experts are left out: their hidden layer is not one of one width
-              ("Qwen3-VL-2B", "Qwen3-1.7B"), ("Qwen3-VL-4B", "Qwen3-4B"), ("Qwen3-VL-8B", "Qwen3-8B"),
-              ("Qwen3-VL-32B", "Qwen3-32B"),
           )),
+        *(Base(f"Qwen3-VL-{size}-{kind}", f"Qwen/Qwen3-VL-{size}-{kind}", f"Qwen3-VL-{size}{more}",
+               *_DECODERS[backbone], None, "own", backbone)
+          for size, backbone in (
+              ("2B", "Qwen3-1.7B"), ("4B", "Qwen3-4B"), ("8B", "Qwen3-8B"), ("32B", "Qwen3-32B"),
+              ("30B-A3B", "Qwen3-30B-A3B"), ("235B-A22B", "Qwen3-235B-A22B"),
+          )
+          for kind, more in (("Instruct", ""), ("Thinking", "-Thinking"))),
         *(Base(f"InternVL3-{size}", f"OpenGVLab/InternVL3-{size}", f"InternVL3-{size}", *_DECODERS[backbone], None,
                "cut", backbone)
           for size, backbone in (

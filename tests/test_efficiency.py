@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import BLOCKS, TinyModel, build, key_values
+from tiny_models import BLOCKS, FAMILIES, TinyModel, build, key_values
 from torch.utils.flop_counter import FlopCounterMode
 
+from redrel_vlmeval.bases import BASES
 from redrel_vlmeval.models.efficiency import Meter, RecordFile, block_flops, costs, kv_bytes, prefill_flops
 from redrel_vlmeval.names import parse
+from redrel_vlmeval.sweep.preview import decoder_bytes
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.decoders.base import BlockShape
 from redrel_vlmeval.truncation.decoders.find import find_decoder
@@ -46,6 +48,22 @@ def test_counted_flops_equal_the_formula(kernel: str, setting: str | None) -> No
     spec = parse(setting) if setting else None
     ranked = [(stage.layer, spec.rule_of(stage)) for stage in spec.stages if not stage.empty] if spec else []
     assert flops == prefill_flops(tokens, find_decoder(tiny.model).shape, ranked, tokens)
+
+
+@pytest.mark.skipif("qwen3_vl" not in FAMILIES, reason="this release of transformers has no Qwen3-VL")
+def test_of_experts_those_that_a_token_is_sent_to_are_counted() -> None:
+    tiny = build("qwen3_vl_moe")
+    tiny.model.set_experts_implementation("eager")  # others run on kernels that torch does not count
+    decoder = find_decoder(tiny.model)
+    assert (decoder.shape.ffn, decoder.shape.held) == (2 * 20, 4 * 20)
+    flops, tokens = counted(tiny, "l2_k3_random")
+    sending = sum(tokens) * decoder.shape.width * 4  # scores of four experts
+    assert flops - sending == prefill_flops(tokens, decoder.shape)
+
+
+def test_bytes_of_weights_are_those_of_all_experts() -> None:
+    for name, billions in (("Qwen3-VL-30B-A3B-Instruct", 29.9), ("Qwen3-VL-235B-A22B-Thinking", 234)):
+        assert round(decoder_bytes(BASES[name]) / 2e9, 1 if billions < 99 else 0) == billions
 
 
 def test_the_formula_is_that_of_the_literature() -> None:

@@ -19,8 +19,8 @@ from redrel_vlmeval.truncation.decoders.find import find_decoder
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 
 
-def stages_of(setting: str) -> Stages:
-    return {stage.layer: stage.keep or 0 for stage in parse(setting).stages}
+def stages_of(setting: str, images: int = 0) -> Stages:
+    return {stage.layer: stage.count(images, BLOCKS) for stage in parse(setting).stages}
 
 
 def kept_positions(trace: Trace, inputs: dict[str, torch.Tensor]) -> dict[int, list[list[int]]]:
@@ -50,7 +50,8 @@ def compare(
         logits = tiny.model(**inputs).logits
         engine_kept = kept_positions(trace, inputs)
         out = tiny.model.generate(**inputs, **(GREEDY | options))
-    with Oracle(tiny, stages_of(setting), **rule).applied() as oracle:
+    stages = stages_of(setting, int((inputs["input_ids"] == IMAGE).sum(1).max()))
+    with Oracle(tiny, stages, **rule).applied() as oracle:
         wanted = tiny.model(**inputs).logits
         if not spec.official:
             assert engine_kept == oracle.kept
@@ -68,6 +69,14 @@ def compare(
 def test_every_family_equals_the_oracle(family: TinyModel) -> None:
     for setting in ("l2_k2", "l0_k0", "l1_k3_l3_k1"):
         compare(family, setting, family.prompt("ttItttt"))
+
+
+@pytest.mark.skipif("qwen3_vl" not in FAMILIES, reason="this release of transformers has no Qwen3-VL")
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"])
+def test_what_deepstack_adds_behind_the_first_blocks_goes_to_the_tokens_that_are_left(name: str) -> None:
+    tiny = build(name)
+    for setting in ("l0_k0", "l1_k8", "l2_k8", "l2_r50"):
+        compare(tiny, setting, tiny.prompt("tIItItItt"))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

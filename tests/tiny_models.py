@@ -184,15 +184,19 @@ def _internvl() -> TinyModel:
     return TinyModel("internvl", tf.InternVLForConditionalGeneration(config), 4, _square())
 
 
-def _qwen3_vl() -> TinyModel:
+def _qwen3_vl(experts: bool = False) -> TinyModel:
     vision = {
         "depth": 4, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24, "patch_size": 4,
         "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0, 1, 2],
     }  # fmt: skip
     text = TEXT | {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0} | _SECTIONS}
-    config = tf.Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_IDS)
-    return TinyModel("qwen3_vl", tf.Qwen3VLForConditionalGeneration(config), 4, lambda n: _grid(n, 3 * 2 * 16))
+    kind, config = (tf.Qwen3VLForConditionalGeneration, tf.Qwen3VLConfig)
+    if experts:
+        text |= {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+        kind, config = (tf.Qwen3VLMoeForConditionalGeneration, tf.Qwen3VLMoeConfig)
+    made = kind(config(vision_config=vision, text_config=text, **_QWEN_IDS))
+    return TinyModel("qwen3_vl", made, 4, lambda n: _grid(n, 3 * 2 * 16))
 
 
 def _gemma3() -> TinyModel:
@@ -220,12 +224,14 @@ if hasattr(tf, "Gemma3Config") and NEWEST:
     FAMILIES["gemma3"] = _gemma3
 if hasattr(tf, "InternVLConfig"):
     FAMILIES["internvl"] = _internvl
+# not asked everything that the families are: they are like one of them
+OTHERS: dict[str, Callable[[], TinyModel]] = {"qwen3_vl_moe": lambda: _qwen3_vl(experts=True)}
 
 
 def build(name: str, kernel: str = "sdpa", dtype: torch.dtype = torch.float32) -> TinyModel:
     """A family's random model (always the same), greedy by default, never stopping early."""
     torch.manual_seed(1234)
-    tiny = FAMILIES[name]()
+    tiny = (FAMILIES | OTHERS)[name]()
     tiny.model = tiny.model.to(DEVICE, dtype).eval()
     set_kernel(tiny.model, kernel)
     tiny.model.generation_config.eos_token_id = None

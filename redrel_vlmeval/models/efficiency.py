@@ -2,7 +2,8 @@
 
 One multiply-add counts as one FLOP, as in FastV, PyramidDrop and SparseVLM; numbers are those of the decoder blocks
 (no vision tower, no embedding, no output layer). Per block with n tokens, width d, FFN width m, g key heads of h:
-``2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m``, and one row (n d) more in a block that ranks.
+``2 n d^2 (1 + g/h) + 2 n^2 d + 3 n d m``, and one row (n d) more in a block that ranks. Of experts m is the width of
+all that a token is sent to together; the layer that sends it is not counted.
 """
 
 from __future__ import annotations

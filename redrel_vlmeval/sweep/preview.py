@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -80,7 +81,8 @@ def memory(base: Base, prompt: Prompt) -> tuple[int, int]:
 
 def decoder_bytes(base: Base) -> int:
     """Bytes of the weights of all blocks in float16."""
-    return 2 * base.blocks * continued_flops(1, 0, base.shape)  # each weight is used once for a token
+    every = replace(base.shape, ffn=base.shape.held or base.shape.ffn)
+    return 2 * base.blocks * continued_flops(1, 0, every)  # each weight is used once for a token, sent to all experts
 
 
 def typical_prompt(images: int) -> Prompt:

@@ -77,7 +77,7 @@ class NativeDecoder(Decoder):
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        return BlockShape(config.hidden_size, heads, kv_heads, head_dim, config.intermediate_size)
+        return BlockShape(config.hidden_size, heads, kv_heads, head_dim, *_hidden_widths(config))
 
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
         return torch.isin(ids, torch.tensor(self.tokens, device=ids.device))
@@ -289,6 +289,21 @@ class NativeDecoder(Decoder):
             if path.rpartition(".")[2] in names:
                 return module
         raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
+
+
+def _hidden_widths(config: Any) -> tuple[int, int]:
+    """Of a block's FFN: of what one token goes through, and of all experts, 0 where there are none.
+
+    A decoder whose first blocks have no experts (DeepSeek) is told as if they had.
+    """
+    counts = (getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+    every, sent = next((count for count in counts if count), None), getattr(config, "num_experts_per_tok", None)
+    if not every or not sent:
+        return config.intermediate_size, 0
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    shared = (getattr(config, "n_shared_experts", None) or 0) * width  # all tokens are sent to these
+    shared += getattr(config, "shared_expert_intermediate_size", None) or 0
+    return sent * width + shared, every * width + shared
 
 
 def _turned(rotary: Any, view: View) -> Any:
