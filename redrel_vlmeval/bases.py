@@ -230,6 +230,14 @@ class HostClass:
 UNJUDGED = HostClass("", "", "unknown", "not judged: a class that is not known here", "none")
 
 
+API = HostClass("", "", "refused", "an API holds no model whose tokens could be dropped", "read")
+
+
+def cannot(name: str, base: str, why: str) -> str:
+    """What is said of a variant ``name`` whose base is refused."""
+    return f"{name!r}: base {base!r} cannot be truncated: {why}"
+
+
 def host_class(kind: str, name: str) -> HostClass:
     """What is known of ``name``, a model that the host's class ``kind`` runs."""
     return next((row for row in _classes() if row.name == kind and re.search(row.names, name)), UNJUDGED)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from redrel_vlmeval import names
-from redrel_vlmeval.bases import BASES, ENGINES, Base, host_class, row
+from redrel_vlmeval.bases import API, BASES, ENGINES, Base, cannot, host_class, row
 from redrel_vlmeval.errors import UnknownName
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.names import Stage, VariantSpec
@@ -29,7 +29,7 @@ def check(name: str) -> str:
         _check_base(name, spec)
         found = verdict(spec.base)
         if spec.is_variant and found.verdict == "refused":
-            raise UnknownName(f"{name!r}: base {spec.base!r} cannot be truncated: {found.why}")
+            raise UnknownName(cannot(name, spec.base, found.why))
         note = f" ({found.why})" if spec.is_variant and found.why else ""
     setting = f"setting {spec.setting}" if spec.is_variant else "no setting"
     return f"{name}: base {spec.base or '(any)'}, {setting}: {meaning(spec)}{note}"
@@ -58,7 +58,7 @@ def verdict(name: str) -> Verdict:
     if entry is None:
         raise UnknownName(f"{name!r}: no such name in the host here")
     if entry.module == "api":
-        return Verdict(name, entry.kind, "refused", "an API holds no model whose tokens could be dropped", "read")
+        return Verdict(name, entry.kind, API.verdict, API.why, API.evidence)
     found = host_class(entry.kind, name)
     why = [found.why] if found.why else []
     if found.verdict != "refused":

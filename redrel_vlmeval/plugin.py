@@ -9,13 +9,13 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 from redrel_vlmeval.bases import BASES, BOXED, ENGINES, host_class
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.host import VariantTable
+from redrel_vlmeval.host import VariantTable, mending
 
 MODEL_CLASSES = ("TruncatedVLM", "LLaVA15", "LLaVANext", "RedrelQwenVL", "RedrelQwenVLChat")  # for --config
 
@@ -44,14 +44,16 @@ def register(table: Mapping[str, Any]) -> VariantTable:
 
 
 def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
-    """Our entries: bases that run on a class of ours, and those of the host that ask for an engine without blocks."""
+    """Our entries: bases on a class of ours, and the host's that ask for an engine without blocks or need mending."""
     for name, entry in table.items():
         asked = engines(getattr(entry, "keywords", {}))
         together = bool(os.environ.get("REDREL_BATCH")) and hasattr(entry, "func")
-        if not (asked or together) or getattr(entry.func, "is_api", False) or _without_blocks(name, entry):
+        broken = _is_broken(getattr(entry, "func", None))
+        if not (asked or together or broken) or getattr(entry.func, "is_api", False) or _without_blocks(name, entry):
             continue
-        plain = partial(build_plain, name, entry.func) if asked else entry.func
-        kind = partial(build_batched, name, plain) if together else plain
+        kind = partial(build_mended, name, entry.func) if broken else entry.func
+        kind = partial(build_plain, name, kind) if asked else kind
+        kind = partial(build_batched, name, kind) if together else kind
         yield name, partial(kind, **(entry.keywords | dict.fromkeys(asked, False)))
     for name, base in BASES.items():
         there = name in table
@@ -67,6 +69,11 @@ def _without_blocks(name: str, entry: Any) -> bool:
     return host_class(getattr(entry.func, "__name__", ""), name).verdict == "refused"
 
 
+@cache  # many names share a class
+def _is_broken(kind: Any) -> bool:
+    return isinstance(kind, type) and bool(mending.unimported(kind) or mending.asks_for_8bit(kind))
+
+
 def engines(keywords: Mapping[str, Any]) -> list[str]:
     """Keywords of an entry that hand its model to vLLM or LMDeploy, whose blocks nothing can be dropped from."""
     return [flag for flag in ENGINES if keywords.get(flag)]
@@ -79,6 +86,20 @@ def build_plain(name: str, kind: Any, **kwargs: Any) -> Any:
     else:
         logger.warning("%s: on transformers, as its variants, in place of the host's engine", name)
     return kind(**kwargs)
+
+
+def build_mended(name: str, kind: Any, **kwargs: Any) -> Any:
+    """The host's own class, with what keeps it from running mended; the log says what.
+
+    Raises:
+        InvalidValue: 8 bits are asked for by a keyword that transformers takes no longer.
+    """
+    if names := mending.supply(kind):
+        logger.warning("%s: %s uses %s without an import; supplied", name, kind.__module__, ", ".join(names))
+    if not mending.asks_for_8bit(kind):
+        return kind(**kwargs)
+    with mending.without_8bit(name, kwargs.get(mending.EIGHT)):
+        return kind(**kwargs)
 
 
 def build_batched(name: str, kind: Any, **kwargs: Any) -> Any:

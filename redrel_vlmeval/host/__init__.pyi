@@ -2,6 +2,7 @@ from . import (
     benchmark as benchmark,
     child as child,
     facts as facts,
+    mending as mending,
     pictures as pictures,
     runner as runner,
     verdicts as verdicts,
@@ -34,7 +35,7 @@ from .scores import (
     metrics_of as metrics_of,
     shares_pictures as shares_pictures,
 )
-from .table import VariantTable as VariantTable
+from .table import VariantTable as VariantTable, check_cuttable as check_cuttable, kind_of as kind_of
 from .tables import (
     Columns as Columns,
     ResultsError as ResultsError,

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from redrel_vlmeval import names
-from redrel_vlmeval.errors import UnknownName
+from redrel_vlmeval.bases import API, cannot, host_class
+from redrel_vlmeval.errors import TruncationError, UnknownName
 
 HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all`, redrel_tiny and redrel_smol"
 
@@ -56,6 +57,28 @@ class VariantTable(dict[str, Any]):
             near = [name.replace(spec.base, base, 1) for base in difflib.get_close_matches(spec.base, self, n=3)]
             raise UnknownName(f"{name!r}: {what}{_suggest(near)} ({HINT})")
         return spec
+
+
+def kind_of(entry: Any) -> Any:
+    """The host's class that an entry builds, also where we stand around it; else what it calls."""
+    while isinstance(entry, partial):
+        entry = entry.args[-1] if entry.args else entry.func
+    return entry
+
+
+def check_cuttable(name: str, base: str, entry: Any) -> None:
+    """Refuse a variant before its base is built, or downloaded, in the words of ``redrel check``.
+
+    Args:
+        name: of the variant. entry: the base's, of the table.
+
+    Raises:
+        TruncationError: it is known that it cannot be truncated.
+    """
+    kind = kind_of(entry)
+    found = API if getattr(kind, "is_api", False) else host_class(getattr(kind, "__name__", ""), base)
+    if found.verdict == "refused":
+        raise TruncationError(cannot(name, base, found.why))
 
 
 def _suggest(near: list[str]) -> str:

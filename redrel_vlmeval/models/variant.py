@@ -11,7 +11,7 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from redrel_vlmeval import prompts
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
-from redrel_vlmeval.host import pictures
+from redrel_vlmeval.host import check_cuttable, pictures
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.pictures import pictures_of
@@ -39,7 +39,8 @@ class TruncatedVLM(HostedModel):
 
     Raises:
         KeyError: unknown base, or a malformed setting.
-        TruncationError: the base holds no decoder that can be truncated, or not so deep.
+        TruncationError: the base holds no decoder that can be truncated, or not so deep; where that is known of its
+            class, nothing is built.
     """
 
     recorder: Recorder
@@ -54,7 +55,7 @@ class TruncatedVLM(HostedModel):
             raise UnknownName(f"{spec!r} is a variant of {parsed.base!r}, not of base {name!r}; give the setting alone")
         self.spec = replace(parsed, base=name)
         self._asked: Asked | None = None
-        self.inner = self._build(base, table, kwargs) if isinstance(base, str) else base
+        self.inner = self._build(base, table, kwargs, str(self.spec)) if isinstance(base, str) else base
         self.torch_model = find_torch_model(self.inner, str(self.spec))
         self._heard = find_decoder(self.torch_model).heard(self.torch_model)
         self._tokenizer = find_tokenizer(self.inner, str(self.spec)) if self.spec.ppl else None
@@ -64,7 +65,7 @@ class TruncatedVLM(HostedModel):
         self.recorder = Recorder(self.torch_model, self.spec, own.facts if own else self._facts())
 
     @staticmethod
-    def _build(base: str, table: Mapping[str, Any] | None, kwargs: dict[str, Any]) -> Any:
+    def _build(base: str, table: Mapping[str, Any] | None, kwargs: dict[str, Any], name: str) -> Any:
         if table is None:
             import vlmeval.config
 
@@ -73,6 +74,7 @@ class TruncatedVLM(HostedModel):
             builder = table[base]
         except KeyError as error:
             raise UnknownName(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
+        check_cuttable(name, base, builder)
         return builder(**kwargs)
 
     def _facts(self) -> dict[str, Any]:

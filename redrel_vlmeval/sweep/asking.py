@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redrel_vlmeval.host import Benchmark, benchmark, models, pictures
+from redrel_vlmeval.host import Benchmark, benchmark, check_cuttable, models, pictures
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
@@ -67,7 +67,7 @@ class HostSource:
         from redrel_vlmeval.truncation import find_decoder
 
         with alone():
-            self.model = host_model(plan.base)
+            self.model = host_model(plan.base, str(plan.specs[0]))
         decoder = find_decoder(find_torch_model(self.model, plan.base))
         plan.check_depth(len(decoder.blocks))
         self.benchmark.prepare(self.model)
@@ -148,14 +148,15 @@ def _answer(
     return Entry(task.index, task.question, text_only, answers)
 
 
-def host_model(base: str) -> Any:
-    """The host's model of that name, built.
+def host_model(base: str, variant: str) -> Any:
+    """The host's model of that name, built for ``variant`` and others.
 
     Raises:
-        PlanError: the host knows no such model.
+        PlanError: the host knows no such model. TruncationError: it is known that it cannot be truncated.
     """
     try:
         builder = models()[base]
     except KeyError as error:
         raise PlanError(f"--model {base}: {error.args[0]}") from error
+    check_cuttable(variant, base, builder)
     return builder()

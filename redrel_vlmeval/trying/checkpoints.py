@@ -67,7 +67,7 @@ def lent() -> AbstractContextManager[None]:
 
 # The host's class -> the checkpoint that stands for those of its names.
 MAKERS: dict[str, Maker] = {
-    **dict.fromkeys(("InternVLChat", "SailVL", "VinternChat", "NVLM", "Qianfan_VL"), internvl),
+    **dict.fromkeys(("InternVLChat", "SailVL", "VinternChat", "QTuneVLChat", "NVLM", "Qianfan_VL"), internvl),
     **dict.fromkeys(QWEN2, native.qwen2_vl),
     "Qwen3VLChat": native.qwen3_vl,
     "LLaVA_OneVision_HF": native.llava_onevision,
