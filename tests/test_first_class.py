@@ -19,7 +19,8 @@ from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import ask_host
 from redrel_vlmeval.explain.maps import Request, explain, grids
 from redrel_vlmeval.explain.maps.flow import flow
-from redrel_vlmeval.models import TruncatedVLM, find_torch_model, recorded
+from redrel_vlmeval.models import TruncatedVLM, find_torch_model, recorded, told
+from redrel_vlmeval.models.layouts import tokens_of_each
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.plugin import register
 from redrel_vlmeval.sweep import Sweeper
@@ -111,16 +112,61 @@ def places(view):
     return [first + row * stride + column for row in range(rows) for column in range(cols)]
 
 
-def entering(host, picture):
+def said_of(*pictures):
+    """A question about these."""
+    shown = [{"type": "image", "value": str(picture)} for picture in pictures]
+    return [*shown, {"type": "text", "value": "What is it?"}]
+
+
+def entering(host, *pictures):
     """What enters block 1 at the visual tokens of a question, [n, D], with the tower's attention out of the way."""
+    for name, module in find_torch_model(host, "base").named_modules():
+        if "vis" in name and name.endswith(("attn.out_proj", "attn.proj")):
+            torch.nn.init.zeros_(module.weight)
     decoder, seen = find_decoder(find_torch_model(host, "base")), []
     handle = decoder.blocks[0].register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
-    said = [{"type": "image", "value": picture}, {"type": "text", "value": "What is it?"}]
-    asked = ask_host(host, said, "MMStar")
+    asked = ask_host(host, said_of(*pictures), "MMStar")
     handle.remove()
     return asked, seen[0][0, asked.spans().image].float()
+
+
+def laid(asked):
+    """Views of the record of a question."""
+    given = told(asked.decoder, asked.inputs, asked.inputs["input_ids"][0])
+    return recorded(asked.decoder, given, len(asked.spans().image), asked.pictures)["views"]
+
+
+def black(folder, number, size, spot=None):
+    """A white picture, with or without a black spot, and its file."""
+    picture = Image.new("RGB", size, "white")
+    if spot is not None:
+        picture.paste("black", (spot[0] - 3, spot[1] - 3, spot[0] + 3, spot[1] + 3))
+    picture.save(folder / f"{number}.png")
+    return folder / f"{number}.png"
+
+
+def check_spot(name, views, moved, size, spot):
+    """Of tokens in the whole and in the tiles the one that ``moved`` most lies on the spot."""
+    for kind in {view[1] for view in views}:
+        parts = [view for view in views if view[1] == kind]
+        best = max((place for view in parts for place in places(view)), key=lambda place: moved[place])
+        (view,) = (view for view in parts if best in places(view))
+        _, _, first, rows, cols, stride, left, top, right, bottom = view
+        row, column = divmod(best - first, stride)
+        across, down = (right - left) * size[0] / cols, (bottom - top) * size[1] / rows
+        x, y = left * size[0] + column * across, top * size[1] + row * down
+        assert x - 3 <= spot[0] <= x + across + 3 and y - 3 <= spot[1] <= y + down + 3, (name, kind, row, column)
+
+
+def test_a_picture_ends_where_its_last_tile_stands_behind_the_id_of_all_last_ones():
+    runs = [(4, 11), (4, 12), (4, 7), (4, 7), (4, 11), (4, 12), (4, 7)]  # SmolVLM: <row_1_col_1>, .., <global>
+    assert tokens_of_each({"runs": runs}, 28, [(9, 9)] * 3, "x") == [12, 4, 12]
+    assert tokens_of_each({"runs": [(28, 5), (8, 5)]}, 36, [(9, 9)] * 2, "x") == [28, 8]  # InternVL: <img>
+    assert tokens_of_each({}, 28, [(9, 9)], "x") == [28]
+    with pytest.raises(ExplainError, match="the tiles of 2 pictures are not told apart"):
+        tokens_of_each({"runs": runs}, 28, [(9, 9)] * 2, "x")
 
 
 SPOTS = [(23, 31), (263, 44), (141, 167)]
@@ -129,32 +175,36 @@ SPOTS = [(23, 31), (263, 44), (141, 167)]
 @pytest.mark.parametrize("spot", SPOTS)
 def test_the_token_that_a_spot_moves_most_lies_on_it(built, tmp_path, spot):
     name, host, _ = built
-    for module_name, module in find_torch_model(host, name).named_modules():
-        if "vis" in module_name and module_name.endswith(("attn.out_proj", "attn.proj")):
-            torch.nn.init.zeros_(module.weight)
-    blank = Image.new("RGB", (300, 200), "white")
-    blank.save(tmp_path / "a.png")
-    blank.paste("black", (spot[0] - 3, spot[1] - 3, spot[0] + 3, spot[1] + 3))
-    blank.save(tmp_path / "b.png")
-    (asked, one), (_, other) = (entering(host, str(tmp_path / file)) for file in ("a.png", "b.png"))
-    moved = (one - other).norm(dim=-1)
-    found = recorded(asked.decoder, asked.inputs, len(moved), [str(tmp_path / "a.png")])["views"]
-    for kind in {view[1] for view in found}:
-        parts = [view for view in found if view[1] == kind]
-        best = max((place for view in parts for place in places(view)), key=lambda place: moved[place])
-        (view,) = (view for view in parts if best in places(view))
-        _, _, first, rows, cols, stride, left, top, right, bottom = view
-        row, column = divmod(best - first, stride)
-        across, down = (right - left) * 300 / cols, (bottom - top) * 200 / rows
-        x, y = left * 300 + column * across, top * 200 + row * down
-        assert x - 3 <= spot[0] <= x + across + 3 and y - 3 <= spot[1] <= y + down + 3, (name, kind, row, column)
+    (asked, one), (_, other) = (
+        entering(host, black(tmp_path, *each)) for each in (("a", (300, 200)), ("b", (300, 200), spot))
+    )
+    check_spot(name, laid(asked), (one - other).norm(dim=-1), (300, 200), spot)
+
+
+def test_the_tokens_of_two_pictures_lie_each_on_its_own(built, tmp_path):
+    name, host, _ = built
+    first, size, spot = black(tmp_path, "first", (300, 200), (40, 30)), (200, 400), (150, 90)
+    (asked, one), (_, other) = (
+        entering(host, first, black(tmp_path, *each)) for each in (("a", size), ("b", size, spot))
+    )
+    moved, found = (one - other).norm(dim=-1), laid(asked)
+    numbers = [place for view in found for place in places(view)]
+    assert len(set(numbers)) == len(numbers) and {view[0] for view in found} == {0, 1}
+    mine = [view for view in found if view[0] == 1]
+    assert moved[[place for view in found if view[0] == 0 for place in places(view)]].max() == 0
+    check_spot(name, mine, moved, size, spot)
+    whole, tiles = LAID[name][1:]
+    own = [(view[3], view[4]) for view in found if view[0] == 0]
+    assert own == [whole, *tiles]
+    grids_ = grids(ask_host(host, said_of(first, tmp_path / "a.png"), "MMStar"))
+    assert [grid.size for grid in grids_] == [(300, 200), size] and grids_[1].index.min() > grids_[0].index.min()
 
 
 def test_its_tokens_lie_on_the_picture_in_the_record(built):
     name, host, said = built
     asked = ask_host(host, said, "MMStar")
     tokens, whole, tiles = LAID[name]
-    found = recorded(asked.decoder, asked.inputs, tokens, [said[0]["value"]])["views"]
+    found = laid(asked)
     assert [(view[3], view[4]) for view in found] == [whole, *tiles] and {view[0] for view in found} == {0}
     numbers = [place for view in found for place in places(view)]
     ends = sum(rows for rows, _ in tiles) if "next" in name or name.endswith("-hf") else 0

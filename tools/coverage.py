@@ -122,9 +122,10 @@ FIRST = """## Bases that are known before they are loaded
 
 They have a row in `redrel_vlmeval/bases.py`: a layer that a base lacks is refused before anything is downloaded, a run
 has a price where the tokens of a picture are known, and kept tokens are drawn on the picture, on the report's page and
-by `redrel explain`. Each of these families is swept (with the answers of single variants), explained (`flow` and `cam`)
-and placed on the picture on its host's class and a tiny checkpoint, by `tests/test_first_class.py` (Qwen-VL by
-`tests/test_explain_qwen.py` and `tests/test_qwen_engine.py`, [more](qwen-vl.md)). Refused by name:
+by `redrel explain`, of several pictures each on its own. Each of these families is swept (with the answers of single
+variants), explained (`flow` and `cam`) and placed on the picture on its host's class and a tiny checkpoint, by
+`tests/test_first_class.py` (Qwen-VL by `tests/test_explain_qwen.py` and `tests/test_qwen_engine.py`,
+[more](qwen-vl.md)). Refused by name:
 
 * a sweep of any base that is asked to draw from more than the likeliest token, as a checkpoint's own generation config
   may say;

@@ -13,6 +13,7 @@ from .efficiency import (
     prefill_flops as prefill_flops,
     shares as shares,
 )
+from .layouts import View as View, patches as patches
 from .llava import (
     LLaVA15 as LLaVA15,
     LlavaCore as LlavaCore,
@@ -26,7 +27,7 @@ from .pictures import (
     opened as opened,
     pictures_of as pictures_of,
 )
-from .places import GIVEN as GIVEN, View as View, patches as patches, recorded as recorded, views as views
+from .places import recorded as recorded, told as told, views as views
 from .plain import batched as batched
 from .qwen import (
     QwenCore as QwenCore,

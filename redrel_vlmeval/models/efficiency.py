@@ -25,7 +25,7 @@ from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.files import lock
 from redrel_vlmeval.models import gpus
-from redrel_vlmeval.models.places import GIVEN
+from redrel_vlmeval.models.places import told
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.rules import Rule
 from redrel_vlmeval.truncation import Decoder, PromptTrace, find_decoder
@@ -72,7 +72,7 @@ class Meter:
         except TruncationError:
             self.decoder = None
         self.seconds: list[float] = []
-        self.given: dict[str, Any] = {}  # arguments of the first call
+        self.given: dict[str, Any] = {}  # what the first call says of how its pictures were cut
         self.prompt: PromptTrace | None = None
         self.total: float | None = None
         self.kv_bytes: int | None = None
@@ -103,9 +103,9 @@ class Meter:
 
     def _start(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.seconds and self.decoder is not None:
-            self.given = _cut(kwargs)
             call = self.decoder.read_call(args, kwargs)
             if call.input_ids is not None and not call.past:
+                self.given = told(self.decoder, kwargs, call.input_ids[0])
                 images = int(self.decoder.image_mask(call.input_ids[:1]).sum())
                 blocks = len(self.decoder.blocks)
                 self.prompt = PromptTrace([call.input_ids.shape[1]] * blocks, [images] * blocks)
@@ -192,15 +192,14 @@ def shares(
             Share(
                 count, length, wholes[row], owns[row] if owns else None, meter.decoder, prefill,
                 each if length > 1 else None, total, None if meter.kv_bytes is None else meter.kv_bytes // count,
-                meter.peak_bytes, _cut(tensors[row]) if tensors else {},
+                meter.peak_bytes, _told(meter.decoder, tensors[row], ids[row][real[row].bool()]) if tensors else {},
             )
         )  # fmt: skip
     return found
 
 
-def _cut(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a call's arguments, those that say how its pictures were cut."""
-    return {name: given[name] for name in GIVEN if given.get(name) is not None}
+def _told(decoder: Decoder | None, given: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+    return {} if decoder is None else told(decoder, given, ids)
 
 
 def _shorter(trace: PromptTrace, steps: int) -> PromptTrace:

@@ -12,12 +12,12 @@ import torch
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models import (
-    GIVEN,
     MEASURED,
     computed,
     find_torch_model,
     pictures_of,
     recorded,
+    told,
     unrecorded,
     versions,
 )
@@ -187,13 +187,13 @@ class Question:
             request = Request.of(self.decoder, self.sweeper.heard, args, kwargs)
             check_generation(self.sweeper.specs[0], self.decoder, request.kwargs)
             request.check_greedy()
-            self.given = {name: kwargs[name] for name in GIVEN if name in kwargs}
             recorder = Recorder(self.decoder, self.sweeper.specs)
             with recorder.listening():
                 output = generate(*args, **kwargs)
             self.shared = recorder.shared
             if self.shared is None:
                 raise TruncationError(f"{type(self.sweeper.torch_model).__name__}: generate ran without a forward call")
+            self.given = told(self.decoder, kwargs, self.shared.ids[0])
             self._note_base(output, self.shared, request)
             with torch.inference_mode():
                 self.sweeper.check_parts(recorder)

@@ -17,7 +17,7 @@ import torch
 from redrel_vlmeval.errors import ExplainError
 from redrel_vlmeval.explain.ask import Asked
 from redrel_vlmeval.explain.maps.grid import Grid
-from redrel_vlmeval.models import View, opened, patches, views
+from redrel_vlmeval.models import View, opened, patches, told, views
 
 
 def grids(asked: Asked, where: str = "decoder") -> list[Grid]:
@@ -36,7 +36,8 @@ def grids(asked: Asked, where: str = "decoder") -> list[Grid]:
         sizes = picture_sizes(asked, tokens // 256)
         return [_laid(size, number * side**2, side, side) for number, size in enumerate(sizes)]
     sizes = picture_sizes(asked, _runs(asked))
-    laid = [view for view in views(asked.decoder, asked.inputs, tokens, sizes) if view.kind == "whole"]
+    given = told(asked.decoder, asked.inputs, asked.inputs["input_ids"][0])
+    laid = [view for view in views(asked.decoder, given, tokens, sizes) if view.kind == "whole"]
     if where not in ("vision", "pixels"):
         return [_laid(sizes[view.picture], view.first, view.rows, view.cols, view.stride, view.box) for view in laid]
     return _patches(asked, config, kind, where, [(sizes[view.picture], view) for view in laid])
