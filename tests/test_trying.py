@@ -33,27 +33,32 @@ def pictures(tmp_path_factory):
     return trying.draw(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.fixture(scope="module", params=["InternVL3-8B", "InternVL2-8B"])
+def name(request):
+    """One over Qwen2, which attends through transformers' interface, and one over InternLM2, which does not."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def internvl(tmp_path_factory):
-    """How InternVL3 is built, on a CPU."""
+def internvl(name, tmp_path_factory):
+    """How it is built, on a CPU."""
     with trying.on_cpu():
-        made = trying.make("InternVLChat", "InternVL3-8B", tmp_path_factory.mktemp("internvl"))
-        yield made | {"max_new_tokens": 5}
+        yield trying.make("InternVLChat", name, tmp_path_factory.mktemp("internvl")) | {"max_new_tokens": 5}
 
 
 def asked(pictures, *numbers):
     return [{"type": "image", "value": pictures[n]} for n in numbers] + [{"type": "text", "value": QUESTION}]
 
 
-def test_internvl_truncates_through_its_chat(table, internvl, pictures):
-    tried = trying.attempt(table, "InternVL3-8B", pictures, QUESTION, **internvl)
+def test_internvl_truncates_through_its_chat(table, name, internvl, pictures):
+    tried = trying.attempt(table, name, pictures, QUESTION, **internvl)
     assert not tried.wrong and tried.model == "InternVLChatModel"
     assert tried.tokens[0] - tried.tokens[-1] == TILES * 16 - 8
 
 
 @pytest.fixture(scope="module")
-def variant(table, internvl):
-    return table["InternVL3-8B_trunc_l2_k8"](**internvl)
+def variant(table, name, internvl):
+    return table[f"{name}_trunc_l2_k8"](**internvl)
 
 
 def test_pictures_take_the_place_of_one_id_each_in_the_package_llava():
@@ -70,9 +75,8 @@ def test_a_class_of_a_package_that_is_not_installed_is_not_tried(monkeypatch, na
     assert not trying.able(trying.kind_of(name)) and trying.able("LLaVA_OneVision") and not trying.able("Kosmos2")
 
 
-def test_a_record_of_internvl_has_its_blocks_and_its_prefill(variant, pictures, tmp_path):
-    name = "InternVL3-8B_trunc_l2_k8"
-    in_host(lambda: variant.generate(asked(pictures, 0, 1)), 1, tmp_path, name)
+def test_a_record_of_internvl_has_its_blocks_and_its_prefill(variant, name, pictures, tmp_path):
+    in_host(lambda: variant.generate(asked(pictures, 0, 1)), 1, tmp_path, f"{name}_trunc_l2_k8")
     (record,) = records(tmp_path)
     assert record["image_tokens"] == 2 * TILES * 16 and record["images_per_block"] == [224, 224, 8, 8, 8]
     assert record["new_tokens"] == 5 and record["prefill_ms"] > 0 and record["decode_ms_per_token"] > 0
@@ -87,12 +91,14 @@ def test_a_record_of_internvl_has_its_blocks_and_its_prefill(variant, pictures, 
         ("l1_r50_l3_k4", [112, 56, 56, 4, 4]),
         ("l2_k8_official", [112, 112, 8, 8, 8]),
         ("l2_k8_pos-new", [112, 112, 8, 8, 8]),
+        ("l2_k8_next", [112, 112, 8, 8, 8]),
     ],
 )
 def test_settings_of_internvl_answer(variant, pictures, setting, images):
     with truncated(variant.torch_model, setting) as trace:
-        assert variant.inner.generate(asked(pictures, 0))
-    assert trace.prompts[-1].images == images
+        variant.inner.generate(asked(pictures, 0))
+    last = trace.prompts[-1]
+    assert last.images == images and last.kv[0] == last.tokens[0] + 4
 
 
 def test_without_a_picture_internvl_is_untouched(variant):
@@ -101,14 +107,15 @@ def test_without_a_picture_internvl_is_untouched(variant):
     assert trace.prompts[-1].mode == "untouched"
 
 
-def test_beams_and_ranked_options_of_internvl(table, internvl, pictures):
+def test_beams_and_ranked_options_of_internvl(table, name, internvl, pictures, tmp_path):
     from redrel_vlmeval.models.variant import TruncatedVLM
 
-    inner = table["InternVL3-8B"](**internvl)
+    inner = table[name](**internvl)
     beams = TruncatedVLM(inner, "l2_k8_beam3")
     with truncated(inner.model, "l2_k8") as alone:
-        greedy = inner.generate(asked(pictures, 0))
-    assert beams.generate(asked(pictures, 0)) and greedy
+        inner.generate(asked(pictures, 0))
+    in_host(lambda: beams.generate(asked(pictures, 0)), 1, tmp_path, f"{name}_trunc_l2_k8_beam3")
+    assert records(tmp_path)[0]["new_tokens"] > 1
     assert alone.prompts[-1].kept[2]
     ranked = TruncatedVLM(inner, "l2_k8_ppl")
     ranked.set_dump_image(lambda line: pictures[:1])
@@ -117,12 +124,12 @@ def test_beams_and_ranked_options_of_internvl(table, internvl, pictures):
     assert ranked.generate(message, dataset="MMBench_DEV_EN") in ("A", "B")
 
 
-def test_a_sweep_of_internvl_says_what_single_variants_say(variant, table, internvl, pictures):
+def test_a_sweep_of_internvl_says_what_single_variants_say(variant, name, pictures):
     from redrel_vlmeval.models.variant import TruncatedVLM
     from redrel_vlmeval.sweep import Sweeper
 
-    names = ["l2_k8", "l1_k4", "l3_k16_uniform", "l0_k0", "l2_k8_random"]
-    specs = [parse(f"InternVL3-8B_trunc_{name}") for name in names]
+    settings = ["l2_k8", "l1_k4", "l3_k16_uniform", "l0_k0", "l2_k8_random", "l1_r50_l3_k4", "l2_k8_next"]
+    specs = [parse(f"{name}_trunc_{setting}") for setting in settings]
     found = Sweeper(variant.inner, specs).answer(asked(pictures, 0))
     assert found[""].text == variant.inner.generate(asked(pictures, 0))
     for spec in specs:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from redrel_vlmeval.checking import verdict
 from redrel_vlmeval.errors import UnknownName
 from redrel_vlmeval.trying import native, packages, tokens
 
@@ -17,18 +18,20 @@ Keywords = dict[str, Any]
 Maker = Callable[[Path, str], Keywords]  # (folder, name of the host) -> more keywords of the host's entry
 
 
-def internvl(folder: Path, _name: str) -> Keywords:
-    """InternVL's remote code, in a stand-in for it, over Qwen2: tiles of 448 pixels are 16 visual tokens each."""
+def internvl(folder: Path, name: str) -> Keywords:
+    """InternVL's remote code, in a stand-in for it, over Qwen2: tiles of 448 pixels are 16 visual tokens each.
+
+    Over InternLM2, likewise in a stand-in, where ``name`` is known to be.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModel
 
-    made = tokens.tokenizer(["<img>", "</img>", "<IMG_CONTEXT>"])
+    made = tokens.slow(folder, ["<img>", "</img>", "<IMG_CONTEXT>"])
     made.save_pretrained(folder)
-    for name in ("configuration", "modeling"):
-        shutil.copyfile(
-            Path(__file__).parent / "internvl" / f"{name}_internvl_chat.py", folder / f"{name}_internvl_chat.py"
-        )
+    inner = "InternLM2ForCausalLM" if "InternLM2" in verdict(name).why else "Qwen2ForCausalLM"
+    for code in (Path(__file__).parent / "internvl").glob("*_intern*.py"):
+        shutil.copyfile(code, folder / code.name)
     config = {
         "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "force_image_size": 448,
         "auto_map": {
@@ -36,7 +39,7 @@ def internvl(folder: Path, _name: str) -> Keywords:
             "AutoModel": "modeling_internvl_chat.InternVLChatModel",
         },
         "vision_config": {"hidden_size": 16, "patch_size": 56, "image_size": 448},
-        "llm_config": tokens.text_config(made) | {"architectures": ["Qwen2ForCausalLM"]},
+        "llm_config": tokens.text_config(made) | {"architectures": [inner]},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=True), trust_remote_code=True)
@@ -67,7 +70,9 @@ def lent() -> AbstractContextManager[None]:
 
 # The host's class -> the checkpoint that stands for those of its names.
 MAKERS: dict[str, Maker] = {
-    **dict.fromkeys(("InternVLChat", "SailVL", "VinternChat", "QTuneVLChat", "NVLM", "Qianfan_VL"), internvl),
+    **dict.fromkeys(
+        ("InternVLChat", "SailVL", "VinternChat", "QTuneVLChat", "NVLM", "Qianfan_VL", "MMAlaya2"), internvl
+    ),
     **dict.fromkeys(QWEN2, native.qwen2_vl),
     "Qwen3VLChat": native.qwen3_vl,
     "LLaVA_OneVision_HF": native.llava_onevision,

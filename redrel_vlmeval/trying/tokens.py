@@ -41,6 +41,13 @@ def sentences(folder: Path, special: Sequence[str] = (), fast: bool = False) -> 
     return words
 
 
+def slow(folder: Path, special: Sequence[str]) -> Any:
+    """What ``AutoTokenizer`` loads where it is asked for none that is fast: of sentencepiece while there are such."""
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    return tokenizer(special) if issubclass(LlamaTokenizer, PreTrainedTokenizerFast) else sentences(folder, special)
+
+
 def text_config(tokens: Any, **more: Any) -> dict[str, Any]:
     """Keys of a small decoder's config that most families share; it never ends an answer by itself."""
     return {

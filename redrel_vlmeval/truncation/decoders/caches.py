@@ -1,11 +1,61 @@
-"""KV caches of transformers, in the newer and the older layout: what a block holds, and what it is made to say."""
+"""KV caches of transformers, in the newer and the older layout: what a block holds, and what it is made to say.
+
+Remote code of the time before them has tuples, one (keys, values) per block, which every call makes anew.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+
+from redrel_vlmeval.errors import TruncationError
+
+
+class Tuples:
+    """What a decoder says of caches that are tuples; tokens lie along ``axis`` of their keys and values."""
+
+    axis: ClassVar[int]
+
+    def past(self, cache: Any) -> int:
+        return self.held_length(cache, 0)
+
+    def cache_after(self, output: Any, cache: Any) -> Any:
+        """The tuple of (keys, values) per block that a forward call returned, or None."""
+        parts = [output.past_key_values] if hasattr(output, "past_key_values") else list(output)
+        return next((part for part in parts if is_tuples(part)), None)
+
+    def continues(self, cache: Any, earlier: Any, generating: bool) -> bool:
+        """Itself, or within ``generate`` one of the same lengths: beam search reorders a cache into new tensors."""
+        if not generating or not is_tuples(cache) or not is_tuples(earlier):
+            return cache is earlier
+        return [(len(keys), keys.shape[self.axis]) for keys, _ in cache] == [
+            (len(keys), keys.shape[self.axis]) for keys, _ in earlier
+        ]
+
+    def prefilled(self, cache: Any) -> Callable[[Any], bool]:
+        keys = weakref.ref(cache[0][0]) if is_tuples(cache) else None
+        return lambda other: keys is not None and is_tuples(other) and other[0][0] is keys()
+
+    def held_length(self, cache: Any, block: int) -> int:
+        self.check_cache(cache, 0)
+        return 0 if cache is None else int(cache[block][0].shape[self.axis])
+
+    def held_bytes(self, cache: Any) -> int:
+        self.check_cache(cache, 0)
+        return sum(tensor.nbytes for pair in cache or () for tensor in pair)
+
+    def check_cache(self, cache: Any, longest: int) -> None:
+        """Raise TruncationError for anything but a tuple."""
+        if cache is not None and not is_tuples(cache):
+            raise TruncationError(f"KV cache of type {type(cache).__name__}: this decoder keeps tuples of keys, values")
+
+
+def is_tuples(part: Any) -> bool:
+    """True for a tuple of (keys, values), one pair per block."""
+    return isinstance(part, tuple) and bool(part) and isinstance(part[0], tuple) and len(part[0]) == 2
 
 
 def longer(counted: Callable[..., int], holder: Any, more: int) -> Callable[..., int]:

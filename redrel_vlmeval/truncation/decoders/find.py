@@ -9,10 +9,11 @@ from torch import nn
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.base import Decoder
 from redrel_vlmeval.truncation.decoders.entrance import Entrance
+from redrel_vlmeval.truncation.decoders.internlm2 import InternLM2Decoder
 from redrel_vlmeval.truncation.decoders.llama_like import NativeDecoder
 from redrel_vlmeval.truncation.decoders.qwen_vl import FusedDecoder
 
-ADAPTERS = (NativeDecoder, FusedDecoder)
+ADAPTERS = (NativeDecoder, FusedDecoder, InternLM2Decoder)
 
 
 def find_decoder(model: nn.Module) -> Decoder:

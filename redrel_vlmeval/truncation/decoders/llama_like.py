@@ -23,7 +23,6 @@ from redrel_vlmeval.truncation.decoders.interface import attended, kernel_of
 from redrel_vlmeval.truncation.decoders.tokens import IMAGE_KEYS, visual_tokens
 from redrel_vlmeval.truncation.views import View, is_per_token, take
 
-PARTS = {"input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm", "attention_output": "o_proj"}
 SHORTENED = ("hidden_states", "position_embeddings", "attention_mask", "position_ids", "cache_position")
 TOWERS = ("vision_tower", "visual", "vision_model")
 TOWER_BLOCKS = ("layers", "blocks", "layer")
@@ -39,6 +38,10 @@ class NativeDecoder(Decoder):
     tokens: tuple[int, ...]
 
     rotary: ClassVar[str] = "position_embeddings"
+    parts: ClassVar[dict[str, str]] = {  # of a block and, the last, of its attention
+        "attention": "self_attn", "input_norm": "input_layernorm", "middle_norm": "post_attention_layernorm",
+        "attention_output": "o_proj",
+    }  # fmt: skip
     layout: ClassVar[str] = (
         "embed_tokens, norm and layers[*].self_attn (transformers-native decoders laid out like LLaMA: LLaVA, "
         "LLaVA-NeXT, LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, InternVL-hf and the like)"
@@ -260,10 +263,10 @@ class NativeDecoder(Decoder):
             yield
 
     def part(self, block: int, name: str) -> nn.Module:
-        owner = self.blocks[block].self_attn if name == "attention_output" else self.blocks[block]
-        found = getattr(owner, PARTS[name], None)
+        owner = self.part(block, "attention") if name == "attention_output" else self.blocks[block]
+        found = getattr(owner, self.parts[name], None)
         if not isinstance(found, nn.Module):
-            raise TruncationError(f"{type(owner).__name__} of block {block + 1} has no {PARTS[name]!r}")
+            raise TruncationError(f"{type(owner).__name__} of block {block + 1} has no {self.parts[name]!r}")
         return found
 
     def vision_blocks(self) -> list[nn.Module]:

@@ -7,8 +7,7 @@ length (logn), come from the length of a cache.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from torch import nn
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.base import Decoder
+from redrel_vlmeval.truncation.decoders.caches import Tuples
 from redrel_vlmeval.truncation.decoders.calls import Attend, Attention
 from redrel_vlmeval.truncation.decoders.entrance import Entrance
 from redrel_vlmeval.truncation.views import View, take
@@ -27,12 +27,13 @@ PARTS = {"input_norm": "ln_1", "middle_norm": "ln_2"}
 
 
 @dataclass
-class FusedDecoder(Decoder):
+class FusedDecoder(Tuples, Decoder):
     """Image tokens stand strictly between the ids ``image_start`` and ``image_start + 1``, whatever ids they carry."""
 
     image_start: int
     _logn: dict[nn.Module, torch.Tensor] = field(default_factory=dict, kw_only=True)
 
+    axis: ClassVar[int] = 1
     rotary: ClassVar[str] = "rotary_pos_emb"
     causal_apart: ClassVar[bool] = True
     layout: ClassVar[str] = "wte, ln_f, visual and h[*].attn.c_attn (the remote code of Qwen-VL and Qwen-VL-Chat)"
@@ -84,39 +85,8 @@ class FusedDecoder(Decoder):
     def pictures(self, given: Mapping[str, Any]) -> bool:
         return False  # pixels are read from the paths within the prompt, and only where there is no cache
 
-    def past(self, cache: Any) -> int:
-        return self.held_length(cache, 0)
-
     def cache_of(self, kwargs: Mapping[str, Any]) -> Any:
         return kwargs.get("layer_past")
-
-    def cache_after(self, output: Any, cache: Any) -> Any:
-        """The tuple of (keys, values) per block that a forward call returned, or None."""
-        parts = [output.past_key_values] if hasattr(output, "past_key_values") else list(output)
-        return next((part for part in parts if _is_cache(part)), None)
-
-    def continues(self, cache: Any, earlier: Any, generating: bool) -> bool:
-        """Itself, or within ``generate`` one of the same lengths: beam search reorders a cache into new tensors."""
-        if not generating or not _is_cache(cache) or not _is_cache(earlier):
-            return cache is earlier
-        return [keys.shape[:2] for keys, _ in cache] == [keys.shape[:2] for keys, _ in earlier]
-
-    def prefilled(self, cache: Any) -> Callable[[Any], bool]:
-        keys = weakref.ref(cache[0][0]) if _is_cache(cache) else None
-        return lambda other: keys is not None and _is_cache(other) and other[0][0] is keys()
-
-    def held_length(self, cache: Any, block: int) -> int:
-        self.check_cache(cache, 0)
-        return 0 if cache is None else int(cache[block][0].shape[1])
-
-    def held_bytes(self, cache: Any) -> int:
-        self.check_cache(cache, 0)
-        return sum(tensor.nbytes for pair in cache or () for tensor in pair)
-
-    def check_cache(self, cache: Any, longest: int) -> None:
-        """Raise TruncationError for anything but a tuple."""
-        if cache is not None and not _is_cache(cache):
-            raise TruncationError(f"KV cache of type {type(cache).__name__}: this decoder keeps tuples of keys, values")
 
     def shorten(self, block: int, kwargs: dict[str, Any], view: View) -> dict[str, Any]:
         rotary = kwargs["rotary_pos_emb"]
@@ -249,11 +219,6 @@ def _shown(own: Any, block: int, attend: Attend) -> Any:
 
     shown.kernel = getattr(own, "kernel", "eager")  # type: ignore[attr-defined]
     return shown
-
-
-def _is_cache(part: Any) -> bool:
-    """True for a tuple of (keys, values), one pair per block."""
-    return isinstance(part, tuple) and bool(part) and isinstance(part[0], tuple) and len(part[0]) == 2
 
 
 def _logn_of(whole: torch.Tensor, view: View) -> torch.Tensor:

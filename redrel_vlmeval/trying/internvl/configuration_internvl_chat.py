@@ -2,7 +2,9 @@
 
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
-KINDS = {"LlamaForCausalLM": LlamaConfig, "Qwen2ForCausalLM": Qwen2Config}
+from .configuration_internlm2 import InternLM2Config
+
+KINDS = {"InternLM2ForCausalLM": InternLM2Config, "LlamaForCausalLM": LlamaConfig, "Qwen2ForCausalLM": Qwen2Config}
 
 
 class InternVLChatConfig(PretrainedConfig):

@@ -7,8 +7,9 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_internvl_chat import InternVLChatConfig
+from .modeling_internlm2 import InternLM2ForCausalLM
 
-KINDS = {"LlamaForCausalLM": LlamaForCausalLM, "Qwen2ForCausalLM": Qwen2ForCausalLM}
+KINDS = {kind.__name__: kind for kind in (InternLM2ForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM)}
 START, END, CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 
 
@@ -31,7 +32,7 @@ class InternVLChatModel(PreTrainedModel):
     config_class = InternVLChatConfig
     base_model_prefix = "language_model"
     _supports_sdpa = True
-    _no_split_modules = ["Qwen2DecoderLayer", "LlamaDecoderLayer"]
+    _no_split_modules = ["Qwen2DecoderLayer", "LlamaDecoderLayer", "Block"]
 
     def __init__(self, config, use_flash_attn=True):
         super().__init__(config)
