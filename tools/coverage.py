@@ -6,7 +6,8 @@ untouched model, two pictures give the same logits under `l0_k0`, and every step
 re-statement of the method that hides keys instead of dropping them and keeps the same tokens. On a CPU, in float32,
 with sdpa in place of flash kernels. What was not run is counted apart: *read* is known from the code that calls the
 model, *family* from models like it. A class that imports a package of its own is run where that is installed
-(``PYTHONPATH=../LLaVA-NeXT``); LLaVA-OneVision's, where it is not, on a stand-in.
+(``PYTHONPATH=../LLaVA-NeXT``); LLaVA-OneVision's, where it is not, on a stand-in. So is InternVL's remote code, and
+InternLM2's in it; over InternLM2 the code itself was run on transformers 4.49, with the same checks.
 """
 
 from __future__ import annotations

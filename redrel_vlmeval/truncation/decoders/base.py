@@ -301,17 +301,13 @@ class Decoder(ABC):
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
-        given = self.bound(args, kwargs)
+        given = inspect.signature(self.root.forward).bind_partial(*args, **kwargs).arguments
+        given = {**given.get("kwargs", {}), **given}
         cache, ids, rows = given.get("past_key_values"), given.get("input_ids"), given.get("inputs_embeds")
         pictures, past = self.pictures(given), self.past(cache)
         if self.entrance is not None and rows is not None:
             ids, pictures = self.entrance.placed(rows), self.entrance.pixels
-        return Call(ids, given.get("attention_mask"), cache, past, pictures)
-
-    def bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a forward call by their names."""
-        given = inspect.signature(self.root.forward).bind_partial(*args, **kwargs).arguments
-        return {**given.get("kwargs", {}), **given}
+        return Call(ids, given.get("attention_mask"), cache, past, pictures, given.get("position_ids"))
 
     def entered(self, clock: Callable[[], float] = time.perf_counter) -> AbstractContextManager[None]:
         """Within the context the ids of prompts are noted whose embeddings ``root`` is given, and when they came."""

@@ -51,7 +51,8 @@ def observing(observer: Observer) -> Attend:
 class Call:
     """What one forward call of the outermost model was given.
 
-    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along.
+    ``past`` is the cached length (0 at prefill), ``pictures`` whether pixels came along; ``positions``: None where the
+    model counts them itself.
     """
 
     input_ids: torch.Tensor | None
@@ -59,3 +60,4 @@ class Call:
     cache: Any
     past: int
     pictures: bool
+    positions: torch.Tensor | None = None

@@ -77,8 +77,9 @@ class InternLM2Decoder(Tuples, NativeDecoder):
         return self.text.tok_embeddings(ids)  # type: ignore[operator,no-any-return]
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        self._counts = self.bound(args, kwargs).get("position_ids") is None
-        return super().read_call(args, kwargs)
+        call = super().read_call(args, kwargs)
+        self._counts = call.positions is None
+        return call
 
     # -- shorter blocks -----------------------------------------------------------------------------------------------
 
