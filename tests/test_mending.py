@@ -46,7 +46,7 @@ def table():
 @pytest.fixture(scope="module")
 def internvl(tmp_path_factory):
     with trying.on_cpu():
-        yield trying.make("InternVLChat", "", tmp_path_factory.mktemp("internvl"))
+        yield trying.make("InternVLChat", "InternVL3-8B", tmp_path_factory.mktemp("internvl"))
 
 
 @needs_host
