@@ -15,7 +15,7 @@ from PIL import Image
 
 from redrel_vlmeval import trying
 from redrel_vlmeval.bases import BASES, LAYOUTS
-from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError, TruncationError
 from redrel_vlmeval.explain.ask import ask_host
 from redrel_vlmeval.explain.maps import Request, explain, grids
 from redrel_vlmeval.explain.maps.flow import flow
@@ -214,10 +214,41 @@ def test_its_tokens_lie_on_the_picture_in_the_record(built):
 
 def test_what_is_made_before_the_decoder_is_called_is_refused_by_name(built):
     name, host, said = built
-    if not name.startswith(("InternVL3", "llava_onevision")):
-        pytest.skip("its tower is part of the call")
+    if not name.startswith("llava_onevision"):
+        pytest.skip("its tower is part of the call, or can be run again")
     asked = ask_host(host, said, "MMStar")
     with pytest.raises(ExplainError, match="makes embeddings of its pictures.*vision cannot be looked into"):
         explain(asked, Request(("elementwise",), where=("vision",)))
     with pytest.raises(ExplainError, match="a changed picture"):
         explain(asked, Request(("elementwise",), smooth=2))
+
+
+@pytest.mark.parametrize("setting", ["", "l2_k8"])
+def test_maps_of_the_tower_of_a_model_that_hands_embeddings_on(built, setting):
+    name, host, said = built
+    if not name.startswith("InternVL3"):
+        pytest.skip("its tower is part of the call, or cannot be run again")
+    asked = ask_host(TruncatedVLM(host, setting) if setting else host, said, "MMStar")
+    tokens, whole, tiles = LAID[name]
+    found = explain(asked, Request(("elementwise",), where=("vision", "projector", "decoder")))
+    vision, projector, decoder = found.maps
+    assert vision.values.shape == (1, 2, (len(tiles) + 1) * 64) and projector.values.shape == (1, 1, tokens)
+    assert {state for one in (vision, projector) for state in one.status[0]} == {"ok"}
+    (grid,) = grids(asked, "vision")
+    assert grid.shape == (8, 8) and grid.index.min() == len(tiles) * 64  # the whole picture is the last tile
+    if not setting:
+        # the rows that a projector makes are what enters block 1: their gradient, found from embeddings alone
+        image, answer = asked.spans().image, torch.tensor(asked.answer)[:, None]
+        with torch.enable_grad():
+            rows = asked.sequence()["inputs_embeds"].clone().requires_grad_()
+            logits = asked.called(**(asked.given(asked.sequence()) | {"inputs_embeds": rows})).logits
+            z = logits[0, torch.from_numpy(asked.spans().predict)].gather(1, answer).sum()
+            (gradient,) = torch.autograd.grad(z, rows)
+        wanted = (gradient * rows).sum(-1)[0, image].relu().detach()
+        np.testing.assert_allclose(projector.values[0, 0], wanted, atol=1e-5, rtol=1e-3)
+    # a picture with noise in it: none at all changes nothing, some does, and decoder maps follow
+    plain, noisy = (explain(asked, Request(("elementwise",), smooth=2, noise=noise)).maps[0] for noise in (0.0, 0.3))
+    np.testing.assert_allclose(plain.values, decoder.values, atol=1e-5, rtol=1e-4)
+    assert np.nanmax(np.abs(noisy.values - plain.values)) > 1e-3
+    with pytest.raises(TruncationError, match="does not go through transformers' attention interface"):
+        explain(asked, Request(("elementwise",), tower=True))

@@ -130,8 +130,9 @@ variants), explained (`flow` and `cam`) and placed on the picture on its host's 
 
 * a sweep of any base that is asked to draw from more than the likeliest token, as a checkpoint's own generation config
   may say;
-* maps of the vision tower or the projector, `--tower` and `--smooth` where a decoder is given embeddings: InternVL3 of
-  the hosts, and LLaVA-OneVision of the package `llava`, of which no tiles are drawn, but the picture as a whole."""
+* `--tower` of InternVL3 of the hosts, whose tower does not attend through transformers' attention interface;
+* maps of the vision tower or the projector, `--tower` and `--smooth` of LLaVA-OneVision of the package `llava`, which
+  makes embeddings of pictures without gradients. Of it no tiles are drawn, but the picture as a whole."""
 
 
 def rows() -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from redrel_vlmeval.errors import ExplainError
-from redrel_vlmeval.explain.ask.embedded import embeddings
+from redrel_vlmeval.explain.ask.embedded import embeddings, remade
 from redrel_vlmeval.explain.ask.generated import is_greedy, said_by, without_end
 from redrel_vlmeval.explain.ask.spans import Spans, spans
 from redrel_vlmeval.models import find_torch_model, tokenizer_of
@@ -29,7 +29,8 @@ class Asked:
 
     Attributes:
         inputs: tensors of the model's forward call for the prompt alone; ``input_ids`` is [1, s]. Of a model whose
-            decoder is given embeddings they are those of that decoder, ``inputs_embeds`` [1, s, d] among them.
+            decoder is given embeddings they are those of that decoder, ``inputs_embeds`` [1, s, d] among them, and the
+            ``pixel_values`` that the embeddings of pictures can be made of again.
         answer: ids of the answer's tokens, its end-of-sequence token left out.
         reply: what the model said, in words. own: whether ``answer`` is what the model said.
         greedy: whether the model's own answer is a plain argmax at every step.
@@ -70,10 +71,10 @@ class Asked:
             ExplainError: names what can be had.
         """
         outside = [what for what in wanted if what in ("vision", "projector", "tower", "a changed picture")]
-        if self.embedded and outside:
+        if self.embedded and outside and "pixel_values" not in self.inputs:
             raise ExplainError(
-                f"{type(self.model).__name__} makes embeddings of its pictures before its decoder is called, without "
-                f"gradients: {outside[0]} cannot be looked into; maps of the decoder and the flow can be had"
+                f"{type(self.model).__name__} makes embeddings of its pictures before its decoder is called, in a way "
+                f"not known here: {outside[0]} cannot be looked into; maps of the decoder and the flow can be had"
             )
 
     @property
@@ -81,16 +82,22 @@ class Asked:
         """Length of the prompt in tokens."""
         return int(self.inputs["input_ids"].shape[1])
 
-    def given(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def given(self, batch: dict[str, torch.Tensor], anew: bool = False) -> dict[str, torch.Tensor]:
         """Arguments of a forward call for ``batch``, which is like ``inputs``: without ids where it has embeddings.
 
-        These are left where an engine looks them up: as the host's class would have been given them.
+        These are left where an engine looks them up: as the host's class would have been given them. ``anew``: those of
+        pictures are made of the pixels again, within the call's gradients.
         """
         if not self.embedded:
             return batch
         if self.decoder.entrance is not None:
             self.decoder.entrance.ids = batch["input_ids"]
-        return {name: tensor for name, tensor in batch.items() if name != "input_ids"}
+        given = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "pixel_values")}
+        if anew:
+            visual = self.decoder.image_mask(batch["input_ids"])
+            visual[:, self.prompt :] = False  # what the answer utters is text
+            given["inputs_embeds"] = remade(self.decoder, given["inputs_embeds"], visual, batch["pixel_values"])
+        return given
 
     def sequence(self) -> dict[str, torch.Tensor]:
         """``inputs`` with the answer's tokens behind the prompt."""

@@ -83,6 +83,8 @@ class _Watch:
         self.tower: dict[int, torch.Tensor] = {}
         self.kept: dict[int, list[int]] = {}
         self.armed = False
+        inside = {kind for kind, _ in wanted.nodes} & {"vision", "projector"}
+        self.anew = bool(edit is not None or wanted.tower or inside)  # also what is done before the decoder is called
 
     def attach(self, undo: ExitStack) -> None:
         handles = []
@@ -149,10 +151,9 @@ class _Watch:
 
     def _given(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The forward call's arguments, pixels edited, unless they are made inside the model and edited there."""
-        batch = self.asked.given(batch)
-        if self.at_eye or "pixel_values" not in batch:
-            return batch
-        return batch | {"pixel_values": self._edited(batch["pixel_values"])}
+        if not self.at_eye and "pixel_values" in batch:
+            batch = batch | {"pixel_values": self._edited(batch["pixel_values"])}
+        return self.asked.given(batch, self.anew)
 
     def _edited(self, pixels: torch.Tensor) -> torch.Tensor:
         """The pixels of all copies, edited; as they are at a prefill that chooses for the clean picture."""

@@ -88,6 +88,8 @@ def _one_square(asked: Asked) -> bool:
         return False
     pixels = asked.inputs.get("pixel_values")
     rows, cols = grid.shape
+    if asked.embedded and pixels is None:
+        return False
     return rows == cols and (pixels is None or (pixels.ndim == 4 and len(pixels) == 1))
 
 

@@ -28,7 +28,7 @@ TOWERS = ("vision_tower", "visual", "vision_model")
 TOWER_BLOCKS = ("layers", "blocks", "layer")
 # model_type -> the key of its config that says how many tokens every picture has
 PER_PICTURE = {"gemma3": "mm_tokens_per_image", "internvl": "image_seq_length", "paligemma": "num_image_tokens"}
-PROJECTORS = ("multi_modal_projector", "merger", "connector")
+PROJECTORS = ("multi_modal_projector", "merger", "connector", "mlp1")
 
 
 @dataclass
@@ -287,11 +287,13 @@ class NativeDecoder(Decoder):
         return self._named(PROJECTORS)
 
     def _named(self, names: tuple[str, ...]) -> nn.Module:
-        """The outermost module of the model whose own name is one of ``names``."""
-        for path, module in self.root.named_modules():
-            if path.rpartition(".")[2] in names:
-                return module
-        raise TruncationError(f"{type(self.root).__name__}: no module named {', '.join(names)}")
+        """The outermost module of the model whose own name is one of ``names``, of which the first counts."""
+        model = self.root if self.entrance is None else self.entrance.outer
+        paths = {path.rpartition(".")[2]: module for path, module in reversed(list(model.named_modules()))}
+        found = next((paths[name] for name in names if name in paths), None)
+        if found is None:
+            raise TruncationError(f"{type(model).__name__}: no module named {', '.join(names)}")
+        return found
 
 
 def _hidden_widths(config: Any) -> tuple[int, int]:
