@@ -46,12 +46,15 @@ def register(table: Mapping[str, Any]) -> VariantTable:
 def _bases(table: Mapping[str, Any]) -> Iterator[tuple[str, partial[Any]]]:
     """Our entries: bases on a class of ours, and the host's that ask for an engine without blocks or need mending."""
     for name, entry in table.items():
-        asked = engines(getattr(entry, "keywords", {}))
-        together = bool(os.environ.get("REDREL_BATCH")) and hasattr(entry, "func")
-        broken = _is_broken(getattr(entry, "func", None))
-        if not (asked or together or broken) or getattr(entry.func, "is_api", False) or _without_blocks(name, entry):
+        kind = getattr(entry, "func", None)
+        if kind is None or getattr(kind, "is_api", False):
             continue
-        kind = partial(build_mended, name, entry.func) if broken else entry.func
+        cut = not _without_blocks(name, entry)
+        asked = engines(getattr(entry, "keywords", {})) if cut else []
+        together, broken = cut and bool(os.environ.get("REDREL_BATCH")), _is_broken(kind)
+        if not (asked or together or broken):
+            continue
+        kind = partial(build_mended, name, kind) if broken else kind
         kind = partial(build_plain, name, kind) if asked else kind
         kind = partial(build_batched, name, kind) if together else kind
         yield name, partial(kind, **(entry.keywords | dict.fromkeys(asked, False)))

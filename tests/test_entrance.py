@@ -7,10 +7,13 @@ import torch
 import transformers as tf
 from tiny_models import TEXT
 
+from redrel_vlmeval import rules
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.rules import registry
 from redrel_vlmeval.truncation import find_decoder, truncated
 
 WIDTH = 32
+IMAGE_INDICATOR_IDS = [-301, -302, -303]  # as in the module of Ovis' own class
 
 
 class Outer(tf.PreTrainedModel):
@@ -43,6 +46,25 @@ class Outer(tf.PreTrainedModel):
 
     def prepare_inputs_embeds(self, input_ids, images=None):
         return self.embedded(input_ids, images or [])
+
+
+class Marked(Outer):
+    """As Ovis is: ids for marks around pictures and tiles, in a second table of embeddings, behind its visual words."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vte = torch.nn.Embedding(9, WIDTH)
+
+    def get_vte(self):
+        return self.vte
+
+    def embedded(self, ids, pictures):
+        """Pictures [k, D] each in place of one -300."""
+        rows, left = self.llm.get_input_embeddings()(ids.clamp(min=0))[0], iter(pictures)
+        for number, mark in enumerate(IMAGE_INDICATOR_IDS):
+            rows[ids[0] == mark] = self.vte.weight[6 + number]
+        shown = [next(left) if token == -300 else row[None] for token, row in zip(ids[0].tolist(), rows, strict=True)]
+        return torch.cat(shown)[None]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +105,41 @@ def test_visual_tokens_are_where_the_rows_are_not_the_ids(outer, ids, sizes, whe
     assert call.pictures is bool(sizes)
     text = [token for place, token in enumerate(call.input_ids[0].tolist()) if place not in wanted]
     assert text == [token for token in ids if token >= 0 and token != 7]
+
+
+class Words:
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(map(chr, ids))  # as a tokenizer, it has no word for an id below 0
+
+
+def test_marks_around_pictures_and_tiles_are_no_visual_tokens(monkeypatch):
+    monkeypatch.setattr(registry, "_rules", dict(rules.known()))
+    told = []
+
+    @rules.rule("asked", needs={"question"}, says="that come first")
+    def asked(seen, budget):
+        told.append(seen.question)
+        return list(range(budget))
+
+    torch.manual_seed(0)
+    model = Marked(tf.LlamaConfig(**TEXT)).eval()
+    ids = torch.tensor([[1, -301, -300, -302, -300, -303, -300, -302, 20, -301, -300, -302, 21, 22]])
+    given = {"input_ids": ids, "pixel_values": pictures(3, 3, 3, 2), "max_new_tokens": 2, "do_sample": False}
+    visual = [0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    decoder = find_decoder(model)
+    with decoder.entered():
+        model.generate(**given)
+        call = decoder.read_call((), {"inputs_embeds": model.embedded(ids, given["pixel_values"])})
+    assert decoder.image_mask(call.input_ids)[0].tolist() == [bool(one) for one in visual]
+    with truncated(model, "l1_k4_asked", Words()) as trace:
+        model.generate(**given)
+    assert trace.prompts[-1].tokens == [21, 14, 14, 14, 14] and told == [f"{chr(21)} {chr(22)}"]
+    with truncated(model, "l1_k4"):
+        model.prepare_inputs_embeds(ids, given["pixel_values"])
+        rows = model.embedded(ids, given["pixel_values"])
+        rows[0, 5] = 0  # a mark that is none
+        with pytest.raises(TruncationError, match="Marked: the embeddings that its decoder was given are not those of"):
+            model.llm.generate(inputs_embeds=rows, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("ids", [[1, 20, *[7] * 6, 21, 22], [1, 20, -200, 21, 22]])

@@ -127,7 +127,8 @@ class Prompt:
         """The text of each prompt after its last picture, in words; nothing where nobody needs it."""
         if "question" not in needs:
             return []
-        chosen = zip(self.ids.cpu(), self._text(), strict=True)
+        ids = self.ids.cpu()
+        chosen = zip(ids, self._text() & (ids >= 0), strict=True)  # below 0: of no word
         return [tokenizer.decode(ids[text].tolist(), skip_special_tokens=True) for ids, text in chosen]
 
     @staticmethod

@@ -85,11 +85,13 @@ MAKERS: dict[str, Maker] = {
     "Eagle": packages.eagle,
     "DeepSeekVL": packages.deepseek_vl,
     "Janus": packages.janus,
+    **dict.fromkeys(("Ovis", "Ovis1_6", "Ovis2"), packages.ovis),
 }
 # What holds while a class is tried: a stand-in for a package that is not installed, or a smaller tower in one that is.
 PACKAGES: dict[str, Callable[[], AbstractContextManager[None]]] = {
     **dict.fromkeys(LLAVA, lent),
     "Eagle": packages.staying,
+    "Ovis2": packages.sized,
     **{kind: partial(packages.small, packages.NEEDS[kind]) for kind in ("DeepSeekVL", "Janus")},
 }
 

@@ -20,7 +20,7 @@ from redrel_vlmeval.trying import native, tokens
 # The host's class -> the package that it imports.
 NEEDS = {
     "LLaVA": "llava", "LLaVA_Next2": "llava", "LLaVA_OneVision": "llava", "Eagle": "eagle", "DeepSeekVL": "deepseek_vl",
-    "Janus": "janus",
+    "Janus": "janus", **dict.fromkeys(("Ovis", "Ovis1_6", "Ovis2"), "ovis"),
 }  # fmt: skip
 # What configs of LLaVA and of packages made from it say of pictures, beside their tower.
 PICTURES = {
@@ -87,6 +87,50 @@ def eagle(folder: Path, _name: str) -> dict[str, Any]:
     config = kind.EagleConfig(**tokens.text_config(words), mm_vision_tower="openai/clip", **PICTURES)
     tokens.save(folder, kind.EagleLlamaForCausalLM(config), words)
     return {}
+
+
+def ovis(folder: Path, name: str) -> dict[str, Any]:
+    """Ovis2 over Qwen2, or one before it over LLaMA, by the branch v2.0, v1.6 or v1.5 of its repository.
+
+    Four visual tokens a tile of Ovis2, marks around each.
+    """
+    import transformers as tf
+
+    models = importlib.import_module("ovis.model")
+    kind = importlib.import_module("ovis.model.modeling_ovis")
+    words = tokens.tokenizer(["<|im_start|>", "<|im_end|>"])
+    words.save_pretrained(folder)
+    given = {"vocab_size": 64, "hidden_stride": 2}
+    if name.startswith("Ovis2"):
+        words = tf.Qwen2TokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), pad_token=tokens.PAD)
+        words.save_pretrained(folder)
+        pictures = tf.CLIPImageProcessor(size=native.SIZE, crop_size=native.SIZE, do_center_crop=False)
+        tower = models.AIMv2Config(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=native.SIDE,
+            patch_size=native.SIDE // 4,
+        )  # fmt: skip
+        seeing = models.Aimv2VisualTokenizerConfig(backbone_config=tower, **given)
+        decoder, asking = tf.Qwen2Config(**tokens.text_config(words)), "Qwen"
+    else:
+        pictures = tf.SiglipImageProcessor(size=native.SIZE)
+        seeing = models.SiglipVisualTokenizerConfig(backbone_config=tf.SiglipVisionConfig(**native.VISION), **given)
+        decoder, asking = tf.LlamaConfig(**tokens.text_config(words)), "Llama3"
+    pictures.save_pretrained(folder)
+    config = kind.OvisConfig(
+        llm_config=decoder, visual_tokenizer_config=seeing, hidden_size=decoder.hidden_size,
+        conversation_formatter_class=f"{asking}ConversationFormatter", disable_tie_weight=True,
+    )  # fmt: skip
+    config.name_or_path = str(folder)
+    tokens.save(folder, kind.Ovis(config))
+    return {}
+
+
+@contextmanager
+def sized() -> Iterator[None]:
+    """Within the context the host's class Ovis2, which knows its models by their size, knows a small one."""
+    known = importlib.import_module("vlmeval.vlm").Ovis2.SIZE_DICT
+    with patch.dict(known, {(5, 32): "1B"}):
+        yield
 
 
 @contextmanager

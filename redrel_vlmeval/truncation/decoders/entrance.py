@@ -11,6 +11,7 @@ placed           ids    a b . . . c d       "." is VISUAL
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -79,17 +80,32 @@ class Entrance:
                 f"{name}: its decoder was given embeddings, and no ids of the prompt were seen before, so its image "
                 f"tokens cannot be found (looked at: {', '.join(ENTRANCES)})"
             )
-        embed = self.root.get_input_embeddings()
-        with torch.no_grad():
-            own = embed(ids.clamp(min=0).to(embed.weight.device)).to(rows.device, rows.dtype)
-        ids = ids.to(rows.device)
-        found = [_aligned(own[row], ids[row], rows[row * (len(rows) // len(ids))]) for row in range(len(ids))]
+        own, holders = self._own(ids)
+        own, ids, holders = own.to(rows.device, rows.dtype), ids.to(rows.device), holders.to(rows.device)
+        firsts = rows[:: len(rows) // len(ids)]
+        found = [_aligned(*one) for one in zip(own, ids, holders, firsts, strict=True)]
         if any(one is None for one in found):
             raise TruncationError(
                 f"{name}: the embeddings that its decoder was given are not those of the prompt's ids with one kind of "
                 "placeholder for pictures, so its image tokens cannot be found"
             )
         return torch.stack([one for one in found if one is not None]).repeat_interleave(len(rows) // len(ids), 0)
+
+    def _own(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [b, n, D] of ids [b, n], and which of these are placeholders, bool [b, n].
+
+        An id below 0 is one, but for Ovis' marks around pictures and tiles: those are the last words of its second
+        table of embeddings, the same for every picture.
+        """
+        embed = self.root.get_input_embeddings()
+        words = self.outer.get_vte().weight if hasattr(self.outer, "get_vte") else ()
+        marks = getattr(sys.modules[type(self.outer).__module__], "IMAGE_INDICATOR_IDS", ()) if len(words) else ()
+        with torch.no_grad():
+            own, holders = embed(ids.clamp(min=0).to(embed.weight.device)), ids < 0
+            for mark, place in zip(marks, range(-len(marks), 0), strict=True):
+                own[(ids == mark).to(own.device)] = words[place].to(own)
+                holders &= ids != mark
+        return own, holders
 
 
 def _filled(value: Any) -> bool:
@@ -99,12 +115,12 @@ def _filled(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.numel() > 0
 
 
-def _aligned(own: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
-    """Ids of ``rows`` [m, D], given the prompt's ``ids`` (long [n]) and their embeddings ``own`` [n, D].
+def _aligned(own: torch.Tensor, ids: torch.Tensor, holders: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+    """Ids of ``rows`` [m, D], given the prompt's ``ids`` (long [n]), their embeddings ``own`` [n, D] and ``holders``.
 
-    None where they cannot be told: text between placeholders must stand in ``rows`` unchanged and in order.
+    ``holders``, bool [n], are those that stand for any number of rows. None where they cannot be told: text between
+    them must stand in ``rows`` unchanged and in order.
     """
-    holders = ids < 0
     if not bool(holders.any()):  # as many rows as ids, and one kind of id has other rows than its own
         if len(own) != len(rows):
             return None
