@@ -193,20 +193,28 @@ def test_maps_of_an_answer(made):
         explain(asked, Request(("elementwise",), where=("vision",)))
 
 
-def test_what_is_laid_out_alike_and_attends_otherwise_is_refused(host, made):
+@pytest.mark.parametrize("told", [False, True])
+def test_what_is_laid_out_alike_and_attends_otherwise_is_refused(host, made, told):
+    """``told``: only where it is given one argument more, as code is that has other weights for visual tokens."""
     other = copy.deepcopy(host.model)
     kind = type(other.language_model.model.layers[0].attention)
 
     class Louder(kind):
-        def forward(self, hidden_states, **given):
+        def forward(self, hidden_states, louder=not told, **given):
             out, *rest = super().forward(hidden_states, **given)
-            return (2 * out, *rest)
+            return (2 * out if louder else out, *rest)
 
+    refused = pytest.raises(TruncationError, match="Louder: laid out like InternLM2's, but its output is not")
     for block in other.language_model.model.layers:
         block.attention.__class__ = Louder
-    said = pytest.raises(TruncationError, match="Louder: laid out like InternLM2's, but its output is not")
-    with patch.object(host, "model", other), truncated(other, "l2_k8"), said:
-        host.generate(made[2])
+    with patch.object(host, "model", other), truncated(other, "l2_k8"):
+        if told:
+            host.generate(made[2])
+            for block in other.language_model.model.layers:
+                add = lambda _m, args, given: (args, given | {"louder": True})  # noqa: E731
+                block.attention.register_forward_pre_hook(add, with_kwargs=True)
+        with refused:
+            host.generate(made[2])
 
 
 def test_nothing_is_left_on_the_model_nor_on_a_copy(host, made):

@@ -213,13 +213,11 @@ def _forward(
         own = partial(shown, depth - 1)
         return watches[depth - 1][0](Attention(block, query, key, value, mask, scaling, None, own))
 
-    if type(attention) not in _compared and named is None:
+    if named is None and (kwargs or type(attention) not in _compared):
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_value": past_key_value}
         with torch.no_grad(), patch.object(attention.wo, "_forward_pre_hooks", {}):
             ours = attention.wo(kernel(query, key, value, attention_mask)[0].flatten(2))
-            theirs = own(
-                hidden_states, attention_mask=attention_mask, position_ids=position_ids, past_key_value=past_key_value
-            )[0]
-        _compare(attention, ours, theirs)
+            _compare(attention, ours, own(hidden_states, **given, **kwargs)[0])
     made, weights = shown(len(watches), query, key, value, attention_mask)
     present = (key, value) if use_cache else None
     return attention.wo(made.flatten(2)), weights if output_attentions else None, present
@@ -227,13 +225,14 @@ def _forward(
 
 def _compare(attention: nn.Module, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """Raise TruncationError where a module of this layout computes something else than is known of it."""
-    slack = 16 * torch.finfo(ours.dtype).eps * float(theirs.abs().max())
-    if not torch.allclose(ours, theirs, rtol=0, atol=slack):
+    slack, apart = 16 * torch.finfo(ours.dtype).eps * float(theirs.abs().max()), float((ours - theirs).abs().max())
+    if apart > slack:  # not of numbers that overflow, which are refused where a rule sees them
         raise TruncationError(
             f"{type(attention).__name__}: laid out like InternLM2's, but its output is not what that would be, so its "
             "attention cannot be looked at"
         )
-    _compared.add(type(attention))
+    if apart <= slack:
+        _compared.add(type(attention))
 
 
 def _projected(attention: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
