@@ -15,6 +15,7 @@ from modelbox import in_host, records
 from qwen_box import kinds, watched
 
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models import tokenizer_of
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.truncation import truncated
 
@@ -191,6 +192,8 @@ def test_a_base_that_answers_otherwise_than_by_one_generate_is_refused(classes, 
 def test_a_base_is_refused_when_built_or_asked_without_tokenizer_or_benchmark(classes, base):
     with pytest.raises(TruncationError, match="ppl: SimpleNamespace has neither tokenizer nor processor"):
         classes.TruncatedVLM(SimpleNamespace(model=base.model), "ppl")
+    ovis = SimpleNamespace(model=base.model, text_tokenizer=tokenizer_of(base))  # its class's name for it
+    assert classes.TruncatedVLM(ovis, "ppl")._tokenizer is tokenizer_of(base) is not None
     variant = classes.TruncatedVLM(Host(base, str), "ppl")
     variant.set_dump_image(lambda line: [])
     with pytest.raises(ValueError, match=f"ppl: benchmark '{DATA}' is not known"):

@@ -114,7 +114,7 @@ def find_torch_model(holder: Any, variant: str) -> nn.Module:
 def tokenizer_of(holder: Any) -> Any:
     """The tokenizer among the attributes of a host model, where its class, or ours, keeps it; None without one."""
     for owner in (holder, getattr(holder, "core", None)):
-        for name in ("tokenizer", "processor"):
+        for name in ("tokenizer", "text_tokenizer", "processor"):
             value = getattr(owner, name, None)
             for candidate in (value, getattr(value, "tokenizer", None)):  # a processor has one, and cannot encode
                 if callable(candidate) and hasattr(candidate, "encode"):
