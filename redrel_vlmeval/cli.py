@@ -255,6 +255,7 @@ def sweep(
     limit: Annotated[int | None, typer.Option(help="Only the first N questions.")] = None,
     work_dir: Annotated[Path, typer.Option(help="As the runner's: where results go.")] = Path("outputs"),
     memory: Annotated[str | None, typer.Option(help="Memory to use beside the weights, such as 8G.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Questions at once; else as REDREL_BATCH says.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts, hours and memory; run nothing.")] = False,
     budget: Annotated[
         str | None, typer.Option(help="Name the best setting within 128 average image tokens, or 60% of the FLOPs.")
@@ -269,7 +270,7 @@ def sweep(
 
     not_of_lmms(f"--host {host}" if host != "vlmevalkit" else f"--model {model}")
     request = run.Request(
-        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin, settings
+        model, data, layers, keep, rules, limit, work_dir, memory, dry_run, budget, judge, margin, settings, batch
     )
     raise typer.Exit(run.run(request, outcome.show if settings is None else outcome.listed))
 
@@ -286,6 +287,7 @@ def table(
         "outputs"
     ),
     memory: Annotated[str | None, typer.Option(help="Memory to use beside the weights, such as 8G.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Questions at once; else as REDREL_BATCH says.")] = None,
     judge: Annotated[str, typer.Option(help="As the runner's --judge.")] = "exact_matching",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, FLOPs, hours, memory; run nothing.")] = False,
 ) -> None:
@@ -293,7 +295,7 @@ def table(
     from redrel_vlmeval.table import run
 
     not_of_lmms(f"--base {base}")
-    request = run.Request(preset, base, methods, budgets, data, limit, work_dir, memory, judge, dry_run)
+    request = run.Request(preset, base, methods, budgets, data, limit, work_dir, memory, batch, judge, dry_run)
     raise typer.Exit(run.run(request))
 
 

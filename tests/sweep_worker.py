@@ -64,7 +64,8 @@ class Made:
                 for setting in settings
             }
 
-        return SimpleNamespace(answer=answer)
+        together = lambda messages, dataset: [answer(message, dataset) for message in messages]  # noqa: E731
+        return SimpleNamespace(answer=answer, answers=together)
 
     def _die(self) -> None:
         rank, _, count = os.environ.get("REDREL_TEST_KILL", "-1:0").partition(":")
@@ -74,14 +75,14 @@ class Made:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sweep(folder: Path, limit: int, keeps: str, group: Group | None = None, **source: Any) -> Sweep:
+def sweep(folder: Path, limit: int, keeps: str, group: Group | None = None, batch: int = 1, **source: Any) -> Sweep:
     """Answer everything that is missing."""
     group = group or Group()
     plan = read_plan("redrel_tiny", "Made", "1-3", keeps, "attention", limit)
     console = Console(width=200, quiet=group.rank > 0)
     made = Sweep(plan, Made(limit, group.rank, folder, **source), Store(folder / "sweep"), group, console)
     with made.held():
-        made.go()
+        made.go(None, batch)
     return made
 
 

@@ -8,7 +8,7 @@ import torch
 
 from redrel_vlmeval.names import Stage, VariantSpec
 from redrel_vlmeval.sweep import Sweeper
-from redrel_vlmeval.sweep.sweeper import Question
+from redrel_vlmeval.sweep.question import Question
 from redrel_vlmeval.truncation import truncated
 from redrel_vlmeval.truncation.hooks import replaced_generate
 
@@ -63,8 +63,7 @@ def compare(
     question = Question(sweeper)
     with replaced_generate(model, question.listen):
         text = host.generate(inputs)
-    assert question.shared is not None
-    answers = question.answers(question.shared, inputs, None, text)
+    answers = question.answers(inputs, None, text)
     assert state(model) == before
     assert answers[""].text == untouched
     settled = {"output_logits": True, "return_dict_in_generate": True}

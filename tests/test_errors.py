@@ -12,7 +12,7 @@ from redrel_vlmeval.errors import InvalidValue, RedrelError, UnknownName
 
 ROOT = Path(__file__).parent.parent / "redrel_vlmeval"
 # raised and caught within one room; `Stopped` has to pass a harness that answers '' to every Exception
-INTERNAL = {"OutOfRoom", "_Captured", "_Enough", "_Finished", "Stopped"}
+INTERNAL = {"OutOfRoom", "_Captured", "_Enough", "Stopped"}
 
 
 def classes() -> dict[str, set[str]]:

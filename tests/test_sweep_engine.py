@@ -20,7 +20,7 @@ from redrel_vlmeval.models.qwen.core import QwenCore
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.rules import known
 from redrel_vlmeval.sweep import Sweeper
-from redrel_vlmeval.sweep.sweeper import Question
+from redrel_vlmeval.sweep.question import Question
 from redrel_vlmeval.truncation import truncated
 
 SMALL_GRID = grid(range(BLOCKS), (0, 1, 3), ("attention", "uniform"))

@@ -47,7 +47,7 @@ def lmu(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(lmu, tmp_path_factory) -> SimpleNamespace:
     work = tmp_path_factory.mktemp("out")
-    code = run(Request("redrel_tiny", DATA, *GRID, work_dir=work))
+    code = run(Request("redrel_tiny", DATA, *GRID, work_dir=work, batch=4))
     return SimpleNamespace(work=work, code=code, plan=read_plan("redrel_tiny", DATA, *GRID))
 
 

@@ -103,7 +103,8 @@ def test_two_in_one_folder_and_one_is_refused(tmp_path):
         sweep(tmp_path, 3, "0")
 
 
-def test_a_full_disk_ends_the_sweep_and_a_restart_ends_it_well(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_full_disk_ends_the_sweep_and_a_restart_ends_it_well(tmp_path, monkeypatch, whole, batch):
     append, room = Writer.append, 12
 
     def full(self: Writer, entry) -> None:
@@ -115,10 +116,10 @@ def test_a_full_disk_ends_the_sweep_and_a_restart_ends_it_well(tmp_path, monkeyp
 
     monkeypatch.setattr(Writer, "append", full)
     with pytest.raises(StoreError):
-        sweep(tmp_path, LIMIT, "0,8")
+        sweep(tmp_path, LIMIT, "0,8", batch=batch)
     assert len(Store(tmp_path / "sweep").read()) == 12
     monkeypatch.setattr(Writer, "append", append)
-    assert len(sweep(tmp_path, LIMIT, "0,8").source.asked) == LIMIT - 12
+    assert len(sweep(tmp_path, LIMIT, "0,8", batch=batch).source.asked) == LIMIT - 12
     assert answers(tmp_path) == answers(whole)
 
 
@@ -191,7 +192,7 @@ def test_whoever_ends_last_merges_what_all_have_answered(tmp_path, whole):
 
 
 def test_the_last_answers_for_those_that_are_gone(tmp_path, whole):
-    sweep(tmp_path, LIMIT, "0,8", Group(2, 3))
+    sweep(tmp_path, LIMIT, "0,8", Group(2, 3), batch=4)
     assert answers(tmp_path) == answers(whole)
 
 

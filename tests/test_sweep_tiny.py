@@ -18,7 +18,7 @@ from redrel_vlmeval.models.efficiency import MEASURED
 from redrel_vlmeval.models.llava.input import single_prompt
 from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.names import Stage, VariantSpec, parse
-from redrel_vlmeval.sweep import Sweeper, sweeper
+from redrel_vlmeval.sweep import Sweeper, question
 from redrel_vlmeval.sweep.continuation import Continuation
 from redrel_vlmeval.truncation import truncated
 
@@ -137,7 +137,7 @@ def test_memory_is_kept_by_fewer_at_a_time(llava: TinyModel, budget: int, monkey
             held.append(sum(t.numel() * t.element_size() for s in segments for t in (s.keys, s.values)))
             return logits
 
-    monkeypatch.setattr(sweeper, "Continuation", Weighed)
+    monkeypatch.setattr(question, "Continuation", Weighed)
     specs = grid(range(1, 5), (0, 4, 9), ("attention",))
     batches = compare(llava.model, llava.prompt("tttItttt"), specs, memory=budget).batches
     assert sum(batches) == 28

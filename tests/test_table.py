@@ -21,7 +21,7 @@ from redrel_vlmeval import bases
 from redrel_vlmeval.errors import TruncationError, UnknownName
 from redrel_vlmeval.models.tiny import benchmark
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.sweep import plan as sweeping, run as sweep
+from redrel_vlmeval.sweep import Sweeper, plan as sweeping, run as sweep
 from redrel_vlmeval.table import plan
 from redrel_vlmeval.table.run import Request, run
 
@@ -112,7 +112,7 @@ def lmu(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def swept(monkeypatch: pytest.MonkeyPatch, refuse: str = "") -> list[str]:
     """What each sweep is asked for; one that holds the setting ``refuse`` fails as a rule would make it."""
     asked: list[str] = []
-    real = sweep.run
+    real, answers = sweep.run, Sweeper.answers
 
     def noted(request: Any, show: Any) -> int:
         asked.append(request.settings)
@@ -120,6 +120,11 @@ def swept(monkeypatch: pytest.MonkeyPatch, refuse: str = "") -> list[str]:
             raise TruncationError(f"redrel_tiny_trunc_{refuse}: rule 'visionzip': no tower here")
         return real(request, show)
 
+    def together(self: Sweeper, messages: Any, dataset: str | None = None) -> Any:
+        asked.append(f"{len(messages)} at once")
+        return answers(self, messages, dataset)
+
+    monkeypatch.setattr(Sweeper, "answers", together)
     monkeypatch.setattr(sweep, "run", noted)
     return asked
 
@@ -132,7 +137,8 @@ def test_only_what_is_missing_runs_and_what_fails_is_named(
     import_host()
     some = {"base": "redrel_tiny", "budgets": "24", "data": DATA, "work_dir": tmp_path}
     asked = swept(monkeypatch)
-    assert run(Request(methods="fastv,random", **some)) == 0
+    assert run(Request(methods="fastv,random", batch=5, **some)) == 0
+    assert [asked.pop() for _ in range(3)] == ["2 at once", "5 at once", "5 at once"]
     assert asked == ["l2_a24,l0_k24_random_pos-new," + ",".join(f"l0_k24_random_pos-new_seed{n}" for n in range(1, 5))]
     first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.xlsx") if path.name != "table.xlsx"}
     monkeypatch.undo()

@@ -1,7 +1,19 @@
 from . import gpus as gpus, smol as smol, tiny as tiny
 from .batching import batch_size as batch_size
 from .boxed import checkpoint_path as checkpoint_path, table as table
-from .calls import answer_length as answer_length, draws as draws, ends as ends, setting_of as setting_of
+from .calls import (
+    Alone as Alone,
+    Call as Call,
+    answer_length as answer_length,
+    captured as captured,
+    draws as draws,
+    ends as ends,
+    generated as generated,
+    in_a_line as in_a_line,
+    out_of_memory as out_of_memory,
+    setting_of as setting_of,
+    together as together,
+)
 from .checkpoint import choose_placement as choose_placement, weight_files as weight_files
 from .efficiency import (
     MEASURED as MEASURED,

@@ -24,12 +24,23 @@ from typing import Any, Protocol
 
 import torch
 
-from redrel_vlmeval.errors import InvalidValue, TruncationError
+from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import asked_by_host, upcoming
-from redrel_vlmeval.models.calls import Alone, Call, answer_length, ends, joined, padding
+from redrel_vlmeval.models.calls import (
+    Alone,
+    Call,
+    Finished,
+    answer_length,
+    captured,
+    ends,
+    generated,
+    in_a_line,
+    out_of_memory,
+    together,
+)
 from redrel_vlmeval.models.efficiency import Meter, Share, shares
 from redrel_vlmeval.models.recorder import Recorder
-from redrel_vlmeval.truncation import Trace, find_decoder, replaced_generate
+from redrel_vlmeval.truncation import Trace, replaced_generate
 
 logger = logging.getLogger("redrel_vlmeval")
 BATCH = "REDREL_BATCH"
@@ -69,22 +80,6 @@ class Asked(Protocol):
         """Around messages that the host has not asked for yet: what a message leaves in the model is put back."""
 
 
-class _Captured(BaseException):
-    """Ends the class's own code at its ``generate``; no class that catches every ``Exception`` catches it."""
-
-    def __init__(self, found: Call | Alone) -> None:
-        super().__init__()
-        self.found = found
-
-
-class _Finished(Exception):
-    """The class answered without ``generate`` of its torch model."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.answer = answer
-
-
 @dataclass(frozen=True)
 class Dealt:
     """The answer to one call: its ``digest``, prompt and answer [1, s + t], and what it cost."""
@@ -112,8 +107,8 @@ class Batches:
         if key not in self._kept and key not in self._alone:
             try:
                 self._fill(key, message, dataset)
-            except _Finished as done:
-                self._one_by_one("its class does not call generate() of its torch model")
+            except Finished as done:
+                self._one_by_one(str(done))
                 return done.answer
         dealt = self._kept.pop(key, None)
         if dealt is None:
@@ -126,10 +121,12 @@ class Batches:
         """Answer this question and those that come next, and keep what comes of it.
 
         Raises:
-            _Finished: the class answered this one without its torch model.
+            Finished: the class answered this one without its torch model.
         """
         try:
             first = self._captured(message, dataset)
+        except Finished:
+            raise
         except Alone as reason:
             self._one_by_one(str(reason))
             return
@@ -143,31 +140,8 @@ class Batches:
         self._answer_together(calls)
 
     def _captured(self, message: Any, dataset: str | None) -> Call:
-        """The call of ``generate`` that a message leads to.
-
-        Raises:
-            Alone: it cannot be answered with others. _Finished: none was made.
-        """
-        model = self.asked.decoding()
-
-        def capture(_generate: Callable[..., Any]) -> Callable[..., Any]:
-            def generate(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    found: Call | Alone = Call.of(model, args, kwargs)
-                except Alone as reason:
-                    found = reason
-                raise _Captured(found)
-
-            return generate
-
-        try:
-            with replaced_generate(model, capture):
-                answer = self.asked.ask(copy.deepcopy(message), dataset)
-        except _Captured as captured:
-            if isinstance(captured.found, Alone):
-                raise captured.found from None
-            return captured.found
-        raise _Finished(answer)
+        """See :func:`captured`."""
+        return captured(self.asked.decoding(), lambda: self.asked.ask(copy.deepcopy(message), dataset))
 
     def _ahead(self, dataset: str | None, count: int) -> Iterator[tuple[str, Call]]:
         """Key and call of up to ``count`` questions that the host asks next; what fails is left to its own turn."""
@@ -181,7 +155,7 @@ class Batches:
                 if key in self._kept or key in self._alone:
                     continue
                 call = self._captured(message, dataset)
-            except Exception as error:  # also _Finished
+            except Exception as error:  # also Alone
                 logger.debug("left to its own turn: %s", error)
             count -= 1
             if call is not None:
@@ -197,7 +171,7 @@ class Batches:
                 self._one_by_one(str(reason))
                 return
             except Exception as error:
-                failed, full = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", _out_of_memory(error)
+                failed, full = in_a_line(error), out_of_memory(error)
             if not full:
                 self._alone |= calls.keys()
                 self._say(f"a batch of {len(calls)} questions failed ({failed}); they are asked one by one")
@@ -212,20 +186,10 @@ class Batches:
     def _generated(self, calls: dict[str, Call]) -> dict[str, Dealt]:
         model = self.asked.decoding()
         given = list(calls.values())
-        settings = given[0].settings
-        try:
-            decoder = find_decoder(model)
-        except TruncationError as error:  # a compiled model, or one that no variant could be made of
-            raise Alone(str(error)) from error
-        if decoder.entrance is not None:
-            raise Alone(f"{type(model).__name__}.generate() hands its decoder embeddings, and gives answers alone")
-        args, kwargs = joined(given, padding(model, settings, decoder))
-        ids = args[0] if args else kwargs["input_ids"]
+        args, kwargs = together(model, given)
         with self.asked.cut() as trace, Meter(model) as meter:
-            output = model.generate(*args, **kwargs)
-        width = ids.shape[1]
-        if not isinstance(output, torch.Tensor) or not torch.equal(output[:, :width], ids):
-            raise Alone(f"{type(model).__name__}.generate() does not give prompts and answers")
+            ids, output = generated(model, args, kwargs)
+        width, settings = ids.shape[1], given[0].settings
         stops = ends(model, settings)
         lengths = [answer_length(row[width:].tolist(), stops) for row in output]
         prompts = trace.prompts if trace else []
@@ -306,10 +270,3 @@ def _silent(recorder: Recorder | None) -> Iterator[None]:
 
 def _key(message: Any, dataset: str | None) -> str:
     return json.dumps([dataset, message], sort_keys=True, default=str)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the computer, where torch says it in words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

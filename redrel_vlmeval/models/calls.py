@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from redrel_vlmeval.errors import RedrelError
-from redrel_vlmeval.truncation import Decoder
+from redrel_vlmeval.errors import RedrelError, TruncationError
+from redrel_vlmeval.truncation import Decoder, find_decoder, replaced_generate
 
 # [1, s], one entry per token of the prompt; a padded place has 0 in each but the ids
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -44,6 +44,22 @@ NEUTRAL = {
 
 class Alone(RedrelError):
     """A call that cannot be answered together with others; says why. No failure: it is answered by itself."""
+
+
+class Finished(Alone):
+    """The class answered without ``generate`` of its torch model."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__("its class does not call generate() of its torch model")
+        self.answer = answer
+
+
+class _Captured(BaseException):
+    """Ends the class's own code at its ``generate``; no class that catches every ``Exception`` catches it."""
+
+    def __init__(self, found: Call | Alone) -> None:
+        super().__init__()
+        self.found = found
 
 
 @dataclass
@@ -138,6 +154,73 @@ def _inner(value: Any) -> Any:
         return type(value)
     shape = tuple(value.shape[1:])
     return value.dtype, shape[1:] if value.ndim == 5 else shape
+
+
+def captured(model: Any, ask: Callable[[], Any]) -> Call:
+    """The call of ``model.generate`` that ``ask()`` leads to; the model is not run.
+
+    Raises:
+        Alone: it cannot be answered with others; Finished: none was made. Whatever ``ask`` raises before.
+    """
+
+    def capture(_generate: Callable[..., Any]) -> Callable[..., Any]:
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            try:
+                found: Call | Alone = Call.of(model, args, kwargs)
+            except Alone as reason:
+                found = reason
+            raise _Captured(found)
+
+        return generate
+
+    try:
+        with replaced_generate(model, capture):
+            answer = ask()
+    except _Captured as end:
+        if isinstance(end.found, Alone):
+            raise end.found from None
+        return end.found
+    raise Finished(answer)
+
+
+def together(model: Any, calls: Sequence[Call]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of one ``model.generate`` for all of them: see :func:`joined`.
+
+    Raises:
+        Alone: the model takes no batch of prompts.
+    """
+    try:
+        decoder = find_decoder(model)
+    except TruncationError as error:  # a compiled model, or one that no variant could be made of
+        raise Alone(str(error)) from error
+    if decoder.entrance is not None:
+        raise Alone(f"{type(model).__name__}.generate() hands its decoder embeddings, and gives answers alone")
+    return joined(calls, padding(model, calls[0].settings, decoder))
+
+
+def generated(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``model.generate`` for what :func:`together` has made: the padded prompts [b, w], and the same and what came.
+
+    Raises:
+        Alone: the model gives answers of another form. Whatever ``generate`` raises.
+    """
+    ids = args[0] if args else kwargs["input_ids"]
+    output = model.generate(*args, **kwargs)
+    if not isinstance(output, torch.Tensor) or not torch.equal(output[:, : ids.shape[1]], ids):
+        raise Alone(f"{type(model).__name__}.generate() does not give prompts and answers")
+    return ids, output
+
+
+def in_a_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the computer, where torch says it in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def joined(calls: Sequence[Call], pad: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

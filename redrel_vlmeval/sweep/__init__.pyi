@@ -1,3 +1,4 @@
 from . import plan as plan, preview as preview, run as run
 from .memory import Sizes as Sizes
-from .sweeper import Answer as Answer, Sweeper as Sweeper
+from .question import Answer as Answer
+from .sweeper import Sweeper as Sweeper

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 from redrel_vlmeval.host import Benchmark, benchmark, check_cuttable, models, pictures
@@ -13,6 +15,7 @@ from redrel_vlmeval.sweep.distributed import alone
 from redrel_vlmeval.sweep.plan import Plan, PlanError
 from redrel_vlmeval.sweep.store import Entry, compact
 
+logger = logging.getLogger("redrel_vlmeval")
 # A sweep says nothing about the time of a single variant, since what was shared is nobody's own; the rest is the same
 # in every record and stands in sweep.json.
 LEFT_OUT = ("prefill_ms", "decode_ms_per_token", "backend", "weights", "revision", "versions")
@@ -22,6 +25,8 @@ class Answers(Protocol):
     """What :class:`Sweeper` offers: answers of all its settings, and of the untouched base under ''."""
 
     def answer(self, message: Any, dataset: str) -> dict[str, Any]: ...
+
+    def answers(self, messages: Sequence[Any], dataset: str) -> list[dict[str, Any] | None]: ...
 
 
 @dataclass(frozen=True)
@@ -103,26 +108,89 @@ def missing(entry: Entry | None, question: str, settings: Iterable[str]) -> tupl
     return tuple(setting for setting in settings if setting not in known)
 
 
+class Together:
+    """How many questions are answered at once: ``size``, until that turns out to be too many."""
+
+    def __init__(self, size: int) -> None:
+        self.size = self.wanted = size
+        self.failed = False  # the latest questions, when they were asked together
+
+    def answers(self, asked: Answers, messages: Sequence[Any], dataset: str) -> list[dict[str, Any] | None] | None:
+        """Of every message its answers; None of one that must be asked by itself.
+
+        None at all: memory ran out, and fewer are to be asked at once.
+        """
+        import torch
+
+        from redrel_vlmeval.models import Alone, in_a_line, out_of_memory
+
+        self.failed = False
+        nothing: list[dict[str, Any] | None] = [None] * len(messages)
+        if len(messages) < 2:
+            return nothing
+        try:
+            return asked.answers(messages, dataset)
+        except Alone as reason:
+            self.size = 1
+            logger.warning("the sweep answers one by one: %s", reason)
+            return nothing
+        except Exception as error:
+            said, full = in_a_line(error), out_of_memory(error)
+        # behind the handler: what the error held is free now
+        if not full:
+            self.failed = True
+            logger.warning("%d questions at once failed (%s); they are asked one by one", len(messages), said)
+            return nothing
+        torch.cuda.empty_cache()
+        self.size = len(messages) // 2 if self.size == self.wanted else 1
+        logger.warning("out of memory with %d questions at once; from here on %d", len(messages), self.size)
+        return None
+
+
 def answer_all(
     tasks: Sequence[Task],
     message: Callable[[Task], Any],
     sweeper: Callable[[tuple[str, ...]], Answers],
     dataset: str,
     keep: Callable[[Entry], None],
+    batch: int = 1,
 ) -> None:
-    """Ask each task and ``keep`` what came of it, at once; a question that cannot be asked is kept as failed.
+    """Ask the tasks, ``batch`` at a time, and ``keep`` what came of each, at once; a failed one is kept as failed.
 
     Raises:
         StoreError, or what the model raises: nothing that was kept before is lost.
     """
-    for task in tasks:
-        keep(_answer(task, message, sweeper, dataset))
+    together, left = Together(batch), list(tasks)
+    while left:
+        group = _alike(left, together.size)
+        asked = sweeper(group[0].missing)
+        messages = {task: said for task in group if (said := _message(task, message)) is not None} if group[1:] else {}
+        if (found := together.answers(asked, list(messages.values()), dataset)) is None:
+            continue
+        known = dict(zip(messages, found, strict=True))
+        for task in group:
+            if (answers := known.get(task)) is not None:
+                keep(_entry(task, messages[task], answers))
+            else:
+                keep(_alone(task, message, asked, dataset, together.failed))
+        left = left[len(group) :]
 
 
-def _answer(
-    task: Task, message: Callable[[Task], Any], sweeper: Callable[[tuple[str, ...]], Answers], dataset: str
-) -> Entry:
-    asked = sweeper(task.missing)
+def _alike(tasks: Sequence[Task], most: int) -> list[Task]:
+    """The first tasks, up to ``most``, that miss the same answers."""
+    return list(takewhile(lambda task: task.missing == tasks[0].missing, tasks[:most]))
+
+
+def _message(task: Task, message: Callable[[Task], Any]) -> Any:
+    """What the model is asked; None where that cannot be built, which its own turn tells about."""
+    try:
+        return message(task)
+    except Exception:
+        return None
+
+
+def _alone(task: Task, message: Callable[[Task], Any], asked: Answers, dataset: str, failed: bool) -> Entry:
+    """A question by itself; ``failed``: it may be the one that others failed with, and is named if it is."""
     try:
         said = message(task)
         found = asked.answer(said, dataset)
@@ -131,6 +199,14 @@ def _answer(
             raise
         reason = f"{type(error).__name__}: {pictures.without_addresses(error)}"
         return Entry(task.index, task.question, error=reason[:300])
+    except Exception as error:
+        if failed:
+            logger.error("it was question %s of %s: %s", task.index, dataset, error)
+        raise
+    return _entry(task, said, found)
+
+
+def _entry(task: Task, said: Any, found: Mapping[str, Any]) -> Entry:
     text_only = not any(item.get("type") == "image" for item in said if isinstance(item, dict))
     time = now()
     answers = {

@@ -140,13 +140,19 @@ class Continuation:
 
     def _block(self, block: int, hidden: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
         """One block over tokens in one row, [1, n, width], standing at ``places``; None: the newest of each answer."""
-        shared, decoder = self.shared, self.decoder
-        given = shared.arguments[block]
-        if places is None:
-            kwargs = decoder.beyond(block, given, shared.noted, shared.length, self.made, hidden.shape[1])
-        else:
-            kwargs = decoder.at(block, given, places)
-        output = decoder.blocks[block](hidden.to(shared.keys[block].device), **kwargs)
+        arguments = self.shared.arguments[block]
+        kwargs = self.newest(block) if places is None else self.decoder.at(block, arguments, places)
+        return self.through(block, hidden, kwargs)
+
+    def newest(self, block: int) -> dict[str, Any]:
+        """A block's arguments for the newest token of each answer."""
+        shared = self.shared
+        given = (shared.arguments[block], shared.noted, shared.length, self.made, len(self.tails))
+        return self.decoder.beyond(block, *given)
+
+    def through(self, block: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        """What leaves a block, [1, n, width]."""
+        output = self.decoder.blocks[block](hidden.to(self.shared.keys[block].device), **kwargs)
         return output if isinstance(output, torch.Tensor) else output[0]
 
     # -- attention ----------------------------------------------------------------------------------------------------
@@ -208,6 +214,19 @@ class Continuation:
         """Every answer's newest token (long [n]) -> logits of the next, [n, 1, vocabulary]; called as ``prefill`` is.
 
         Raises:
+            OutOfRoom, TruncationError: as :meth:`begin`.
+        """
+        self.begin()
+        hidden = self.decoder.embed(ids[None])
+        for block in range(self.blocks):
+            hidden = self._block(block, hidden, None)
+        self.made += 1
+        return self.decoder.logits(hidden.transpose(0, 1))
+
+    def begin(self) -> None:
+        """Be ready for one more token of each answer.
+
+        Raises:
             OutOfRoom: the answers are longer than the room made for them.
             TruncationError: or than a sliding window of the model.
         """
@@ -221,11 +240,6 @@ class Continuation:
         self._answering = True
         self._masks.clear()  # they grow from step to step
         self.decoder.forget_call()
-        hidden = self.decoder.embed(ids[None])
-        for block in range(self.blocks):
-            hidden = self._block(block, hidden, None)
-        self.made += 1
-        return self.decoder.logits(hidden.transpose(0, 1))
 
     def _attend_newest(self, seen: Attention) -> torch.Tensor:
         """One new token of every answer, [1, n, h, d]: to its setting's keys, and to those of its answer so far."""

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.models import draws
-from redrel_vlmeval.sweep.continuation import Continuation, OutOfRoom
-from redrel_vlmeval.truncation import Decoder, replaced
+from redrel_vlmeval.sweep.continuation import OutOfRoom
+from redrel_vlmeval.sweep.tails import Tail
+from redrel_vlmeval.truncation import Attention, Decoder, replaced
 
 POSITIONAL = ("inputs", "generation_config", "logits_processor", "stopping_criteria")
 # what may hold something between calls, or end answers in ways that the tokens do not show
@@ -86,8 +87,34 @@ class Decoded:
     first: torch.Tensor
 
 
-def decode(request: Request, generate: Callable[..., Any], ids: torch.Tensor, continuation: Continuation) -> Decoded:
-    """All answers of ``continuation``, decoded by ``generate`` with the host's own keywords."""
+class Continued(Protocol):
+    """What :class:`Continuation` offers: logits of every answer's next token."""
+
+    decoder: Decoder
+    tails: Sequence[Tail]
+
+    def prefill(self) -> torch.Tensor: ...
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor: ...
+
+    def attend(self, seen: Attention) -> Any: ...
+
+
+def decoded(request: Request, generate: Callable[..., Any], ids: torch.Tensor, continuation: Continued) -> Decoded:
+    """All answers of ``continuation``, decoded by ``generate`` with the host's own keywords.
+
+    ``ids``: of the prompt, [1, s]; or of each answer's, [n, s], where nothing that reads them is at work.
+    """
+    decoder = continuation.decoder
+    kernel = None if decoder.kernel in ("sdpa", "eager") else "sdpa"  # others cannot be given a mask
+    try:
+        with decoder.attending(range(len(decoder.blocks)), continuation.attend, kernel):
+            return _decoded(request, generate, ids, continuation)
+    finally:
+        decoder.forget_prompt()
+
+
+def _decoded(request: Request, generate: Callable[..., Any], ids: torch.Tensor, continuation: Continued) -> Decoded:
     count, length = len(continuation.tails), ids.shape[1]
     said: list[torch.Tensor] = []
     first: list[torch.Tensor] = []

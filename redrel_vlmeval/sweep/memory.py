@@ -69,6 +69,11 @@ class Sizes:
         cached = (self.blocks - tail.layer) * (prefix + count + room) + tail.layer * room
         return cached * self.kv + 2 * count * self.shape.width * self.item + 8 * self.vocabulary
 
+    def together(self, tails: Sequence[Tail], length: int, prefix: int, room: int) -> int:
+        """Bytes of all ``tails`` at a time."""
+        longest = max((prefix + len(tail.index) for tail in tails), default=0)
+        return sum(self.tail(tail, prefix, room) for tail in tails) + self.call(self.at_once(length), longest)
+
     def batches(self, tails: Sequence[Tail], length: int, prefix: int, room: int, budget: int) -> Iterator[list[Tail]]:
         """Tails in order, as many at a time as ``budget`` bytes hold, at least one."""
         batch: list[Tail] = []

@@ -17,6 +17,7 @@ from redrel_vlmeval.console import bar
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.files import is_held, usable
 from redrel_vlmeval.host import benchmark
+from redrel_vlmeval.models import batch_size
 from redrel_vlmeval.results import Budget
 from redrel_vlmeval.rules import DEFAULT
 from redrel_vlmeval.sweep import handover, preview
@@ -46,6 +47,7 @@ class Request:
     judge: str = "exact_matching"
     margin: float = 2.0
     settings: str | None = None
+    batch: int | None = None  # questions at once; None: as REDREL_BATCH says
     base_there: bool = False  # the base has a score here, which is left as it is
 
 
@@ -66,6 +68,7 @@ def run(request: Request, show: Show) -> int:
     budget = Budget.read(request.budget) if request.budget is not None else None
     if not 0 < request.margin < 100:
         raise PlanError(f"--margin {request.margin}: points above 0 and below 100")
+    batch = batch_size(request.batch)
     console = Console()
     if request.dry_run:
         with alone():
@@ -86,7 +89,7 @@ def run(request: Request, show: Show) -> int:
             usable(work_dir, "--work-dir")
         with sweep.held() as locks:
             target.locks[:] = locks
-            code = carry_out(sweep, target, memory)
+            code = carry_out(sweep, target, memory, batch)
             if not sweep.scored:
                 return code
             found = results.read(work_dir)
@@ -107,9 +110,9 @@ def said_once(place: Group) -> Iterator[None]:
         raise
 
 
-def carry_out(sweep: Sweep, target: handover.Target, memory: int | None) -> int:
+def carry_out(sweep: Sweep, target: handover.Target, memory: int | None, batch: int) -> int:
     """Ask and let the host score; the exit code. ``sweep.scored`` afterwards in the process that has the results."""
-    if not sweep.go(memory):
+    if not sweep.go(memory, batch):
         return 0
     if len(sweep.failed) == len(sweep.entries):
         sweep.console.print("every question failed: nothing to score", style="red")

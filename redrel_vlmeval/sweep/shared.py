@@ -13,6 +13,7 @@ from torch import nn
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.rules import AFTER_A_BLOCK, Tower
+from redrel_vlmeval.sweep.rows import Row
 from redrel_vlmeval.truncation import (
     OF_INPUT,
     OF_TOWER,
@@ -89,12 +90,14 @@ class Shared:
 class Recorder:
     """Listens to the first forward call of a model; ``shared`` is filled when it is over.
 
+    ``row``: which prompt of a batch is listened to; the only one, unless told.
+
     Raises:
         TruncationError: from within the forward call, where this prompt or this model cannot be swept.
     """
 
-    def __init__(self, decoder: Decoder, specs: Sequence[VariantSpec]) -> None:
-        self.decoder, self.specs = decoder, specs
+    def __init__(self, decoder: Decoder, specs: Sequence[VariantSpec], row: Row | None = None) -> None:
+        self.decoder, self.specs, self.row = decoder, specs, row or Row()
         self.shared: Shared | None = None
         self.done = False
         self._undo = ExitStack()
@@ -102,19 +105,24 @@ class Recorder:
         self._left: torch.Tensor | None = None  # and after the last block
         self._seen: dict[str, Evidence] = {}  # by row, of the block that has just attended
         self._embeddings: torch.Tensor | None = None  # what entered block 1
+        self._others: list[Recorder] = []  # of the same batch, which end with this one
         self._watch: Watch | None = None  # of the vision tower, where a rule asks for it
         self._known: list[tuple[torch.Tensor, torch.Tensor | None]] = []  # masks, as given and kept
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, beside: Recorder | None = None) -> Iterator[None]:
+        """Within the context the next forward call is listened to, ``beside`` another prompt of the same batch."""
         root = self.decoder.root
         needs = {need for spec in self.specs for rule in map(spec.rule_of, spec.stages) for need in rule.needs}
-        if needs & OF_TOWER:
+        if beside is not None:
+            self._watch = beside._watch  # the tower runs once for all
+        elif needs & OF_TOWER:
             self._watch = self._undo.enter_context(watching(self.decoder, needs))
-        handles = [
-            root.register_forward_pre_hook(self._enter, with_kwargs=True),
-            root.register_forward_hook(self._leave),
-        ]
+        handles = [root.register_forward_pre_hook(self._enter, with_kwargs=True)]
+        if beside is None:
+            handles.append(root.register_forward_hook(self._leave))
+        else:
+            beside._others.append(self)
         try:
             yield
         finally:
@@ -132,11 +140,12 @@ class Recorder:
 
     def _prompt(self, call: Call) -> tuple[torch.Tensor, int, dict[str, Prompt]]:
         """Ids, position of the first image token, and every setting's state, all on the CPU."""
-        if call.input_ids is None or call.past or call.input_ids.shape[0] != 1:
+        row = self.row
+        if call.input_ids is None or call.past or call.input_ids.shape[0] != len(row.counts):
             raise TruncationError("a sweep takes one prompt at a time, given as input_ids, without a cache before it")
-        if call.attention_mask is not None and not bool(call.attention_mask.all()):
+        if call.attention_mask is not None and not bool(row.of(call.attention_mask, 0, 1).all()):
             raise TruncationError("a sweep takes one prompt without padding; its attention_mask hides tokens")
-        ids = call.input_ids
+        ids = row.of(call.input_ids, 0, 1)
         image = self.decoder.image_mask(ids).cpu()
         prefix = int(image[0].int().argmax()) if bool(image.any()) else ids.shape[1]
         if any(spec.positions == "new" for spec in self.specs):
@@ -157,13 +166,14 @@ class Recorder:
 
         def attend(seen: Attention) -> Any:
             held = shared.length if seen.block < whole else shared.prefix
-            for kept, given in ((shared.keys, seen.key), (shared.values, seen.value)):
+            own = self.row.attention(seen)
+            for kept, given in ((shared.keys, own.key), (shared.values, own.value)):
                 if given.shape[2] != shared.length:
                     raise TruncationError(f"block {seen.block + 1}: {given.shape[2]} keys for {shared.length} tokens")
                 part = given.detach()[:, :, :held]
                 kept[seen.block] = part if held == shared.length else part.clone()
-            shared.masks[seen.block] = self._mask(shared, seen.mask)
-            self._look(shared, seen, [p for p in choosing if p.stages[0].layer == seen.block + 1])
+            shared.masks[seen.block] = self._mask(shared, own.mask)
+            self._look(shared, own, [p for p in choosing if p.stages[0].layer == seen.block + 1])
             return seen.own()
 
         shared.noted = self._undo.enter_context(self.decoder.noting())
@@ -178,7 +188,7 @@ class Recorder:
 
     def _before(self, shared: Shared, block: int, keep: bool, choosing: Sequence[Prompt]) -> Any:
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = self.row.of(args[0] if args else kwargs["hidden_states"], 0, 1)
             if hidden.shape[1] != shared.length or len(args) > 1:
                 raise TruncationError(
                     f"{shared.length} input_ids became {hidden.shape[1]} positions inside the model, or its blocks "
@@ -186,7 +196,7 @@ class Recorder:
                 )
             if keep:
                 shared.hidden[block] = hidden.detach()[:, shared.prefix :]
-            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            rest = self.row.arguments({name: value for name, value in kwargs.items() if name != "hidden_states"})
             shared.arguments[block] = rest | {name: None for name in OF_THE_CALL if name in rest}
             if block == 0:
                 self._embeddings = hidden.detach()
@@ -245,7 +255,7 @@ class Recorder:
             evidence.embeddings = self._embeddings
             evidence.look_behind(self.decoder, needs, hidden, kwargs)
             if needs & OF_TOWER and self._watch is not None:
-                self._watch.tell(evidence, needs, prompt.image_counts)
+                self.row.tell(self._watch, evidence, needs, prompt.image_counts)
             if "next_attention" in needs:
                 if row not in ahead:
                     seen = peeked(self.decoder, layer, hidden, kwargs)
@@ -256,22 +266,29 @@ class Recorder:
 
     def _first(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        self._entered = hidden.detach()[:, -1:].clone()
+        self._entered = self.row.of(hidden.detach(), 0)[:, -1:].clone()
 
     def _last(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        self._left = hidden.detach()[:, -1:].clone()
+        self._left = self.row.of(hidden.detach(), 0)[:, -1:].clone()
 
-    def _leave(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        for other in reversed(self._others):  # whose hooks came later
+            other._leave(module, args, output)
         if self.done or self.shared is None:
             return
         self.done = True
         logits = output.logits if hasattr(output, "logits") else output[0]
-        self.shared.logits = logits.detach()[0, -1].float()
+        self.shared.logits = logits.detach()[self.row.number, -1].float()
         if self.shared.later & OF_INPUT:
             self.shared.embeddings = self._embeddings
         if "tower" in self.shared.later and self._watch is not None:
-            self.shared.towers = self._watch.towers(next(iter(self.shared.cut.values())).image_counts)
+            evidence, (count,) = Evidence(), next(iter(self.shared.cut.values())).image_counts
+            self.row.tell(self._watch, evidence, {"tower"}, [count])
+            self.shared.towers = evidence.towers
+        self.shared.noted = [self.row.of(positions, -2, -1) for positions in self.shared.noted]
+        self.shared.added = self.row.features(self.shared.added)
+        self.row.forget()
         self._undo.close()
         self._known.clear()
         if self.shared.cut:

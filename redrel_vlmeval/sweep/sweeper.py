@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models import (
-    MEASURED,
-    computed,
-    find_torch_model,
-    pictures_of,
-    recorded,
-    told,
-    unrecorded,
-    versions,
-)
+from redrel_vlmeval.models import find_torch_model, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
-from redrel_vlmeval.sweep import letters
-from redrel_vlmeval.sweep.continuation import Continuation
-from redrel_vlmeval.sweep.decoding import Request, decode
+from redrel_vlmeval.sweep import letters, together
+from redrel_vlmeval.sweep.decoding import Request
 from redrel_vlmeval.sweep.memory import Sizes, default_budget
 from redrel_vlmeval.sweep.plan import not_swept
-from redrel_vlmeval.sweep.shared import Recorder, Shared
-from redrel_vlmeval.sweep.tails import Tail
-from redrel_vlmeval.truncation import (
-    Prompt,
-    PromptTrace,
-    check_generation,
-    check_setting,
-    claimed,
-    find_decoder,
-    replaced_generate,
-)
-
-ROOM = 4  # tokens of an answer that memory is first set aside for, at least
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One setting's answer: the host's text, and an efficiency record without times."""
-
-    text: str
-    record: dict[str, Any]
-
-
-@dataclass
-class Found:
-    """What is known of one setting's answer: its new tokens, and the logits of the first, [vocabulary]."""
-
-    tokens: list[int]
-    logits: torch.Tensor
+from redrel_vlmeval.sweep.question import Answer, Question
+from redrel_vlmeval.sweep.shared import Recorder
+from redrel_vlmeval.truncation import check_setting, claimed, find_decoder, replaced_generate
 
 
 class Sweeper:
@@ -145,7 +108,21 @@ class Sweeper:
                     f"{type(self.host).__name__} answered without a call of model.generate; it cannot be swept"
                 )
             self.batches = question.batches
-            return question.answers(question.shared, message, dataset, text)
+            return question.answers(message, dataset, text)
+
+    def answers(self, messages: Sequence[Any], dataset: str | None = None) -> list[dict[str, Answer] | None]:
+        """The same of several questions at once; None of one that must be asked by itself: see :mod:`together`."""
+        return together.answers(self, messages, dataset)
+
+    def question(self, kwargs: dict[str, Any]) -> Question:
+        """A question whose class calls ``generate`` with ``kwargs``.
+
+        Raises:
+            TruncationError: it cannot be swept.
+        """
+        question = Question(self)
+        question.expect(Request(self.heard, kwargs))
+        return question
 
     def letter_logits(self, logits: torch.Tensor, message: Any) -> dict[str, float]:
         """Option letter -> logit of the token for it."""
@@ -165,146 +142,3 @@ class Sweeper:
         if not self._checked and recorder.shared is not None and recorder.shared.cut:
             recorder.check_parts()
             self._checked = True
-
-
-class Question:
-    """One question under way."""
-
-    def __init__(self, sweeper: Sweeper) -> None:
-        self.sweeper, self.decoder = sweeper, sweeper.decoder
-        self.shared: Shared | None = None
-        self.given: dict[str, Any] = {}  # what the call says of how its pictures are cut
-        self.found: dict[str, Found] = {}
-        self.batches: list[int] = []
-        self.dressed: Callable[[list[int]], Any] = lambda tokens: tokens
-
-    def listen(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """``generate`` as it is, with every setting's answer found behind its back."""
-
-        def both(*args: Any, **kwargs: Any) -> Any:
-            if self.shared is not None:
-                raise TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
-            request = Request.of(self.decoder, self.sweeper.heard, args, kwargs)
-            check_generation(self.sweeper.specs[0], self.decoder, request.kwargs)
-            request.check_greedy()
-            recorder = Recorder(self.decoder, self.sweeper.specs)
-            with recorder.listening():
-                output = generate(*args, **kwargs)
-            self.shared = recorder.shared
-            if self.shared is None:
-                raise TruncationError(f"{type(self.sweeper.torch_model).__name__}: generate ran without a forward call")
-            self.given = told(self.decoder, kwargs, self.shared.ids[0])
-            self._note_base(output, self.shared, request)
-            with torch.inference_mode():
-                self.sweeper.check_parts(recorder)
-                self._run(request, generate, self.shared)
-            return output
-
-        return both
-
-    def _note_base(self, output: Any, shared: Shared, request: Request) -> None:
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        before = shared.ids[:, : request.repeated(shared.length)]
-        self.found[""] = Found(sequences[0, before.shape[1] :].tolist(), shared.logits.cpu())
-
-        def dressed(tokens: list[int]) -> Any:
-            """These tokens in the form that the host's class was given the untouched answer in."""
-            new = torch.tensor([tokens], dtype=sequences.dtype, device=sequences.device)
-            whole = torch.cat([before.to(sequences.device), new], 1)
-            return whole if isinstance(output, torch.Tensor) else type(output)(sequences=whole)
-
-        self.dressed = dressed
-
-    def _run(self, request: Request, generate: Callable[..., Any], shared: Shared) -> None:
-        """Every distinct way of cutting this prompt, in batches that memory holds, until all answers are complete."""
-        wanted: dict[Tail, list[str]] = {}
-        for setting, prompt in shared.prompts.items():
-            if prompt.stages:
-                wanted.setdefault(tail_of(prompt, shared.prefix, setting), []).append(setting)
-            else:
-                self.found[setting] = self.found[""]
-        if not wanted:
-            return
-        sizes = self.sweeper.sizes(len(shared.logits))
-        budget = self.sweeper.memory - shared.bytes
-        room = max(ROOM, 2 * len(self.found[""].tokens))
-        left = sorted(wanted, key=lambda tail: (len(tail.index), tail.layer))
-        while left:
-            again: list[Tail] = []
-            batches = list(sizes.batches(left, shared.length, shared.prefix, room, budget))
-            for batch in [[tail] for tail in left] if request.one_by_one else batches:
-                continuation = Continuation(self.decoder, shared, batch, room, sizes.at_once(shared.length))
-                decoded = self._decode(request, generate, continuation)
-                self.batches.append(len(batch))
-                for row, tail in enumerate(batch):
-                    if not decoded.complete[row]:
-                        again.append(tail)
-                        continue
-                    for setting in wanted[tail]:
-                        self.found[setting] = Found(decoded.tokens[row], decoded.first[row])
-            left, room = again, room * 4
-
-    def _decode(self, request: Request, generate: Callable[..., Any], continuation: Continuation) -> Any:
-        decoder, shared = self.decoder, continuation.shared
-        kernel = None if decoder.kernel in ("sdpa", "eager") else "sdpa"  # others cannot be given a mask
-        try:
-            with decoder.attending(range(len(decoder.blocks)), continuation.attend, kernel):
-                return decode(request, generate, shared.ids, continuation)
-        finally:
-            decoder.forget_prompt()
-
-    # -- what comes back ----------------------------------------------------------------------------------------------
-
-    def answers(self, shared: Shared, message: Any, dataset: str | None, text: str) -> dict[str, Answer]:
-        """Every setting's text, by the host's own decoding of its tokens, and its record."""
-        said = {tuple(self.found[""].tokens): text}
-        answers = {}
-        count = next(iter(shared.prompts.values())).image_counts[0]
-        placed = recorded(self.decoder, self.given, count, pictures_of(message))
-        for spec in [None, *self.sweeper.specs]:  # None: the untouched base
-            found = self.found[spec.setting if spec else ""]
-            key = tuple(found.tokens)
-            if key not in said:
-                said[key] = self._say(found.tokens, message, dataset)
-            record = self._record(shared, spec, found, message)
-            answers[record["setting"]] = Answer(said[key], record | (placed if record["kept"] else {}))
-        return answers
-
-    def _say(self, tokens: list[int], message: Any, dataset: str | None) -> str:
-        sweeper = self.sweeper
-        with replaced_generate(sweeper.heard, lambda _: lambda *_args, **_kwargs: self.dressed(tokens)):
-            return str(sweeper.host.generate(message=copy.deepcopy(message), dataset=dataset))
-
-    def _record(self, shared: Shared, spec: VariantSpec | None, found: Found, message: Any) -> dict[str, Any]:
-        some, blocks = next(iter(shared.prompts.values())), len(self.decoder.blocks)
-        whole = PromptTrace([shared.length] * blocks, [some.image_counts[0]] * blocks)
-        own = whole
-        if spec is not None:
-            prompt = shared.prompts[spec.setting]
-            own = prompt.traces[0]
-            own.kept = prompt.kept_numbers()[0]
-            own.kv = [count + len(found.tokens) - 1 for count in own.tokens]
-        base = self.sweeper.specs[0].base
-        spec = spec or VariantSpec(base)
-        head = {"version": 1, "base": base or None, "setting": spec.setting, "source": "sweep"}
-        times = dict.fromkeys(MEASURED) | {"new_tokens": len(found.tokens)}
-        costs = computed(self.decoder, whole, own, spec, len(found.tokens))
-        first = self.found[""].tokens[:1]
-        margins = {
-            "margin": letters.margin(found.logits, first[0]) if first else None,
-            "letter_logits": self.sweeper.letter_logits(found.logits, message),
-        }
-        return head | times | costs | margins | self.sweeper.facts
-
-
-def tail_of(prompt: Prompt, prefix: int, setting: str) -> Tail:
-    """What has to be computed anew for one setting; settings that keep the same tokens share it.
-
-    They do not where a rule merges, or chooses again later.
-    """
-    layer = prompt.stages[0].layer
-    view = prompt.views[layer]
-    own = view.index[0] >= prefix
-    turned = None if view.turned is None else tuple(view.turned[0][own].tolist())
-    alone = layer in prompt.merges or len(prompt.stages) > 1
-    return Tail(layer, tuple(view.index[0][own].tolist()), turned, setting if alone else "")

@@ -75,7 +75,7 @@ class Sweep:
     def _others(self) -> bool:
         return files.is_held(self.store.folder, self.group.rank)
 
-    def go(self, memory: int | None = None) -> bool:
+    def go(self, memory: int | None = None, batch: int = 1) -> bool:
         """Answer what is missing of this process's share; True in the last one, where all entries are merged and known.
 
         Raises:
@@ -93,7 +93,7 @@ class Sweep:
                     facts = self.source.load(self.plan)
                     with self._turn():
                         self._check_same(facts)
-                self._answer(mine, memory)
+                self._answer(mine, memory, batch)
             with self._turn():
                 if self._others():
                     self._inside.close()  # in this turn, so that the last one sees that it is the last
@@ -182,7 +182,7 @@ class Sweep:
             return
         self.store.write_head(head)
 
-    def _answer(self, tasks: Sequence[Task], memory: int | None) -> None:
+    def _answer(self, tasks: Sequence[Task], memory: int | None, batch: int) -> None:
         @cache
         def sweeper(settings: tuple[str, ...]) -> Answers:
             return self.source.sweeper([spec for spec in self.plan.specs if spec.setting in settings], memory)
@@ -194,7 +194,7 @@ class Sweep:
                 writer.append(entry)
                 progress.on()
 
-            answer_all(tasks, lambda task: self.source.message(task.position), sweeper, self.plan.data, keep)
+            answer_all(tasks, lambda task: self.source.message(task.position), sweeper, self.plan.data, keep, batch)
 
     def _report(self) -> None:
         """Which questions failed, and how many have no picture."""

@@ -35,6 +35,7 @@ class Request:
     limit: int | None = None
     work_dir: Path = Path("outputs")
     memory: str | None = None
+    batch: int | None = None
     judge: str = "exact_matching"
     dry_run: bool = False
 
@@ -121,7 +122,7 @@ def _sweep(
     while left:
         one = sweep.Request(
             asked.base, data, limit=request.limit, work_dir=request.work_dir, memory=request.memory,
-            judge=request.judge, settings=",".join(left), base_there="" not in settings,
+            batch=request.batch, judge=request.judge, settings=",".join(left), base_there="" not in settings,
         )  # fmt: skip
         try:
             return sweep.run(one, lambda *_: 0)
