@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,15 @@ WRONG = """def test_wrong(): assert "the device" == "another"
 """
 
 
+SLOW = """import os, signal, time
+def test_quick(): pass
+def test_slow():
+    os.kill(os.getppid(), signal.SIGALRM)
+    time.sleep(60)
+"""
+SETTINGS = ("l2_k216", "l0_k144_divprune")  # of 576 image tokens
+
+
 def tiny(family: str) -> subjects.Subject:
     if family == "llava":
         return subjects.llava_subject(base_model().model, {})
@@ -32,10 +44,10 @@ def tiny(family: str) -> subjects.Subject:
 def found(tmp_path_factory) -> tuple[dict, Path]:
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu, "SETTINGS", ("l2_k3", "l0_k2_divprune"))
-        patch.setattr(gpu, "PUBLISHED", "l2_k3")
+        patch.setattr(gpu, "SETTINGS", SETTINGS)
+        patch.setattr(gpu, "PUBLISHED", SETTINGS[0])
         own = path.with_name("test_own.py")  # in place of the engine's, which run by themselves
-        patch.setattr(gpu_checks, "TESTS", (str(own),))
+        patch.setattr(gpu_checks, "QUICK", (str(own),))
         own.write_text(RIGHT)
         patch.setattr(table, "BUDGETS", (192,))
         patch.setattr(table, "RULES", ("l2_k{}", "l0_k{}_divprune"))
@@ -49,13 +61,17 @@ def found(tmp_path_factory) -> tuple[dict, Path]:
 def test_the_tests_of_engine_and_rules_are_there():
     for name in gpu_checks.TESTS:
         assert (gpu_checks.ROOT / name).read_text().count("\ndef test_") > 9
+    for name in gpu_checks.QUICK:
+        file, _, test = name.partition("::")
+        assert file in gpu_checks.TESTS and f"\ndef {test}(" in (gpu_checks.ROOT / file).read_text()
 
 
 def test_the_file_has_every_arm_at_every_batch(found):
     told, _ = found
     assert not told["failed"] and told["device"].endswith("CPU") and list(told["seconds"]) == list(gpu.PARTS)
-    arms = ["untouched", "l2_k3", "l0_k2_divprune", "published l2_k3"]
-    for part in ("speed", "qwen speed"):
+    for part, images in (("speed", 64), ("qwen speed", 4)):
+        settings = [gpu.scaled(setting, images) for setting in SETTINGS]
+        arms = ["untouched", *settings, f"published {settings[0]}"]
         assert [(row["arm"], row["batch"]) for row in told[part]] == [(arm, n) for n in (1, 2) for arm in arms]
         one, two = told[part][:4], told[part][4:]
         assert one[0]["KV MB"] > one[1]["KV MB"] > one[2]["KV MB"] and one[0]["KV MB"] == one[3]["KV MB"]
@@ -93,3 +109,20 @@ def test_a_rule_that_chooses_otherwise_is_seen(monkeypatch):
         if len(inputs["input_ids"]) == 1 else [{0, 1, 2, 3}] * 3,
     )  # fmt: skip
     assert gpu_checks.rules("cpu")["attention"] < 1
+
+
+def test_a_part_whose_time_is_over_keeps_what_it_has(tmp_path, monkeypatch):
+    def rows(_subject):
+        yield {"arm": "untouched"}
+        os.kill(os.getpid(), signal.SIGALRM)  # its time is over
+        time.sleep(60)
+
+    slow = tmp_path / "test_slow.py"
+    slow.write_text(SLOW)
+    monkeypatch.setattr(gpu_checks, "QUICK", (str(slow),))
+    monkeypatch.setitem(gpu.PARTS, "sweep", gpu.Part("llava", rows))
+    told = gpu.run(tiny, "cpu", {}, ["sweep", "tests"], tmp_path / "gpu.json", limit=200)
+    assert told == json.loads((tmp_path / "gpu.json").read_text())
+    assert told["sweep"] == [{"arm": "untouched"}] and told["failed"]["sweep"] == "TimeoutError: stopped after 200 s"
+    assert told["tests"]["passed"] == 1 and told["tests"]["failed"]["pytest"] == "stopped after 200 s"
+    assert "pytest" in told["failed"]["tests"] and max(told["seconds"].values()) < 60

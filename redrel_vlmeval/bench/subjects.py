@@ -30,7 +30,7 @@ QWEN2_5_SIZES = {
     "small": ((1024, 16, 16, 4, 2816, 4000), (256, 4, 4, 1024)),
     "7b": ((3584, 28, 28, 4, 18944, 152064), (1280, 32, 16, 3420)),
 }
-IMAGE_TOKENS, TEXT_BEFORE, TEXT_AFTER = 576, 35, 60
+SIDE, TEXT_BEFORE, TEXT_AFTER = 24, 35, 60  # a picture of 24 x 24 tokens between text
 
 
 @dataclass
@@ -54,8 +54,12 @@ LLAVA_BARS = {"l5_k128": 1.04, "l2_k144": 1.04, "l12_k0": 1.10, "l1_k0": 1.12}
 QWEN_BARS = {"l3_k64": 1.15, "l5_k128": 1.15}
 
 
-def random_subject(family: str, size: str, device: str, dtype: torch.dtype, code: str | None = None) -> Subject:
-    """A random model of ``size`` and its prompt; ``code`` is the folder with Qwen-VL's own code.
+def random_subject(
+    family: str, size: str, device: str, dtype: torch.dtype, code: str | None = None, side: int = SIDE
+) -> Subject:
+    """A random model of ``size`` and its prompt with a picture of ``side`` x ``side`` tokens; Qwen-VL's has 16 x 16.
+
+    ``code``: the folder with Qwen-VL's own code.
 
     Raises:
         ValueError: unknown family or size.
@@ -66,10 +70,10 @@ def random_subject(family: str, size: str, device: str, dtype: torch.dtype, code
     if size not in SIZES:
         raise InvalidValue(f"--size {size!r}: choose one of {', '.join(SIZES)}")
     if family == "llava":
-        return llava_subject(random_llava(size, device, dtype), LLAVA_BARS)
+        return llava_subject(random_llava(size, device, dtype, side), LLAVA_BARS)
     if family == "qwen2_5_vl":
         model = random_qwen2_5_vl(size, device, dtype)
-        return Subject(model, qwen2_5_vl_prompt(model), eager_and_masked)
+        return Subject(model, qwen2_5_vl_prompt(model, side), eager_and_masked)
     return qwen_subject(random_qwen(size, device, dtype, code), QWEN_BARS)
 
 
@@ -108,8 +112,8 @@ def qwen_subject(model: Any, bars: dict[str, float]) -> Subject:
     )
 
 
-def random_llava(size: str, device: str, dtype: torch.dtype) -> Any:
-    """A LLaVA-1.5-shaped model with random weights, 576 image tokens a picture."""
+def random_llava(size: str, device: str, dtype: torch.dtype, side: int = SIDE) -> Any:
+    """A LLaVA-1.5-shaped model with random weights, ``side`` x ``side`` image tokens a picture."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     shape = SIZES[size]
@@ -119,7 +123,7 @@ def random_llava(size: str, device: str, dtype: torch.dtype) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=ffn,
-        image_size=336,
+        image_size=14 * side,
         patch_size=14,
     )
     text = LlamaConfig(
@@ -137,7 +141,7 @@ def random_llava(size: str, device: str, dtype: torch.dtype) -> Any:
         text_config=text,
         image_token_index=1,
         vision_feature_layer=-2,
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=side * side,
     )
     return _random(LlavaForConditionalGeneration, config, device, dtype)
 
@@ -189,19 +193,19 @@ def _axes(head_dim: int) -> list[int]:
     return [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
 
 
-def qwen2_5_vl_prompt(model: Any) -> dict[str, torch.Tensor]:
-    """One picture of 672 x 672 pixels between text: 35 + 576 + 60 tokens, as :func:`random_prompt`."""
+def qwen2_5_vl_prompt(model: Any, side: int = SIDE) -> dict[str, torch.Tensor]:
+    """One picture of ``side`` x ``side`` tokens between text, 35 before it and 60 behind, as :func:`random_prompt`."""
     config, parameter = model.config, next(model.parameters())
     vision = config.vision_config
-    side = int(IMAGE_TOKENS**0.5) * vision.spatial_merge_size  # patches
+    rows = side * vision.spatial_merge_size  # of patches
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(5, 2000, (TEXT_BEFORE + TEXT_AFTER - 2,), generator=generator)
-    picture = [config.vision_start_token_id, *[config.image_token_id] * IMAGE_TOKENS, config.vision_end_token_id]
+    picture = [config.vision_start_token_id, *[config.image_token_id] * side**2, config.vision_end_token_id]
     ids = torch.cat([text[: TEXT_BEFORE - 1], torch.tensor(picture), text[TEXT_BEFORE - 1 :]])[None]
     width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.randn(side * side, width, generator=generator)
+    pixels = torch.randn(rows * rows, width, generator=generator)
     found = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor([[1, side, side]]),
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": torch.tensor([[1, rows, rows]]),
         "mm_token_type_ids": (ids == config.image_token_id).int(), "pixel_values": pixels.to(parameter.dtype),
     }  # fmt: skip
     return {name: value.to(parameter.device) for name, value in found.items()}
