@@ -12,6 +12,7 @@ from modelbox import QUESTION, message
 from sweepbox import Host, grid, state
 from tiny_models import FAMILIES, build
 
+from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.sweep.asking import Task, answer_all
@@ -71,6 +72,19 @@ def test_answers_of_other_lengths_end_as_alone(memory: int | None) -> None:
         assert (max(calls.sizes[1:]) == 1) == (memory == 1)
         lengths |= {len(text.split()) for answers in alone for text in answers.values()}
     assert {1, 12} < lengths  # longer than the room that the untouched answer lets expect
+
+
+class Twice(Host):
+    def generate(self, message: Any, dataset: str | None = None) -> str:
+        return super().generate(message) + super().generate(message)
+
+
+def test_a_class_that_generates_twice_is_refused_as_alone() -> None:
+    tiny = build("llava")
+    sweeper, asked = Sweeper(Twice(tiny.model), grid((2,), (3,), ("attention",))), [tiny.prompt("ttItttt")] * 2
+    for call in (lambda: sweeper.answer(asked[0]), lambda: sweeper.answers(asked)):
+        with pytest.raises(TruncationError, match="Twice calls model.generate twice for a question"):
+            call()
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Question:
 
         def both(*args: Any, **kwargs: Any) -> Any:
             if self.shared is not None:
-                raise TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
+                raise self._twice()
             self.expect(Request.of(self.decoder, self.sweeper.heard, args, kwargs))
             recorder = Recorder(self.decoder, self.sweeper.specs)
             with recorder.listening():
@@ -79,6 +79,9 @@ class Question:
             return output
 
         return both
+
+    def _twice(self) -> TruncationError:
+        return TruncationError(f"{type(self.sweeper.host).__name__} calls model.generate twice for a question")
 
     def expect(self, request: Request) -> None:
         """The host's call of ``generate``, before it is made.
@@ -179,8 +182,16 @@ class Question:
         return answers
 
     def _say(self, tokens: list[int], message: Any, dataset: str | None) -> str:
-        sweeper = self.sweeper
-        with replaced_generate(sweeper.heard, lambda _: lambda *_args, **_kwargs: self.dressed(tokens)):
+        sweeper, calls = self.sweeper, 0
+
+        def given(*_args: Any, **_kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise self._twice()
+            return self.dressed(tokens)
+
+        with replaced_generate(sweeper.heard, lambda _: given):
             return str(sweeper.host.generate(message=copy.deepcopy(message), dataset=dataset))
 
     def _record(self, shared: Shared, spec: VariantSpec | None, found: Found, message: Any) -> dict[str, Any]:
