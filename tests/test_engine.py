@@ -79,6 +79,16 @@ def test_what_deepstack_adds_behind_the_first_blocks_goes_to_the_tokens_that_are
         compare(tiny, setting, tiny.prompt("tIItItItt"))
 
 
+@pytest.mark.skipif("gemma3" not in FAMILIES, reason="this release of transformers has none, or another one")
+@pytest.mark.parametrize("setting", ["l1_k5_rowmean", "l2_k6_rowimg", "l1_k7_l3_k3", "l0_k0"])
+def test_where_a_prompt_attends_both_ways_a_row_is_the_models_own(setting: str) -> None:
+    tiny = build("gemma3")
+    inputs = tiny.prompt("ttItItItttttttttt")
+    behind = (inputs["input_ids"] == IMAGE).int().cummax(1).values  # all from the picture on, as in PaliGemma
+    for types in (behind, (inputs["input_ids"] == IMAGE).int()):
+        compare(tiny, setting, inputs | {"token_type_ids": types})
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_padded_batch_of_every_family_equals_the_oracle(name: str) -> None:
     tiny = build(name)

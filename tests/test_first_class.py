@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -19,6 +20,8 @@ from redrel_vlmeval.errors import ExplainError, TruncationError
 from redrel_vlmeval.explain.ask import ask_host
 from redrel_vlmeval.explain.maps import Request, explain, grids
 from redrel_vlmeval.explain.maps.flow import flow
+from redrel_vlmeval.explain.maps.passes import run
+from redrel_vlmeval.explain.maps.taken import Wanted
 from redrel_vlmeval.models import TruncatedVLM, find_torch_model, recorded, told
 from redrel_vlmeval.models.layouts import tokens_of_each
 from redrel_vlmeval.names import parse
@@ -63,7 +66,12 @@ def shortly(model, *args, _generate=tf.GenerationMixin.generate, **kwargs):
 @pytest.fixture(scope="module", params=EACH)
 def built(request, table, tmp_path_factory):
     """The name, its model of the host, and a question to it."""
-    name, folder = request.param, tmp_path_factory.mktemp("first")
+    with building(request.param, table, tmp_path_factory.mktemp("first")) as found:
+        yield found
+
+
+@contextmanager
+def building(name, table, folder):
     kind = trying.kind_of(name)
     weights = folder / Path(str(table[name].keywords.get("model_path", name))).name
     weights.mkdir()
@@ -105,6 +113,29 @@ def test_its_answer_is_explained_and_lies_on_the_picture(built, setting):
     kept = tokens if not setting else 8
     assert [int(np.isfinite(row).sum()) for row in found.values[0]] == [tokens, tokens, kept, kept, kept]
     assert not np.isnan(grid.picture(found.values[0, 0])).all()
+
+
+def test_an_answer_of_a_model_whose_prompt_attends_both_ways(table, tmp_path):
+    with building("paligemma-3b-mix-448", table, tmp_path) as (name, host, said):
+        settings = ("l2_k8", "l0_k0", "l1_k0")
+        found = Sweeper(host, [parse(f"{name}_trunc_{setting}") for setting in settings]).answer(said, "MMStar")
+        for setting in settings:
+            variant = TruncatedVLM(host, setting)
+            assert found[setting].text == variant.generate([dict(item) for item in said], dataset="MMStar")
+        asked = ask_host(variant, said, "MMStar")
+        said_at_once = []
+        with truncated(asked.model, "l1_k0"):
+            for length in range(len(asked.answer)):  # prompt and answer so far, the answer's tokens of their own type
+                whole = replace(asked, answer=asked.answer[: length or 1]).sequence()
+                given = asked.inputs if length == 0 else whole
+                said_at_once.append(asked.called(**given, use_cache=False).logits[0, -1])
+        with run(asked, Wanted((), (0,)), grad=False) as taken:
+            torch.testing.assert_close(taken.logits[0], torch.stack(said_at_once), atol=1e-4, rtol=1e-4)
+        types = asked.inputs["token_type_ids"].clone()
+        types[0, 0] = 1  # the answer's tokens then count as the prompt's
+        mixed = replace(asked, spec=None, inputs=asked.inputs | {"token_type_ids": types})
+        with pytest.raises(ExplainError, match="its prompt attends to the answer"):
+            flow(mixed, cuts=False)
 
 
 def places(view):

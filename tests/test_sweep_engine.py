@@ -76,6 +76,12 @@ def both_ways(tiny: TinyModel, layout: str) -> dict[str, torch.Tensor]:
     return inputs | {"token_type_ids": (inputs["input_ids"] == IMAGE).int()}
 
 
+def from_the_picture_on(tiny: TinyModel, layout: str) -> dict[str, torch.Tensor]:
+    """A prompt of which all tokens from the picture on attend to one another, as all do in PaliGemma."""
+    inputs = tiny.prompt(layout)
+    return inputs | {"token_type_ids": (inputs["input_ids"] == IMAGE).int().cummax(1).values}
+
+
 @pytest.mark.skipif("gemma3" not in FAMILIES, reason="this release of transformers has none, or another one")
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_tokens_of_a_picture_that_attend_to_one_another(kernel: str) -> None:
@@ -86,6 +92,8 @@ def test_tokens_of_a_picture_that_attend_to_one_another(kernel: str) -> None:
     settings = ("l0_k0", "l0_k3_uniform", "l1_k3", "l1_k0", "l2_k5", "l3_k1_rowmean", "l1_k6_l3_k2_raters")
     compare(tiny.model, both_ways(tiny, "ttItIttt"), [parse(f"base_trunc_{setting}") for setting in settings])
     compare(tiny.model, both_ways(tiny, "ttItt"), [parse("base_trunc_l1_k2_pos-new")])
+    settings = ("l1_k2_rowmean", "l1_k3_l3_k1_next_rowmean", "l0_k0")
+    compare(tiny.model, from_the_picture_on(tiny, "ttIttt"), [parse(f"base_trunc_{setting}") for setting in settings])
 
 
 @pytest.mark.skipif("gemma3" not in FAMILIES, reason="this release of transformers has none, or another one")

@@ -190,12 +190,9 @@ class Continuation:
 
     def _mask(self, block: int, row: int, rows: int, query: torch.Tensor) -> torch.Tensor | None:
         """The mask of ``rows`` answers' own tokens behind the prefix, [rows or 1, 1, count, prefix + count]."""
-        whole = self.shared.masks[block]
-        if whole is None:
-            return self._causal(query.shape[2], query)
-        before = torch.arange(self.shared.prefix, device=whole.device)
-        each = [index.to(whole.device) for index in self.held.index[row : row + rows]]
-        return torch.cat([whole[:, :, own][..., torch.cat([before, own])] for own in each])
+        each = [self.shared.mask_of(block, own) for own in self.held.index[row : row + rows]]
+        made = [mask for mask in each if mask is not None]
+        return torch.cat(made) if made else self._causal(query.shape[2], query)
 
     def _causal(self, count: int, like: torch.Tensor) -> torch.Tensor | None:
         """The mask of ``count`` tokens behind the prefix, additive [1, 1, count, prefix + count]."""

@@ -55,9 +55,10 @@ def choose(
         if "next_attention" in needs:
             own = decoder.at(stage.layer, given, view.rotary[0][prefix:])
             seen = peeked(decoder, stage.layer, hidden, own)
+            mask = shared.mask_of(stage.layer, view.index[0][prefix:])
             key = torch.cat([shared.keys[stage.layer][:, :, :prefix], seen.key], 2)
             rows = prompt.query_rows(stage, shared.length, view) - prefix
-            evidence.next_attention = mean_row(replace(seen, key=key), rows)
+            evidence.next_attention = mean_row(replace(seen, key=key, mask=mask), rows)
     prompt.decide(stage, evidence or Evidence())
 
 

@@ -72,6 +72,14 @@ class Shared:
         """The settings that drop a token of this prompt."""
         return {setting: prompt for setting, prompt in self.prompts.items() if prompt.stages}
 
+    def mask_of(self, block: int, own: torch.Tensor) -> torch.Tensor | None:
+        """The mask of the tokens ``own`` (long [n]) behind the prefix, [1, 1, n, prefix + n]; None as :attr:`masks`."""
+        whole = self.masks[block]
+        if whole is None:
+            return None
+        own = own.to(whole.device)
+        return whole[:, :, own][..., torch.cat([torch.arange(self.prefix, device=own.device), own])]
+
     @property
     def later(self) -> frozenset[str]:
         """What the rules of second and later stages need."""
@@ -172,7 +180,7 @@ class Recorder:
                     raise TruncationError(f"block {seen.block + 1}: {given.shape[2]} keys for {shared.length} tokens")
                 part = given.detach()[:, :, :held]
                 kept[seen.block] = part if held == shared.length else part.clone()
-            shared.masks[seen.block] = self._mask(shared, own.mask)
+            shared.masks[seen.block] = None if own.causal else self._mask(shared, own.mask)
             self._look(shared, own, [p for p in choosing if p.stages[0].layer == seen.block + 1])
             return seen.own()
 
@@ -217,7 +225,7 @@ class Recorder:
                              t  1 1 1 1     the last token to every token, as those of the answer do
         ```
         """
-        if given is None or given.ndim != 4 or self.decoder.causal_apart:
+        if given is None or given.ndim != 4:
             return None
         for source, kept in self._known:
             if source is given or (source.device == given.device and torch.equal(source, given)):

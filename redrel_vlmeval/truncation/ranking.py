@@ -33,9 +33,10 @@ def head_rows(
         key: [b, h_kv, k, d], rotated; with grouped queries every key head serves ``h / h_kv`` query heads.
         rows: long [b, r], positions among the q queries. The last query stands at the last key.
         scaling: factor on the dot products.
-        mask: of the block: None (causal), additive float or bool [b or 1, 1, q, k], or padding [b, k] (flash kernels).
+        mask: of the block: None (causal), additive float or bool [b or 1, 1, q, k], which says all, or padding [b, k]
+            (flash kernels; causal).
         softcap: ``softcap * tanh(x / softcap)`` before masking, for models that have it.
-        causal: a query sees no key behind it; False for a vision tower.
+        causal: without such a mask a query sees no key behind it; False for a vision tower.
 
     Returns:
         float32 [b, h, r, k]; every row sums to 1.
@@ -47,7 +48,7 @@ def head_rows(
     scores = (chosen @ key.float().transpose(2, 3)).view(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    if causal:
+    if causal and (mask is None or mask.ndim == 2):
         ahead = torch.arange(keys, device=key.device) > (rows + keys - queries)[..., None]
         scores = scores.masked_fill(ahead[:, None], -torch.inf)
     if mask is not None and mask.ndim == 2:

@@ -85,7 +85,7 @@ def gathered(seen: Attention, needs: Collection[str], rows: torch.Tensor, text: 
         found.attention = mean_row(seen, rows)
     if "text_attention" in needs:
         places = text.to(seen.query.device)
-        found.text_attention = head_rows(seen.query, seen.key, places, seen.scaling, seen.mask, seen.softcap)
+        found.text_attention = head_rows(seen.query, seen.key, places, seen.scaling, seen.hidden, seen.softcap)
     if {"queries", "text_queries"} & set(needs):
         found.queries = seen.query.detach()
     if {"keys", "text_keys"} & set(needs):
@@ -99,7 +99,7 @@ def mean_row(seen: Attention, rows: torch.Tensor) -> torch.Tensor:
     """Softmax over all keys of ``rows`` (long [b, r]), averaged over heads and rows: float32 [b, k] (eq. 7)."""
     rows = rows.to(seen.query.device)
     with torch.no_grad():
-        own = head_rows(seen.query, seen.key, rows, seen.scaling, seen.mask, seen.softcap).mean(1)
+        own = head_rows(seen.query, seen.key, rows, seen.scaling, seen.hidden, seen.softcap).mean(1)
         return row_mean(mean_of(own, seen.group), rows)
 
 

@@ -110,8 +110,8 @@ class Asked:
             elif name == "inputs_embeds":
                 with torch.no_grad():
                     longer[name] = torch.cat([tensor, self.decoder.embed(answer).to(tensor)], 1)
-            elif tensor.shape == ids.shape:  # attention_mask is 1 there, token types are those of text
-                fill = 1 if name == "attention_mask" else 0
+            elif tensor.shape == ids.shape:  # attention_mask is 1 there, token types are those of an answer
+                fill = int(name == "attention_mask" or (name == "token_type_ids" and not bool(tensor.any())))
                 longer[name] = torch.cat([tensor, torch.full_like(answer, fill).to(tensor.dtype)], 1)
         return longer
 
@@ -220,7 +220,8 @@ def _tensors(given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     inputs = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     if "input_ids" not in inputs and "inputs" in inputs:
         inputs["input_ids"] = inputs.pop("inputs")
-    inputs.pop("position_ids", None)  # those of the prompt; the model counts the answer's itself
+    for name in ("position_ids", "labels"):  # those of the prompt; the model counts the answer's itself
+        inputs.pop(name, None)
     with torch.inference_mode(False):
         return {name: value.clone() for name, value in inputs.items()}
 

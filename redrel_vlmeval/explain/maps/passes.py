@@ -27,7 +27,7 @@ from redrel_vlmeval.explain.ask import Asked, check_greedy
 from redrel_vlmeval.explain.maps.formulas import by_group, objective
 from redrel_vlmeval.explain.maps.modes import checkpointed, differentiable, memory_named
 from redrel_vlmeval.explain.maps.taken import Edit, Node, Taken, Wanted
-from redrel_vlmeval.truncation import Decoder, PromptTrace, head_rows, replaced_generate, truncated
+from redrel_vlmeval.truncation import Attention, Decoder, PromptTrace, head_rows, replaced_generate, truncated
 
 
 @contextmanager
@@ -94,6 +94,7 @@ class _Watch:
             register = module.register_forward_pre_hook if before else module.register_forward_hook
             handles.append(register(hook))  # type: ignore[operator]
         handles.append(self.decoder.head.register_forward_pre_hook(self._answer_rows))
+        undo.enter_context(self.decoder.attending([0], self._one_way))
         resampling = self.decoder.resampling()
         if resampling is not None:
             handles.append(resampling.register_forward_hook(self._resampling))
@@ -196,6 +197,19 @@ class _Watch:
             tensor.requires_grad_()  # weights are frozen: the graph begins here, on a recomputation as well
         if self.armed and node not in self.nodes:  # checkpointing runs hooks again
             self.nodes[node] = tensor
+
+    def _one_way(self, seen: Attention) -> Any:
+        """Block 1 as it is, once it is sure that nobody attends to an answer's token before it is said."""
+        mask = seen.hidden
+        if self.armed and isinstance(mask, torch.Tensor) and mask.ndim == 4:
+            told = self.length - self.asked.prompt  # the answer's tokens: the last columns
+            attends = mask[..., -told:] if mask.dtype == torch.bool else mask[..., -told:] == 0
+            if not torch.equal(attends.tril(told - mask.shape[2]), attends):
+                raise ExplainError(
+                    f"{type(self.asked.model).__name__}: its prompt attends to the answer where both are given at "
+                    "once, so its answers cannot be explained with this release of transformers"
+                )
+        return seen.own()
 
     def _answer_rows(self, _head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The head sees the rows that predict the answer only: the vocabulary is wide."""

@@ -37,7 +37,6 @@ class Decoder(ABC):
 
     layout: ClassVar[str]  # the module tree it is recognised by, for messages
     rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
-    causal_apart: ClassVar[bool] = False  # whether a kernel hides later keys by itself, whatever its mask says
 
     def heard(self, model: nn.Module) -> nn.Module:
         """Whose ``generate`` and ``forward`` make the answers of ``model``: its own, also where it wraps ``root``.

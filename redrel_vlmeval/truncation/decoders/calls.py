@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from redrel_vlmeval.truncation.views import causal, hide
+
 Observer = Callable[..., None]
 
 
@@ -17,6 +19,7 @@ class Attention:
 
     query: [b, h, q, d]; key, value: [b, h_kv, k, d]; rotated. ``kernel(query, key, value, mask)`` returns what the
     model's own returns: ([b, q, h, d], weights or None). ``group``: the processes that hold the other heads, or None.
+    ``causal``: whether the kernel hides later keys by itself, whatever its mask says.
     """
 
     block: int
@@ -28,6 +31,14 @@ class Attention:
     softcap: float | None
     kernel: Callable[..., Any]
     group: Any = None
+    causal: bool = False
+
+    @property
+    def hidden(self) -> Any:
+        """A mask that says all that is hidden; None: what is behind a query."""
+        if not self.causal or not isinstance(self.mask, torch.Tensor) or self.mask.ndim != 4:
+            return self.mask
+        return hide(self.mask, causal(self.query.shape[2], self.key.shape[2], self.mask.device))
 
     def own(self) -> Any:
         """What the model would have computed."""
@@ -41,7 +52,7 @@ def observing(observer: Observer) -> Attend:
     """Attending as the model does, after ``observer`` has seen what its kernel is given."""
 
     def attend(seen: Attention) -> Any:
-        observer(seen.query, seen.key, seen.mask, seen.scaling, seen.softcap, seen.value)
+        observer(seen.query, seen.key, seen.hidden, seen.scaling, seen.softcap, seen.value)
         return seen.own()
 
     return attend

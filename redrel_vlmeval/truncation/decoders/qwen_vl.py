@@ -35,7 +35,6 @@ class FusedDecoder(Tuples, Decoder):
 
     axis: ClassVar[int] = 1
     rotary: ClassVar[str] = "rotary_pos_emb"
-    causal_apart: ClassVar[bool] = True
     layout: ClassVar[str] = "wte, ln_f, visual and h[*].attn.c_attn (the remote code of Qwen-VL and Qwen-VL-Chat)"
 
     @staticmethod
@@ -215,7 +214,7 @@ def _shown(own: Any, block: int, attend: Attend) -> Any:
                 mask = query.new_zeros(1, 1, 1, 1)  # the code's own adds it unasked
             return own(query, key, value, causal, mask, *rest, **kwargs)
 
-        return attend(Attention(block, query, key, value, mask, value.shape[-1] ** -0.5, None, kernel))
+        return attend(Attention(block, query, key, value, mask, value.shape[-1] ** -0.5, None, kernel, causal=True))
 
     shown.kernel = getattr(own, "kernel", "eager")  # type: ignore[attr-defined]
     return shown
