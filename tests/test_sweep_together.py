@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from batch_box import Calls
+from batch_box import Calls, benchmark
 from checkpoints import needs_host
 from modelbox import QUESTION, message
 from sweepbox import Host, grid, state
@@ -163,3 +163,12 @@ def test_what_no_batch_can_stand_for_is_answered_one_by_one(base, mixed, alone, 
         base.core.generation = before
     assert together == one != alone[:4] and not sizes
     assert caplog.text.count("the sweep answers one by one: generate(repetition_penalty=1.5)") == 1
+
+
+@pytest.mark.slow
+def test_forty_questions_of_the_benchmark_are_answered_as_one_by_one(base, tmp_path):
+    with benchmark("RedRelShapes_MINI", 40, tmp_path) as shapes:
+        base.set_dump_image(shapes.dump_image)
+        messages = [base.build_prompt(line, shapes.dataset_name) for _, line in shapes.data.iterrows()]
+        (one, _), (together, sizes) = swept(base, messages, 1), swept(base, messages, 8)
+    assert together == one and sizes == [8] * 5 and len({text for texts in one for text in texts.values()}) > 3
