@@ -225,4 +225,4 @@ def test_nothing_is_left_on_the_model_nor_on_a_copy(host, made):
         assert "forward" not in block.attention.__dict__ and not block.attention.rotary_emb._forward_pre_hooks
     with patch.object(host, "model", twin):
         after = logits(host, made[2], truncated(twin, "l2_k9999"))
-    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from redrel_vlmeval.trying.tokens import save, text_config, tokenizer
+from redrel_vlmeval.trying.tokens import of_qwen, save, text_config, tokenizer
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"]
 MARKS += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<video>"]
@@ -24,7 +24,7 @@ VISION = {
     "patch_size": PATCH,
 }  # fmt: skip
 SIZE = {"height": SIDE, "width": SIDE}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 
 
@@ -48,7 +48,7 @@ def qwen2_vl(folder: Path, name: str) -> dict[str, Any]:
     """Qwen2-VL, or Qwen2.5-VL where the name says so."""
     import transformers as tf
 
-    made, ids = words(QWEN)
+    made, ids = words(QWEN, kind=of_qwen())
     old = "Qwen2-VL" in name or "aguvis" in name
     vision = {"depth": 2, "num_heads": 2, "patch_size": 14}
     if old:
@@ -59,10 +59,10 @@ def qwen2_vl(folder: Path, name: str) -> dict[str, Any]:
         vision |= {"fullatt_block_indexes": [1]}  # type: ignore[dict-item]
         kind, config = tf.Qwen2_5_VLForConditionalGeneration, tf.Qwen2_5_VLConfig
     processor = (tf.Qwen2VLProcessor if old else tf.Qwen2_5_VLProcessor)(
-        tf.Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 224 * 224}), made,
+        tf.Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=224 * 224), made,
         tf.Qwen2VLVideoProcessor(), chat_template=made.chat_template,
     )  # fmt: skip
-    text = text_config(made) | ROPE
+    text = text_config(made) | {"rope_scaling" if of_qwen() else "rope_parameters": ROPE}
     save(folder, kind(config(vision_config=vision, text_config=text, **_grids(ids))), made, processor)
     return {}
 
@@ -71,12 +71,12 @@ def qwen3_vl(folder: Path, name: str) -> dict[str, Any]:
     """Qwen3-VL, of experts where the name says so."""
     import transformers as tf
 
-    made, ids = words(QWEN)
+    made, ids = words(QWEN, kind=of_qwen())
     vision = {
         "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24, "patch_size": 16,
         "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64,
     }  # fmt: skip
-    text = text_config(made) | ROPE | {"head_dim": 8}
+    text = text_config(made) | {"rope_scaling" if of_qwen() else "rope_parameters": ROPE} | {"head_dim": 8}
     kind, config = tf.Qwen3VLForConditionalGeneration, tf.Qwen3VLConfig
     if "-A" in name:
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -93,7 +93,7 @@ def llava_onevision(folder: Path, _name: str) -> dict[str, Any]:
     made, ids = words("<image>")
     config = tf.LlavaOnevisionConfig(
         vision_config=tf.SiglipVisionConfig(**VISION, vision_use_head=False),
-        text_config=tf.Qwen2Config(**text_config(made)), image_token_id=ids["<image>"], image_grid_pinpoints=GRID,
+        text_config=tf.Qwen2Config(**text_config(made)), image_token_index=ids["<image>"], image_grid_pinpoints=GRID,
         vision_feature_layer=-1, vision_feature_select_strategy="full",
     )  # fmt: skip
     processor = tf.LlavaOnevisionProcessor(
@@ -127,7 +127,7 @@ def llava(folder: Path, name: str) -> dict[str, Any]:
     processor = kind(_clip_pictures(tiles), made, image_token="<image>", chat_template=made.chat_template, **shared)
     text = tf.LlamaConfig(**text_config(made))
     common = {
-        "vision_config": tf.CLIPVisionConfig(**VISION), "text_config": text, "image_token_id": ids["<image>"],
+        "vision_config": tf.CLIPVisionConfig(**VISION), "text_config": text, "image_token_index": ids["<image>"],
         "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
     }  # fmt: skip
     if tiles:
