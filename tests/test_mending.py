@@ -100,3 +100,10 @@ def test_a_name_that_the_hosts_module_does_not_import_is_supplied_once(monkeypat
     assert kind().letters().startswith("AB") and "os" not in vars(module)
     own = module.string = ModuleType("own")
     assert not mending.supply(kind) and module.string is own
+
+
+def test_a_keyword_that_a_class_says_by_itself_is_dropped_only_where_it_changes_nothing():
+    from transformers import PreTrainedModel
+
+    with mending.without_8bit("some", None), pytest.raises(InvalidValue, match="some: load_in_8bit=True"):
+        PreTrainedModel.from_pretrained("nowhere", load_in_8bit=True)

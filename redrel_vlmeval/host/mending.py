@@ -52,25 +52,31 @@ def without_8bit(name: str, asked: object) -> Iterator[None]:
     """Within the context models load as if ``load_in_8bit=False`` were not said.
 
     Args:
-        name: of the model. asked: what it is asked to be built with.
+        name: of the model.
+        asked: what it is asked to be built with.
 
     Raises:
-        InvalidValue: anything but False is asked for.
+        InvalidValue: anything but False is asked for, or said by the class.
     """
-    if asked:
-        raise InvalidValue(
-            f"{name}: {EIGHT}={asked!r}: transformers {version('transformers')} takes no such keyword; leave it out"
-        )
+    _false(name, asked)
     from transformers import PreTrainedModel
 
     load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def loaded(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop(EIGHT, None)
+        _false(name, kwargs.pop(EIGHT, False))
         return load(cls, *args, **kwargs)
 
     with patch.object(PreTrainedModel, "from_pretrained", classmethod(loaded)):
         yield
+
+
+def _false(name: str, said: object) -> None:
+    """Refuse what would change the weights."""
+    if said:
+        raise InvalidValue(
+            f"{name}: {EIGHT}={said!r}: transformers {version('transformers')} takes no such keyword; leave it out"
+        )
 
 
 @cache
