@@ -32,7 +32,7 @@ SETTINGS = ("l2_k144", "l5_k128", "l12_k0", "l0_k64_divprune")  # of 576 image t
 PUBLISHED = "l5_k128"
 BATCHES, ROUNDS, NEW_TOKENS = (1, 8), 3, 5
 CPU_BATCHES, CPU_ROUNDS, CPU_SIDE = (1, 2), 1, 8  # so that a run without a GPU ends in minutes
-LIMIT = 150.0  # seconds of a part
+LIMIT, CPU_LIMIT = 150.0, 300.0  # seconds of a part
 ANSWER = 10  # tokens of the answer that questions per second are of
 
 
@@ -208,7 +208,7 @@ def main() -> int:
     parser.add_argument("--size", default="7b" if gpu else "small", choices=sorted(subjects.SIZES))
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas")
     parser.add_argument("--without", default="", help="all but these, with commas")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of a part")
+    parser.add_argument("--limit", type=float, default=LIMIT if gpu else CPU_LIMIT, help="seconds of a part")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     given = parser.parse_args()
     parts, without = given.parts.split(","), given.without.split(",") if given.without else []
