@@ -167,9 +167,8 @@ class Recorder:
         blocks, cut = self.decoder.blocks, list(shared.cut.values())
         layers = {prompt.stages[0].layer for prompt in cut}
         choosing = [prompt for prompt in cut if prompt.asks(prompt.stages[0])]
-        for prompt in cut:
-            if prompt not in choosing:
-                prompt.decide(prompt.stages[0], Evidence())
+        for prompt in (prompt for prompt in cut if prompt not in choosing):
+            prompt.decide(prompt.stages[0], Evidence())
         whole = max(layers)  # blocks from here on attend to the rest of the prompt for no setting
 
         def attend(seen: Attention) -> Any:
@@ -321,10 +320,8 @@ class Recorder:
         slack = max(1e-2, 4 * torch.finfo(left.dtype).eps * float(shared.logits.abs().max()))
         logits = left.float().to(shared.logits.device)  # of a model on several GPUs these need not lie together
         wrong = [] if torch.allclose(logits, shared.logits, rtol=1e-2, atol=slack) else ["the output layer"]
-        entered = decoder.embed(shared.ids[:, -1:])
-        if self._entered is not None and not torch.allclose(
-            entered.to(self._entered.device), self._entered, rtol=1e-2, atol=1e-4
-        ):
+        entered, known = decoder.embed(shared.ids[:, -1:]), self._entered
+        if known is not None and not torch.allclose(entered.to(known.device), known, rtol=1e-2, atol=1e-4):
             wrong.append("the embedding")
         last, place = shared.length - 1, torch.tensor([shared.length - 1], device=shared.ids.device)
         less = [positions[..., :-1] for positions in shared.noted]  # what stands behind these is the last token
