@@ -15,8 +15,9 @@ from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters
 from redrel_vlmeval.sweep.continuation import Continuation
 from redrel_vlmeval.sweep.decoding import Decoded, Request, decoded
+from redrel_vlmeval.sweep.listening import Recorder
 from redrel_vlmeval.sweep.memory import Sizes
-from redrel_vlmeval.sweep.shared import Recorder, Shared
+from redrel_vlmeval.sweep.shared import Shared
 from redrel_vlmeval.sweep.tails import Tail
 from redrel_vlmeval.truncation import Prompt, PromptTrace, check_generation, replaced_generate
 

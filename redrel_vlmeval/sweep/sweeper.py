@@ -14,10 +14,10 @@ from redrel_vlmeval.models import find_torch_model, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters, together
 from redrel_vlmeval.sweep.decoding import Request
+from redrel_vlmeval.sweep.listening import Recorder
 from redrel_vlmeval.sweep.memory import Sizes, default_budget
 from redrel_vlmeval.sweep.plan import not_swept
 from redrel_vlmeval.sweep.question import Answer, Question
-from redrel_vlmeval.sweep.shared import Recorder
 from redrel_vlmeval.truncation import check_setting, claimed, find_decoder, replaced_generate
 
 

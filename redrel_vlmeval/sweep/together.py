@@ -21,9 +21,9 @@ import torch
 
 from redrel_vlmeval.models import Alone, Call, answer_length, captured, ends, generated, together, unrecorded
 from redrel_vlmeval.sweep.decoding import decoded
+from redrel_vlmeval.sweep.listening import Recorder
 from redrel_vlmeval.sweep.rows import Row
 from redrel_vlmeval.sweep.several import Several
-from redrel_vlmeval.sweep.shared import Recorder
 from redrel_vlmeval.truncation import claimed
 
 if TYPE_CHECKING:
