@@ -226,3 +226,9 @@ def test_nothing_is_left_on_the_model_nor_on_a_copy(host, made):
     with patch.object(host, "model", twin):
         after = logits(host, made[2], truncated(twin, "l2_k9999"))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+
+
+def test_a_language_model_that_lost_its_generate_is_refused_when_the_variant_is_built(host):
+    lost = patch.object(type(host.model.language_model), "can_generate", classmethod(lambda cls: False))
+    with lost, pytest.raises(TruncationError, match=r"its InternLM2ForCausalLM has no generate\(\).*4.49 does"):
+        TruncatedVLM(host, "l2_k8")

@@ -12,7 +12,7 @@ from checkpoints import import_host, needs_host
 
 from redrel_vlmeval import checking, trying
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
-from redrel_vlmeval.host import check_cuttable, kind_of, mending
+from redrel_vlmeval.host import build_base, kind_of, mending
 from redrel_vlmeval.plugin import register
 
 KINDS = {"SailVL": "SailVL", "VinternChat": "Vintern-3B-beta", "QTuneVLChat": "QTuneVL1_5-2B"}
@@ -67,7 +67,20 @@ def test_every_refused_name_is_refused_in_one_sentence_before_it_is_built(table)
 def test_a_name_that_is_not_refused_goes_on_to_be_built(table):
     for one in checking.verdicts():
         if one.verdict != "refused":
-            check_cuttable(f"{one.name}_trunc_l2_k8", one.name, table[one.name])
+            kind = type(getattr(kind_of(table[one.name]), "__name__", "Ours"), (), {})
+            assert isinstance(build_base(f"{one.name}_trunc_l2_k8", one.name, kind, {}), kind)
+
+
+@needs_host
+@pytest.mark.parametrize("error", [ImportError, AttributeError, NameError, TypeError])
+def test_a_class_whose_code_does_not_run_here_is_refused_with_what_is_known_of_it(error):
+    def fail(_self):
+        raise error("no such\nthing")
+
+    kind = type("IDEFICS2", (), {"__init__": fail})
+    with pytest.raises(TruncationError, match=rf"base 'some' does not run here \({error.__name__}: no such thing\); "
+                                              "known of it: with transformers below 5"):  # fmt: skip
+        build_base("some_trunc_l2_k8", "some", kind, {})
 
 
 @needs_host

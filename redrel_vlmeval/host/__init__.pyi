@@ -35,7 +35,7 @@ from .scores import (
     metrics_of as metrics_of,
     shares_pictures as shares_pictures,
 )
-from .table import VariantTable as VariantTable, check_cuttable as check_cuttable, kind_of as kind_of
+from .table import VariantTable as VariantTable, build_base as build_base, kind_of as kind_of
 from .tables import (
     Columns as Columns,
     ResultsError as ResultsError,

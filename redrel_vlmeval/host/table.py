@@ -66,19 +66,31 @@ def kind_of(entry: Any) -> Any:
     return entry
 
 
-def check_cuttable(name: str, base: str, entry: Any) -> None:
-    """Refuse a variant before its base is built, or downloaded, in the words of ``redrel check``.
+def build_base(name: str, base: str, entry: Any, given: Mapping[str, Any]) -> Any:
+    """The base of a variant, built.
 
     Args:
-        name: of the variant. entry: the base's, of the table.
+        name: of the variant.
+        entry: the base's, of the table.
+        given: keywords that it is built with.
 
     Raises:
-        TruncationError: it is known that it cannot be truncated.
+        TruncationError: it is known that it cannot be truncated, in the words of ``redrel check`` and before anything
+            is downloaded; or the code of its class does not run here, with what is known of where it does.
     """
     kind = kind_of(entry)
     found = API if getattr(kind, "is_api", False) else host_class(getattr(kind, "__name__", ""), base)
     if found.verdict == "refused":
         raise TruncationError(cannot(name, base, found.why))
+    try:
+        return entry(**given)
+    except (ImportError, AttributeError, NameError, TypeError) as error:
+        if not found.why:
+            raise
+        failed = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise TruncationError(
+            f"{name!r}: base {base!r} does not run here ({failed}); known of it: {found.why}"
+        ) from error
 
 
 def _suggest(near: list[str]) -> str:

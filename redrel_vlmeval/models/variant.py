@@ -11,7 +11,7 @@ from vlmeval.dataset import DATASET_MODALITY, DATASET_TYPE
 
 from redrel_vlmeval import prompts
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
-from redrel_vlmeval.host import check_cuttable, pictures
+from redrel_vlmeval.host import build_base, pictures
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.pictures import pictures_of
@@ -74,8 +74,7 @@ class TruncatedVLM(HostedModel):
             builder = table[base]
         except KeyError as error:
             raise UnknownName(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
-        check_cuttable(name, base, builder)
-        return builder(**kwargs)
+        return build_base(name, base, builder, kwargs)
 
     def _facts(self) -> dict[str, Any]:
         config = getattr(self.torch_model, "config", None)

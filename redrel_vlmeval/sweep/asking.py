@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
-from redrel_vlmeval.host import Benchmark, benchmark, check_cuttable, models, pictures
+from redrel_vlmeval.host import Benchmark, benchmark, build_base, models, pictures
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep.distributed import alone
@@ -234,5 +234,4 @@ def host_model(base: str, variant: str) -> Any:
         builder = models()[base]
     except KeyError as error:
         raise PlanError(f"--model {base}: {error.args[0]}") from error
-    check_cuttable(variant, base, builder)
-    return builder()
+    return build_base(variant, base, builder, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -40,6 +41,7 @@ def find_decoder(model: nn.Module) -> Decoder:
         )
     adapter, text = found[0]
     around = _around(model, text)
+    _check_generates(around)
     root = called(model, text)
     entrance = Entrance(around[0], root) if around and (root is not around[0] or _generates_itself(root)) else None
     return adapter.of(root, text, entrance)
@@ -49,6 +51,15 @@ def _compiled(part: nn.Module) -> bool:
     """Whether torch.compile made this module, its call, or its ``forward``."""
     by_itself = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
     return by_itself or hasattr(part.forward, "_torchdynamo_orig_callable")
+
+
+def _check_generates(around: Sequence[Any]) -> None:
+    """Refuse a model whose ``generate`` hands on to one that has none: it would fail at the first question."""
+    if around and _generates_itself(around[0]) and not any(part.can_generate() for part in around):
+        raise TruncationError(
+            f"{type(around[0]).__name__}: its {type(around[-1]).__name__} has no generate(), which transformers gives "
+            "to no remote code since 4.50; transformers 4.49 does"
+        )
 
 
 def called(model: nn.Module, text: nn.Module) -> nn.Module:
