@@ -86,6 +86,14 @@ def writers(place: Path) -> set[int]:
     return set(map(int, place.read_text().split())) if place.exists() else set()
 
 
+@pytest.fixture(autouse=True)
+def not_under_nohup() -> Iterator[None]:
+    """What is started hears SIGHUP, also where pytest was told to ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "run.py"
