@@ -44,9 +44,9 @@ class Batches:
         for _ in range(self.pictures):
             things = pairs.make_scene(rng)
             found = pairs.visual_questions(things)
-            pool = [(q, (1 - two_hops) / len(found["one-hop"])) for q in found["one-hop"]]
-            if found["two-hop"] and two_hops:
-                pool += [(q, two_hops / len(found["two-hop"])) for q in found["two-hop"]]
+            share = two_hops if found["two-hop"] else 0.0
+            weights = {"one-hop": 1 - share, "two-hop": share}
+            pool = [(q, weight / len(found[kind])) for kind, weight in weights.items() if weight for q in found[kind]]
             chance = np.array([weight for _, weight in pool])
             chosen = rng.choice(len(pool), min(self.questions, len(pool)), replace=False, p=chance / chance.sum())
             pictures.append(pixels(things))
