@@ -43,3 +43,8 @@ class Refused(RedrelError):
 
 class ExplainError(RedrelError, RuntimeError):
     """An explanation that cannot be made or read; says what is wrong and what would work."""
+
+
+def one_line(error: BaseException) -> str:
+    """Kind and text of an error, fit for one line of a log or one field of a sheet."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -14,7 +14,9 @@ import sentencepiece
 import torch
 import transformers as tf
 
+from redrel_vlmeval.host import VariantTable
 from redrel_vlmeval.models.checkpoint import CheckpointError
+from redrel_vlmeval.plugin import register
 from tools.tiny.blank import picture_settings
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -36,6 +38,14 @@ def import_host() -> None:
 
     torch.set_grad_enabled(grad)
     torch.set_rng_state(state)
+
+
+def host_table() -> VariantTable:
+    """The host's table of models, extended."""
+    import_host()
+    from vlmeval.config import supported_VLM
+
+    return register(dict(supported_VLM))
 
 
 @cache

@@ -18,7 +18,9 @@ import sheet_files
 import torch
 from tiny_models import FAMILIES, TinyModel, build
 
+from redrel_vlmeval import rules
 from redrel_vlmeval.results.reading import Results, read
+from redrel_vlmeval.rules import registry
 
 # A shell without a terminal lets its background jobs ignore Ctrl-C, and so would every child of theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +41,20 @@ def family(request: pytest.FixtureRequest) -> TinyModel:
 @pytest.fixture
 def llava() -> TinyModel:
     return build("llava")
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[str]:
+    """The questions, in words, that a rule ``asked`` is told; it keeps the first tokens."""
+    monkeypatch.setattr(registry, "_rules", dict(rules.known()))
+    found = []
+
+    @rules.rule("asked", needs={"question"}, says="that come first")
+    def asked(seen, budget):
+        found.append(seen.question)
+        return list(range(budget))
+
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,7 @@ import torch
 import transformers as tf
 from tiny_models import TEXT
 
-from redrel_vlmeval import rules
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.rules import registry
 from redrel_vlmeval.truncation import find_decoder, truncated
 
 WIDTH = 32
@@ -112,15 +110,7 @@ class Words:
         return " ".join(map(chr, ids))  # as a tokenizer, it has no word for an id below 0
 
 
-def test_marks_around_pictures_and_tiles_are_no_visual_tokens(monkeypatch):
-    monkeypatch.setattr(registry, "_rules", dict(rules.known()))
-    told = []
-
-    @rules.rule("asked", needs={"question"}, says="that come first")
-    def asked(seen, budget):
-        told.append(seen.question)
-        return list(range(budget))
-
+def test_marks_around_pictures_and_tiles_are_no_visual_tokens(told):
     torch.manual_seed(0)
     model = Marked(tf.LlamaConfig(**TEXT)).eval()
     ids = torch.tensor([[1, -301, -300, -302, -300, -303, -300, -302, 20, -301, -300, -302, 21, 22]])

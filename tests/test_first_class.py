@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from checkpoints import import_host, needs_host
+from checkpoints import host_table, needs_host
 from PIL import Image
 
 from redrel_vlmeval import trying
@@ -25,7 +25,6 @@ from redrel_vlmeval.explain.maps.taken import Wanted
 from redrel_vlmeval.models import TruncatedVLM, find_torch_model, recorded, told
 from redrel_vlmeval.models.layouts import tokens_of_each
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.plugin import register
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.truncation import find_decoder, truncated
 from redrel_vlmeval.trying.checkpoints import PACKAGES
@@ -52,10 +51,7 @@ SETTINGS = ("l2_k8", "l0_k0", "l1_k5_random")
 
 @pytest.fixture(scope="module")
 def table():
-    import_host()
-    from vlmeval.config import supported_VLM
-
-    return register(dict(supported_VLM))
+    return host_table()
 
 
 def shortly(model, *args, _generate=tf.GenerationMixin.generate, **kwargs):

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from checkpoints import import_host, needs_host
+from checkpoints import host_table, needs_host
 
 from redrel_vlmeval import trying
 from redrel_vlmeval.errors import TruncationError
@@ -19,7 +19,6 @@ from redrel_vlmeval.explain.maps import Request, explain
 from redrel_vlmeval.explain.maps.flow import flow
 from redrel_vlmeval.models import TruncatedVLM
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.plugin import register
 from redrel_vlmeval.sweep import Sweeper
 from redrel_vlmeval.truncation import find_decoder, replaced_generate, truncated
 from redrel_vlmeval.truncation.ranking import attention_rows
@@ -33,10 +32,7 @@ TRAINED = 64  # tokens that the second checkpoint was "trained" with; a picture 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(host's model, the same with rotary tables that grow beyond TRAINED tokens, a question), on a CPU."""
-    import_host()
-    from vlmeval.config import supported_VLM
-
-    table, folder = register(dict(supported_VLM)), tmp_path_factory.mktemp("internlm2")
+    table, folder = host_table(), tmp_path_factory.mktemp("internlm2")
     with trying.on_cpu():
         given = trying.make("InternVLChat", NAME, folder) | {"max_new_tokens": 5}
         plain = table[NAME](**given)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as tf
-from checkpoints import import_host, needs_host, save_llava, save_tokenizer, sentencepiece_model
+from checkpoints import host_table, needs_host, save_llava, save_tokenizer, sentencepiece_model
 from modelbox import QUESTION, in_host, message, records
 from PIL import Image
 from sentencepiece import SentencePieceProcessor
@@ -18,7 +18,6 @@ from sentencepiece import SentencePieceProcessor
 from redrel_vlmeval.errors import Unaskable
 from redrel_vlmeval.host import runner
 from redrel_vlmeval.models.checkpoint import CheckpointError
-from redrel_vlmeval.plugin import register
 from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
@@ -93,10 +92,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def table():
     """The host's table, extended."""
-    import_host()
-    from vlmeval.config import supported_VLM
-
-    return register(dict(supported_VLM))
+    return host_table()
 
 
 @pytest.fixture(scope="module")

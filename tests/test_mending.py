@@ -8,7 +8,7 @@ from functools import partial
 from types import ModuleType
 
 import pytest
-from checkpoints import import_host, needs_host
+from checkpoints import host_table, needs_host
 
 from redrel_vlmeval import checking, trying
 from redrel_vlmeval.errors import InvalidValue, TruncationError, UnknownName
@@ -37,10 +37,7 @@ class Model(Base):
 
 @pytest.fixture(scope="module")
 def table():
-    import_host()
-    from vlmeval.config import supported_VLM
-
-    return register(dict(supported_VLM))
+    return host_table()
 
 
 @pytest.fixture(scope="module")

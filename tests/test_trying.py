@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-from checkpoints import import_host, needs_host
+from checkpoints import host_table, needs_host
 from modelbox import in_host, records
 
 from redrel_vlmeval import trying
 from redrel_vlmeval.errors import TruncationError, UnknownName
 from redrel_vlmeval.names import parse
-from redrel_vlmeval.plugin import register
 from redrel_vlmeval.truncation import find_decoder, truncated
 
 pytestmark = needs_host
@@ -22,10 +21,7 @@ TILES = 7  # of a picture of 300 x 200: 3 x 2, and the whole
 
 @pytest.fixture(scope="module")
 def table():
-    import_host()
-    from vlmeval.config import supported_VLM
-
-    return register(dict(supported_VLM))
+    return host_table()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ import torch
 from checkpoints import needs_host
 from modelbox import BLOCKS, QUESTION, TOKENS, in_host, message, records
 
-from redrel_vlmeval import rules
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.rules import registry
 from redrel_vlmeval.truncation import truncated
 
 pytestmark = needs_host
@@ -33,17 +31,9 @@ def test_a_variant_answers_as_the_core_inside_truncated(classes, base, pictures,
     assert variant.chat_inner([{"role": "user", "content": message(pictures, 0, QUESTION)}])
 
 
-def test_a_rule_is_told_the_question_in_words(classes, base, pictures, monkeypatch):
-    monkeypatch.setattr(registry, "_rules", dict(rules.known()))
-    found = []
-
-    @rules.rule("asked", needs={"question"}, says="that come first")
-    def asked(seen, budget):
-        found.append(seen.question)
-        return list(range(budget))
-
+def test_a_rule_is_told_the_question_in_words(classes, base, pictures, told):
     classes.TruncatedVLM(base, "l2_k8_asked").generate(message(pictures, 0, QUESTION))
-    (words,) = ("".join(text.split()) for text in found)  # the toy's tokenizer writes no spaces
+    (words,) = ("".join(text.split()) for text in told)  # the toy's tokenizer writes no spaces
     assert words == "".join(QUESTION.split()) + "ASSISTANT:"
 
 

@@ -65,6 +65,7 @@ def lines() -> list[Line]:
 def run(line: Line) -> bool:
     """Try one name of a line, and those of special interest; whether that agrees with its verdict."""
     from redrel_vlmeval import trying
+    from redrel_vlmeval.errors import one_line
 
     right = []
     some = [name for name in line.names if not name.startswith("redrel_")]  # those have tests of their own
@@ -79,7 +80,7 @@ def run(line: Line) -> bool:
             print(f"{name}: {tried}", flush=True)
         except Exception as error:
             right.append(False)
-            print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}", flush=True)
+            print(f"{name}: {one_line(error)}", flush=True)
     return all(right) == (line.verdict in ("works", "note") and not line.why.startswith("with transformers below"))
 
 

@@ -39,7 +39,6 @@ from .table import VariantTable as VariantTable, build_base as build_base, kind_
 from .tables import (
     Columns as Columns,
     ResultsError as ResultsError,
-    one_line as one_line,
     read_columns as read_columns,
     read_json as read_json,
     read_rows as read_rows,

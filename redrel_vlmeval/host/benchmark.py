@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from redrel_vlmeval.errors import InvalidValue, RedrelError
+from redrel_vlmeval.errors import InvalidValue, RedrelError, one_line
 from redrel_vlmeval.host import pictures, question
 from redrel_vlmeval.host.runner import host_folder
-from redrel_vlmeval.host.tables import one_line
 
 LOCALISED = 2**30  # bytes of a TSV above which the host reads a copy of its own, <name>_local.tsv
 

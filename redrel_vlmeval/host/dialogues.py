@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from redrel_vlmeval.errors import one_line
 from redrel_vlmeval.host.folders import DIALOGUES, Cell, newest
-from redrel_vlmeval.host.tables import ResultsError, one_line
+from redrel_vlmeval.host.tables import ResultsError
 
 MARK, MOST = "Overall Score", 10
 COLUMNS = ["index", "turn", "score"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from redrel_vlmeval import names
 from redrel_vlmeval.bases import API, cannot, host_class
-from redrel_vlmeval.errors import TruncationError, UnknownName
+from redrel_vlmeval.errors import TruncationError, UnknownName, one_line
 
 HINT = "names are <base>_trunc_l<L>_k<K>..., the bases are those of `vlmutil mlist all`, redrel_tiny and redrel_smol"
 
@@ -87,9 +87,8 @@ def build_base(name: str, base: str, entry: Any, given: Mapping[str, Any]) -> An
     except (ImportError, AttributeError, NameError, TypeError) as error:
         if not found.why:
             raise
-        failed = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise TruncationError(
-            f"{name!r}: base {base!r} does not run here ({failed}); known of it: {found.why}"
+            f"{name!r}: base {base!r} does not run here ({one_line(error)}); known of it: {found.why}"
         ) from error
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from python_calamine import CalamineError, CalamineWorkbook
 
-from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.errors import RedrelError, one_line
 
 Columns = Mapping[str, list[Any]]
 _UNREADABLE = (
@@ -110,8 +110,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path.name} cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Kind and text of an error, fit for one field of a sheet."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

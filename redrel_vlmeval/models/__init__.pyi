@@ -9,7 +9,6 @@ from .calls import (
     draws as draws,
     ends as ends,
     generated as generated,
-    in_a_line as in_a_line,
     out_of_memory as out_of_memory,
     setting_of as setting_of,
     together as together,
@@ -47,7 +46,7 @@ from .qwen import (
     RedrelQwenVLChat as RedrelQwenVLChat,
     untrained_qwen as untrained_qwen,
 )
-from .recorder import versions as versions
+from .recorder import facts_of as facts_of, versions as versions
 from .tiny import benchmark as benchmark, scenes as scenes
 from .variant import TruncatedVLM as TruncatedVLM
 from .wrapping import find_torch_model as find_torch_model, tokenizer_of as tokenizer_of, unrecorded as unrecorded

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
-from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.errors import InvalidValue, one_line
 from redrel_vlmeval.host import asked_by_host, upcoming
 from redrel_vlmeval.models.calls import (
     Alone,
@@ -34,7 +34,6 @@ from redrel_vlmeval.models.calls import (
     captured,
     ends,
     generated,
-    in_a_line,
     out_of_memory,
     together,
 )
@@ -171,7 +170,7 @@ class Batches:
                 self._one_by_one(str(reason))
                 return
             except Exception as error:
-                failed, full = in_a_line(error), out_of_memory(error)
+                failed, full = one_line(error), out_of_memory(error)
             if not full:
                 self._alone |= calls.keys()
                 self._say(f"a batch of {len(calls)} questions failed ({failed}); they are asked one by one")

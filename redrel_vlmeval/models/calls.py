@@ -211,11 +211,6 @@ def generated(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return ids, output
 
 
-def in_a_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the computer, where torch says it in words."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

@@ -35,6 +35,23 @@ def versions() -> dict[str, str]:
     return found | {"vlmeval": f"{host} {running['host_version'] or '?'}" if host else "?"}
 
 
+def facts_of(host_model: Any, model: nn.Module) -> dict[str, Any]:
+    """What every record says of a model of the host: backend, weights and revision, by its own recorder if it has one.
+
+    Args:
+        host_model: as the host built it.
+        model: the torch model that it holds.
+    """
+    if (own := getattr(host_model, "recorder", None)) is not None:
+        return dict(own.facts)
+    kind, config = type(host_model), getattr(model, "config", None)
+    return {
+        "backend": f"{kind.__module__}.{kind.__name__}",
+        "weights": getattr(config, "_name_or_path", None) or getattr(host_model, "model_path", None),
+        "revision": getattr(config, "_commit_hash", None),
+    }
+
+
 def check_name(name: str, spec: VariantSpec) -> None:
     """Refuse a name under which a sheet would take a model for another: in a ``--config`` names are chosen freely.
 

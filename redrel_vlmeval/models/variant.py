@@ -15,7 +15,7 @@ from redrel_vlmeval.host import build_base, pictures
 from redrel_vlmeval.models.hosted import HostedModel
 from redrel_vlmeval.models.likelihood import Ranker, find_tokenizer, spellings
 from redrel_vlmeval.models.pictures import pictures_of
-from redrel_vlmeval.models.recorder import Recorder
+from redrel_vlmeval.models.recorder import Recorder, facts_of
 from redrel_vlmeval.models.wrapping import answer_room, beams, find_torch_model, tokenizer_of, unrecorded, unswallowed
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.truncation import Trace, find_decoder, replaced_generate, truncated
@@ -61,8 +61,7 @@ class TruncatedVLM(HostedModel):
         self._tokenizer = find_tokenizer(self.inner, str(self.spec)) if self.spec.ppl else None
         with self.cut():  # refuses now what it would refuse at the first question
             pass
-        own = getattr(self.inner, "recorder", None)
-        self.recorder = Recorder(self.torch_model, self.spec, own.facts if own else self._facts())
+        self.recorder = Recorder(self.torch_model, self.spec, facts_of(self.inner, self.torch_model))
 
     @staticmethod
     def _build(base: str, table: Mapping[str, Any] | None, kwargs: dict[str, Any], name: str) -> Any:
@@ -75,16 +74,6 @@ class TruncatedVLM(HostedModel):
         except KeyError as error:
             raise UnknownName(f"base {base!r}: {error.args[0] if error.args[:1] != (base,) else 'unknown'}") from error
         return build_base(name, base, builder, kwargs)
-
-    def _facts(self) -> dict[str, Any]:
-        config = getattr(self.torch_model, "config", None)
-        weights = getattr(config, "_name_or_path", None) or getattr(self.inner, "model_path", None)
-        kind = type(self.inner)
-        return {
-            "backend": f"{kind.__module__}.{kind.__name__}",
-            "weights": weights,
-            "revision": getattr(config, "_commit_hash", None),
-        }
 
     @property
     def INTERLEAVE(self) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from redrel_vlmeval.host import RECORDS, STATUS, Cell, ResultsError, one_line, read_json
+from redrel_vlmeval.errors import one_line
+from redrel_vlmeval.host import RECORDS, STATUS, Cell, ResultsError, read_json
 from redrel_vlmeval.names import parse
 
 SETTINGS = ("backend", "weights", "revision", "device", "dtype", "kernel")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
+from redrel_vlmeval.errors import one_line
 from redrel_vlmeval.host import Benchmark, benchmark, build_base, models, pictures
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
@@ -122,7 +123,7 @@ class Together:
         """
         import torch
 
-        from redrel_vlmeval.models import Alone, in_a_line, out_of_memory
+        from redrel_vlmeval.models import Alone, out_of_memory
 
         self.failed = False
         nothing: list[dict[str, Any] | None] = [None] * len(messages)
@@ -135,7 +136,7 @@ class Together:
             logger.warning("the sweep answers one by one: %s", reason)
             return nothing
         except Exception as error:
-            said, full = in_a_line(error), out_of_memory(error)
+            said, full = one_line(error), out_of_memory(error)
         # behind the handler: what the error held is free now
         if not full:
             self.failed = True

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models import find_torch_model, unrecorded, versions
+from redrel_vlmeval.models import facts_of, find_torch_model, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters, together
 from redrel_vlmeval.sweep.decoding import Request
@@ -52,8 +52,7 @@ class Sweeper:
             check_setting(spec, self.decoder)
         device = next(self.torch_model.parameters()).device
         self.memory = default_budget(device) if memory is None else memory
-        own = getattr(host_model, "recorder", None)
-        self.facts = own.facts if own is not None else self._facts()
+        self.facts = facts_of(host_model, self.torch_model) | {"versions": versions()}
         self.batches: list[int] = []  # settings that ran together, batch by batch, for the latest question
         self._letters: dict[str, list[int]] | None = None
         self._checked = False
@@ -72,12 +71,6 @@ class Sweeper:
             if spec.setting in seen:
                 raise TruncationError(f"{spec.setting}: given twice")
             seen.add(spec.setting)
-
-    def _facts(self) -> dict[str, Any]:
-        kind, config = type(self.host), getattr(self.torch_model, "config", None)
-        weights = getattr(config, "_name_or_path", None) or getattr(self.host, "model_path", None)
-        found = {"backend": f"{kind.__module__}.{kind.__name__}", "weights": weights}
-        return found | {"revision": getattr(config, "_commit_hash", None), "versions": versions()}
 
     # -- one question -------------------------------------------------------------------------------------------------
 

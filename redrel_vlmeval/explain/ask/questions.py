@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from redrel_vlmeval.errors import ExplainError
+from redrel_vlmeval.errors import ExplainError, one_line
 from redrel_vlmeval.explain.maps import Grid
 from redrel_vlmeval.explain.store import plain, question_name
-from redrel_vlmeval.host import Benchmark, models, one_line
+from redrel_vlmeval.host import Benchmark, models
 from redrel_vlmeval.models import check_readable, is_missing
 from redrel_vlmeval.names import parse
 from redrel_vlmeval.prompts import options, present

@@ -18,8 +18,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from redrel_vlmeval.errors import RedrelError
-from redrel_vlmeval.host import one_line
+from redrel_vlmeval.errors import RedrelError, one_line
 
 SIDE = 320  # pixels of a thumbnail's longer edge
 # The host takes a shorter value in the column image for the index of the row that holds the picture.

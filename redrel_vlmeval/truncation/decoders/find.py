@@ -42,7 +42,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     adapter, text = found[0]
     around = _around(model, text)
     _check_generates(around)
-    root = called(model, text)
+    root = _called(model, around)
     entrance = Entrance(around[0], root) if around and (root is not around[0] or _generates_itself(root)) else None
     return adapter.of(root, text, entrance)
 
@@ -62,12 +62,11 @@ def _check_generates(around: Sequence[Any]) -> None:
         )
 
 
-def called(model: nn.Module, text: nn.Module) -> nn.Module:
-    """The model that is really called: the outermost of transformers' own around ``text``; wrappers (PEFT) call it.
+def _called(model: nn.Module, around: Sequence[Any]) -> nn.Module:
+    """The model that is really called: the outermost of transformers' own in ``around``; wrappers (PEFT) call it.
 
     Where that does not generate, or in a way of its own, and holds a language model that does: that language model.
     """
-    around = _around(model, text)
     able = (part for part in around if part.can_generate() and not _generates_itself(part))
     return next(able, around[0] if around else model)
 
