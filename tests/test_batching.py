@@ -121,7 +121,7 @@ def test_an_error_inside_a_batch_is_its_questions_own(classes, base, mixed, tmp_
     with Calls(base.model, fail) as calls, pytest.raises(ZeroDivisionError):
         ask(model_of(classes, base, "", 4), tmp_path, Questions(mixed[:5] + mixed[6:7] + mixed[:4]))
     assert calls.sizes == [4, 4, 1, 1]  # the second batch fails, its first question does not, its second does
-    assert "a batch of 4 questions failed (ZeroDivisionError: no luck); they are asked one by one" in caplog.text
+    assert "4 questions at once failed (ZeroDivisionError: no luck); they are asked one by one" in caplog.text
     assert f"redrel_tiny: it was question 105 of {DATA}: no luck" in caplog.text
 
 

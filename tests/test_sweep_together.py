@@ -162,7 +162,7 @@ def test_what_no_batch_can_stand_for_is_answered_one_by_one(base, mixed, alone, 
     finally:
         base.core.generation = before
     assert together == one != alone[:4] and not sizes
-    assert caplog.text.count("the sweep answers one by one: generate(repetition_penalty=1.5)") == 1
+    assert caplog.text.count("sweep: answers one by one: generate(repetition_penalty=1.5)") == 1
 
 
 @pytest.mark.slow

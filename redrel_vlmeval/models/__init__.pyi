@@ -1,4 +1,5 @@
 from . import gpus as gpus, smol as smol, tiny as tiny
+from .at_once import AtOnce as AtOnce
 from .batching import batch_size as batch_size
 from .boxed import checkpoint_path as checkpoint_path, table as table
 from .calls import (
@@ -9,7 +10,6 @@ from .calls import (
     draws as draws,
     ends as ends,
     generated as generated,
-    out_of_memory as out_of_memory,
     setting_of as setting_of,
     together as together,
 )

@@ -24,8 +24,9 @@ from typing import Any, Protocol
 
 import torch
 
-from redrel_vlmeval.errors import InvalidValue, one_line
+from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import asked_by_host, upcoming
+from redrel_vlmeval.models.at_once import AtOnce
 from redrel_vlmeval.models.calls import (
     Alone,
     Call,
@@ -34,7 +35,6 @@ from redrel_vlmeval.models.calls import (
     captured,
     ends,
     generated,
-    out_of_memory,
     together,
 )
 from redrel_vlmeval.models.efficiency import Meter, Share, shares
@@ -92,22 +92,21 @@ class Batches:
     """Answers of a model's questions, ``size`` at a time, kept until the host asks for them."""
 
     def __init__(self, asked: Asked, size: int) -> None:
-        self.asked, self.size = asked, size
-        self.wanted = size
+        self.asked, self._at_once = asked, AtOnce(size, self._say)
         self._kept: dict[str, Dealt] = {}
         self._alone: set[str] = set()  # questions of a batch that failed
         self._said: set[str] = set()
 
     def answer(self, message: Any, dataset: str | None) -> Any:
         """The answer to a message; inside the host's loop with the following ones."""
-        if self.size == 1 or asked_by_host() is None:
+        if self._at_once.size == 1 or asked_by_host() is None:
             return self.asked.ask(message, dataset)
         key = _key(message, dataset)
         if key not in self._kept and key not in self._alone:
             try:
                 self._fill(key, message, dataset)
             except Finished as done:
-                self._one_by_one(str(done))
+                self._at_once.one_by_one(str(done))
                 return done.answer
         dealt = self._kept.pop(key, None)
         if dealt is None:
@@ -127,13 +126,13 @@ class Batches:
         except Finished:
             raise
         except Alone as reason:
-            self._one_by_one(str(reason))
+            self._at_once.one_by_one(str(reason))
             return
         calls = {key: first}
-        for old in list(self._kept)[: -4 * self.wanted]:  # of questions that the host has passed over
+        for old in list(self._kept)[: -4 * self._at_once.wanted]:  # of questions that the host has passed over
             del self._kept[old]
         with self.asked.looking_ahead(), _silent(self.asked.recorder):
-            for other, call in self._ahead(dataset, self.size - 1):
+            for other, call in self._ahead(dataset, self._at_once.size - 1):
                 if call.joins(first):
                     calls[other] = call
         self._answer_together(calls)
@@ -162,24 +161,9 @@ class Batches:
 
     def _answer_together(self, calls: dict[str, Call]) -> None:
         """Keep the answers to ``calls``; where that cannot be, they are asked one by one, or in smaller batches."""
-        while len(calls) > 1:
-            try:
-                self._kept |= self._generated(calls)
-                return
-            except Alone as reason:
-                self._one_by_one(str(reason))
-                return
-            except Exception as error:
-                failed, full = one_line(error), out_of_memory(error)
-            if not full:
-                self._alone |= calls.keys()
-                self._say(f"a batch of {len(calls)} questions failed ({failed}); they are asked one by one")
-                return
-            # behind the handler: what the error held is free now
-            torch.cuda.empty_cache()
-            self.size = len(calls) // 2 if self.size == self.wanted else 1
-            self._say(f"out of memory with {len(calls)} questions at once; from here on {self.size}")
-            calls = dict(list(calls.items())[: self.size])
+        found = self._at_once.answers(list(calls.items()), lambda some: self._generated(dict(some)))
+        self._kept |= found or {}
+        self._alone |= dict(self._at_once.failed).keys()
 
     @torch.no_grad()
     def _generated(self, calls: dict[str, Call]) -> dict[str, Dealt]:
@@ -210,7 +194,7 @@ class Batches:
                 nonlocal calls
                 calls += 1
                 if calls > 1:
-                    self._one_by_one("its class calls generate() several times for one answer")
+                    self._at_once.one_by_one("its class calls generate() several times for one answer")
                 elif self._same(model, dealt, args, kwargs):
                     if self.asked.recorder is not None:
                         self.asked.recorder.share = dealt.share
@@ -228,7 +212,7 @@ class Batches:
                 return True
         except Alone:
             pass
-        self._one_by_one("its class asks another thing when it is given the same message again")
+        self._at_once.one_by_one("its class asks another thing when it is given the same message again")
         return False
 
     def _by_itself(self, key: str, message: Any, dataset: str | None) -> Any:
@@ -241,11 +225,6 @@ class Batches:
             raise
         finally:
             self._alone.discard(key)
-
-    def _one_by_one(self, reason: str) -> None:
-        self.size = 1
-        self._kept.clear()
-        self._say(f"answers one by one: {reason}")
 
     def _say(self, words: str) -> None:
         asked = asked_by_host()

@@ -211,13 +211,6 @@ def generated(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return ids, output
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the computer, where torch says it in words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def joined(calls: Sequence[Call], pad: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of one ``generate`` for all of them, prompts padded on the left with ``pad``."""
     length = max(call.tensors["input_ids"].shape[1] for call in calls)

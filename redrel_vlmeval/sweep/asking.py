@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Protocol
 
-from redrel_vlmeval.errors import one_line
 from redrel_vlmeval.host import Benchmark, benchmark, build_base, models, pictures
 from redrel_vlmeval.models import now
 from redrel_vlmeval.names import VariantSpec
@@ -109,45 +109,6 @@ def missing(entry: Entry | None, question: str, settings: Iterable[str]) -> tupl
     return tuple(setting for setting in settings if setting not in known)
 
 
-class Together:
-    """How many questions are answered at once: ``size``, until that turns out to be too many."""
-
-    def __init__(self, size: int) -> None:
-        self.size = self.wanted = size
-        self.failed = False  # the latest questions, when they were asked together
-
-    def answers(self, asked: Answers, messages: Sequence[Any], dataset: str) -> list[dict[str, Any] | None] | None:
-        """Of every message its answers; None of one that must be asked by itself.
-
-        None at all: memory ran out, and fewer are to be asked at once.
-        """
-        import torch
-
-        from redrel_vlmeval.models import Alone, out_of_memory
-
-        self.failed = False
-        nothing: list[dict[str, Any] | None] = [None] * len(messages)
-        if len(messages) < 2:
-            return nothing
-        try:
-            return asked.answers(messages, dataset)
-        except Alone as reason:
-            self.size = 1
-            logger.warning("the sweep answers one by one: %s", reason)
-            return nothing
-        except Exception as error:
-            said, full = one_line(error), out_of_memory(error)
-        # behind the handler: what the error held is free now
-        if not full:
-            self.failed = True
-            logger.warning("%d questions at once failed (%s); they are asked one by one", len(messages), said)
-            return nothing
-        torch.cuda.empty_cache()
-        self.size = len(messages) // 2 if self.size == self.wanted else 1
-        logger.warning("out of memory with %d questions at once; from here on %d", len(messages), self.size)
-        return None
-
-
 def answer_all(
     tasks: Sequence[Task],
     message: Callable[[Task], Any],
@@ -161,19 +122,21 @@ def answer_all(
     Raises:
         StoreError, or what the model raises: nothing that was kept before is lost.
     """
-    together, left = Together(batch), list(tasks)
+    from redrel_vlmeval.models import AtOnce
+
+    at_once, left = AtOnce(batch, lambda words: logger.warning("sweep: %s", words)), list(tasks)
     while left:
-        group = _alike(left, together.size)
+        group = _alike(left, at_once.size)
         asked = sweeper(group[0].missing)
         messages = {task: said for task in group if (said := _message(task, message)) is not None} if group[1:] else {}
-        if (found := together.answers(asked, list(messages.values()), dataset)) is None:
-            continue
-        known = dict(zip(messages, found, strict=True))
+        found = at_once.answers(list(messages.values()), partial(asked.answers, dataset=dataset))
+        known = dict(zip(messages, found or (), strict=False))
+        group = group[: at_once.size]  # fewer than before where memory ran out
         for task in group:
             if (answers := known.get(task)) is not None:
                 keep(_entry(task, messages[task], answers))
             else:
-                keep(_alone(task, message, asked, dataset, together.failed))
+                keep(_alone(task, message, asked, dataset, bool(at_once.failed)))
         left = left[len(group) :]
 
 
