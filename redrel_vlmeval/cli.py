@@ -206,7 +206,10 @@ def smol(
 @app.command()
 def bench(
     what: Annotated[
-        str, typer.Argument(help="prefill; batch (eight at a time); sweep, table or explain (in one pass).")
+        str,
+        typer.Argument(
+            help="prefill; batch (eight at a time); pictures (ready ahead); sweep, table, explain (in one pass)."
+        ),
     ] = "prefill",
     family: Annotated[str, typer.Option(help="llava (LLaVA-1.5), qwen2_5_vl, or qwen (Qwen-VL).")] = "llava",
     size: Annotated[str, typer.Option(help="Random model of that family's shape: small (0.2 B) or 7b.")] = "small",
@@ -220,7 +223,9 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (if not given, on cuda).")] = None,
     rounds: Annotated[
         int | None,
-        typer.Option(min=1, help="Measurements of each arm, for medians: 9; batch 3, sweep and table 2, explain 1."),
+        typer.Option(
+            min=1, help="Measurements of each arm, for medians: 9; pictures 5, batch 3, sweep and table 2, explain 1."
+        ),
     ] = None,
     settings: Annotated[str | None, typer.Option(help="Comma-separated, such as l5_k128,l12_k0.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a bar is missed.")] = False,

@@ -65,7 +65,7 @@ class Made:
             }
 
         together = lambda messages, dataset: [answer(message, dataset) for message in messages]  # noqa: E731
-        return SimpleNamespace(answer=answer, answers=together)
+        return SimpleNamespace(answer=answer, answers=together, expect=lambda messages, later: None)
 
     def _die(self) -> None:
         rank, _, count = os.environ.get("REDREL_TEST_KILL", "-1:0").partition(":")

@@ -28,7 +28,7 @@ NO_BARS = "no bars: a prefill of {:.2g} GFLOPs takes as long as Python needs to 
 # what is measured -> the module that does it
 MEASURES = {name: f"{__package__}.{module}" for name, module in (
     ("prefill", "command"), ("rules", "ranking"), ("batch", "batch"), ("sweep", "sweep"), ("table", "table"),
-    ("explain", "maps"),
+    ("explain", "maps"), ("pictures", "pictures"),
 )}  # fmt: skip
 
 

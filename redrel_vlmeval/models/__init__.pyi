@@ -1,4 +1,5 @@
 from . import gpus as gpus, smol as smol, tiny as tiny
+from .ahead import Ahead as Ahead, ahead_of as ahead_of
 from .at_once import AtOnce as AtOnce
 from .batching import batch_size as batch_size
 from .boxed import checkpoint_path as checkpoint_path, table as table

@@ -17,15 +17,20 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import asked_by_host, upcoming
+from redrel_vlmeval.models.ahead import Ahead, ahead_of
 from redrel_vlmeval.models.at_once import AtOnce
 from redrel_vlmeval.models.calls import (
     Alone,
@@ -38,6 +43,7 @@ from redrel_vlmeval.models.calls import (
     together,
 )
 from redrel_vlmeval.models.efficiency import Meter, Share, shares
+from redrel_vlmeval.models.pictures import pictures_of
 from redrel_vlmeval.models.recorder import Recorder
 from redrel_vlmeval.truncation import Trace, replaced_generate
 
@@ -99,8 +105,12 @@ class Batches:
 
     def answer(self, message: Any, dataset: str | None) -> Any:
         """The answer to a message; inside the host's loop with the following ones."""
-        if self._at_once.size == 1 or asked_by_host() is None:
+        if asked_by_host() is None:
             return self.asked.ask(message, dataset)
+        if self._at_once.size == 1:
+            with self._looking_ahead() as builds:
+                self._expect([message], builds)
+            return self._ask(message, dataset)
         key = _key(message, dataset)
         if key not in self._kept and key not in self._alone:
             try:
@@ -112,6 +122,37 @@ class Batches:
         if dealt is None:
             return self._by_itself(key, message, dataset)
         return self._deal(dealt, message, dataset)
+
+    def _ask(self, message: Any, dataset: str | None) -> Any:
+        with self._pictures.serving():
+            return self.asked.ask(message, dataset)
+
+    # -- what is asked next -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _pictures(self) -> Ahead:
+        return ahead_of(self.asked.host())
+
+    @contextmanager
+    def _looking_ahead(self) -> Iterator[Iterator[Callable[[], Any]]]:
+        """What builds the messages of the questions that come next; building them leaves nothing behind."""
+        draws = random.getstate(), np.random.get_state()
+        try:
+            with self.asked.looking_ahead(), _silent(self.asked.recorder):
+                yield upcoming(self.asked.host())
+        finally:
+            random.setstate(draws[0])
+            np.random.set_state(draws[1])
+
+    def _expect(self, messages: Sequence[Any], builds: Iterator[Callable[[], Any]]) -> None:
+        """Have the pictures of these messages made ready, and of as many as are answered at once after them."""
+        following = []
+        for build in islice(builds, self._at_once.size):
+            try:
+                following.append(build())
+            except Exception as error:
+                logger.debug("left to its own turn: %s", error)
+        self._pictures.expect(path for message in (*messages, *following) for path in pictures_of(message))
 
     # -- what is answered together ------------------------------------------------------------------------------------
 
@@ -131,21 +172,24 @@ class Batches:
         calls = {key: first}
         for old in list(self._kept)[: -4 * self._at_once.wanted]:  # of questions that the host has passed over
             del self._kept[old]
-        with self.asked.looking_ahead(), _silent(self.asked.recorder):
-            for other, call in self._ahead(dataset, self._at_once.size - 1):
+        messages = [message]
+        with self._looking_ahead() as builds:
+            for other, call in self._ahead(builds, dataset, self._at_once.size - 1):
+                messages.append(other)
                 if call.joins(first):
-                    calls[other] = call
+                    calls[_key(other, dataset)] = call
+            self._expect(messages, builds)  # of these once more: their class reads them again when they are dealt
         self._answer_together(calls)
 
     def _captured(self, message: Any, dataset: str | None) -> Call:
         """See :func:`captured`."""
-        return captured(self.asked.decoding(), lambda: self.asked.ask(copy.deepcopy(message), dataset))
+        return captured(self.asked.decoding(), lambda: self._ask(copy.deepcopy(message), dataset))
 
-    def _ahead(self, dataset: str | None, count: int) -> Iterator[tuple[str, Call]]:
-        """Key and call of up to ``count`` questions that the host asks next; what fails is left to its own turn."""
-        for build in upcoming(self.asked.host()):
-            if count == 0:
-                return
+    def _ahead(
+        self, builds: Iterator[Callable[[], Any]], dataset: str | None, count: int
+    ) -> Iterator[tuple[Any, Call]]:
+        """Message and call of up to ``count`` questions that come next; what fails is left to its own turn."""
+        while count > 0 and (build := next(builds, None)) is not None:
             call = None
             try:
                 message = build()
@@ -157,7 +201,7 @@ class Batches:
                 logger.debug("left to its own turn: %s", error)
             count -= 1
             if call is not None:
-                yield key, call
+                yield message, call
 
     def _answer_together(self, calls: dict[str, Call]) -> None:
         """Keep the answers to ``calls``; where that cannot be, they are asked one by one, or in smaller batches."""
@@ -204,7 +248,7 @@ class Batches:
             return generate
 
         with replaced_generate(model, deal):
-            return self.asked.ask(message, dataset)
+            return self._ask(message, dataset)
 
     def _same(self, model: Any, dealt: Dealt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         try:
@@ -217,7 +261,7 @@ class Batches:
 
     def _by_itself(self, key: str, message: Any, dataset: str | None) -> Any:
         try:
-            return self.asked.ask(message, dataset)
+            return self._ask(message, dataset)
         except Exception as error:
             asked = asked_by_host()
             if key in self._alone and asked is not None:

@@ -211,12 +211,13 @@ class TruncatedVLM(HostedModel):
 
     @contextmanager
     def looking_ahead(self) -> Iterator[None]:
-        """The question at hand stays the one that was built for it."""
-        asked = self._asked
+        """The question at hand stays the one that was built for it, here and in the base."""
+        asked, held = self._asked, dict(vars(self.inner))
         try:
             yield
         finally:
             self._asked = asked
+            vars(self.inner).update(held)
 
     @contextmanager
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:

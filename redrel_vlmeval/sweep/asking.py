@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class Answers(Protocol):
     def answer(self, message: Any, dataset: str) -> dict[str, Any]: ...
 
     def answers(self, messages: Sequence[Any], dataset: str) -> list[dict[str, Any] | None]: ...
+
+    def expect(self, messages: Sequence[Any], later: Sequence[Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,9 @@ def answer_all(
     while left:
         group = _alike(left, at_once.size)
         asked = sweeper(group[0].missing)
-        messages = {task: said for task in group if (said := _message(task, message)) is not None} if group[1:] else {}
+        later = _messages(_alike(left[len(group) :], at_once.size), message)
+        messages = _messages(group, message)  # built last, as if nothing had been looked ahead for
+        asked.expect(list(messages.values()), list(later.values()))
         found = at_once.answers(list(messages.values()), partial(asked.answers, dataset=dataset))
         known = dict(zip(messages, found or (), strict=False))
         group = group[: at_once.size]  # fewer than before where memory ran out
@@ -136,7 +141,8 @@ def answer_all(
             if (answers := known.get(task)) is not None:
                 keep(_entry(task, messages[task], answers))
             else:
-                keep(_alone(task, message, asked, dataset, bool(at_once.failed)))
+                build = partial(messages.get, task) if task in messages else partial(message, task)
+                keep(_alone(task, build, asked, dataset, bool(at_once.failed)))
         left = left[len(group) :]
 
 
@@ -145,18 +151,19 @@ def _alike(tasks: Sequence[Task], most: int) -> list[Task]:
     return list(takewhile(lambda task: task.missing == tasks[0].missing, tasks[:most]))
 
 
-def _message(task: Task, message: Callable[[Task], Any]) -> Any:
-    """What the model is asked; None where that cannot be built, which its own turn tells about."""
-    try:
-        return message(task)
-    except Exception:
-        return None
+def _messages(tasks: Sequence[Task], message: Callable[[Task], Any]) -> dict[Task, Any]:
+    """What the model is asked; without those that cannot be built, which their own turn tells about."""
+    found = {}
+    for task in tasks:
+        with contextlib.suppress(Exception):
+            found[task] = message(task)
+    return found
 
 
-def _alone(task: Task, message: Callable[[Task], Any], asked: Answers, dataset: str, failed: bool) -> Entry:
+def _alone(task: Task, build: Callable[[], Any], asked: Answers, dataset: str, failed: bool) -> Entry:
     """A question by itself; ``failed``: it may be the one that others failed with, and is named if it is."""
     try:
-        said = message(task)
+        said = build()
         found = asked.answer(said, dataset)
     except pictures.UNREADABLE as error:
         if pictures.of_the_disk(error):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models import facts_of, find_torch_model, unrecorded, versions
+from redrel_vlmeval.models import ahead_of, facts_of, find_torch_model, pictures_of, unrecorded, versions
 from redrel_vlmeval.names import VariantSpec
 from redrel_vlmeval.sweep import letters, together
 from redrel_vlmeval.sweep.decoding import Request
@@ -53,6 +53,8 @@ class Sweeper:
         device = next(self.torch_model.parameters()).device
         self.memory = default_budget(device) if memory is None else memory
         self.facts = facts_of(host_model, self.torch_model) | {"versions": versions()}
+        self.pictures = ahead_of(host_model)
+        self.later: Sequence[Any] = ()  # messages that are asked about next
         self.batches: list[int] = []  # settings that ran together, batch by batch, for the latest question
         self._letters: dict[str, list[int]] | None = None
         self._checked = False
@@ -94,6 +96,7 @@ class Sweeper:
             stack.enter_context(claimed(self.decoder, "sweep"))
             stack.enter_context(unrecorded(self.host))
             stack.enter_context(self.decoder.entered())
+            stack.enter_context(self.pictures.serving())
             with replaced_generate(self.heard, question.listen):
                 text = self.host.generate(message=copy.deepcopy(message), dataset=dataset)
             if question.shared is None:
@@ -106,6 +109,11 @@ class Sweeper:
     def answers(self, messages: Sequence[Any], dataset: str | None = None) -> list[dict[str, Answer] | None]:
         """The same of several questions at once; None of one that must be asked by itself: see :mod:`together`."""
         return together.answers(self, messages, dataset)
+
+    def expect(self, messages: Sequence[Any], later: Sequence[Any]) -> None:
+        """Have the pictures of these messages made ready meanwhile, then those of ``later`` ones."""
+        self.later = later
+        self.pictures.expect(path for message in (*messages, *later) for path in pictures_of(message))
 
     def question(self, kwargs: dict[str, Any]) -> Question:
         """A question whose class calls ``generate`` with ``kwargs``.

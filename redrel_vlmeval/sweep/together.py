@@ -46,11 +46,13 @@ def answers(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> l
     with ExitStack() as stack:
         stack.enter_context(claimed(decoder, "sweep"))
         stack.enter_context(unrecorded(sweeper.host))
+        stack.enter_context(sweeper.pictures.serving())
         calls = _captured(sweeper, messages, dataset)
         first = next(iter(calls.values()), None)
         calls = {place: call for place, call in calls.items() if first is not None and call.joins(first)}
         if len(calls) < 2:
             return found
+        sweeper.expect(messages, sweeper.later)  # once more: the class reads them again over each answer
         questions = _heard(sweeper, list(calls.values()))
         for place, question in zip(calls, questions, strict=True):
             found[place] = question.answers(messages[place], dataset)

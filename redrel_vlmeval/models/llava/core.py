@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from redrel_vlmeval.errors import InvalidValue
+from redrel_vlmeval.models.ahead import Ahead
 from redrel_vlmeval.models.boxed import checkpoint_path
 from redrel_vlmeval.models.checkpoint import choose_placement, load_model, load_part, weight_files
 from redrel_vlmeval.models.llava import checkpoint, input
@@ -42,6 +44,7 @@ class LlavaCore:
         config = checkpoint.read_config(path, revision)
         size, self.revision = weight_files(path, revision, checkpoint.HUB_NAMES)
         self.preprocessing = checkpoint.read_preprocessing(path, revision, config)
+        self.ahead = Ahead(partial(_pixels, self.preprocessing))
         placement = choose_placement(device, dtype, size)
         self.model = load_model(path, revision, placement, attn, "LlavaForConditionalGeneration")
         self.tokenizer = load_part("AutoTokenizer", path, revision)
@@ -89,9 +92,8 @@ class LlavaCore:
         Raises:
             ValueError: the file is missing or no picture.
         """
-        shape = self.preprocessing
-        with opened(path) as picture:
-            return input.pixels(picture, shape.size, shape.mean, shape.std)
+        made: np.ndarray | None = self.ahead.take(path)
+        return _pixels(self.preprocessing, path) if made is None else made
 
     @torch.inference_mode()
     def answer(self, prompt: str, paths: Sequence[str]) -> str:
@@ -110,3 +112,8 @@ class LlavaCore:
         if not turns or turns[-1].get("role") != "user":
             raise InvalidValue("a conversation must end with a turn of role 'user'")
         return self.answer(*input.chat_prompt(turns))
+
+
+def _pixels(shape: checkpoint.Preprocessing, path: str) -> np.ndarray:
+    with opened(path) as picture:
+        return input.pixels(picture, shape.size, shape.mean, shape.std)
