@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import TinyModel
+import torch
+from tiny_models import TinyModel, build
 
 from redrel_vlmeval import rules
-from redrel_vlmeval.bench import command, prefill as bench, ranking, subjects
+from redrel_vlmeval.bench import byhand, command, prefill as bench, ranking, subjects
 from redrel_vlmeval.bench.command import Request
 from redrel_vlmeval.bench.prefill import Arm
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.models.checkpoint import CheckpointError
 from redrel_vlmeval.models.qwen import checkpoint
 from redrel_vlmeval.sheets import terminal
+from redrel_vlmeval.truncation import find_decoder, truncated
 
 
 def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) -> None:
@@ -30,11 +32,39 @@ def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) 
     rows = bench.table(arms)
     assert rows[0]["prefill ratio"] == 1
     assert rows[1]["FLOPs ratio"] == by["l2_k5"].flops / by["base"].flops
-    assert "l2_k5: prefill over base / FLOPs ratio" in [check.what for check in bench.checks(arms, subject.bars)]
+    hand = by["l2_k5"].hand
+    assert hand is not None and len(hand.prefill) == 2
+    assert rows[1]["over by hand"] == by["l2_k5"].prefill_over(hand) and rows[0]["over by hand"] is None
+    said = [check.what for check in bench.checks(arms, subject.bars)]
+    assert said[:2] == ["l2_k5: prefill over base / FLOPs ratio", "l2_k5: prefill over rows cut by hand"]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("setting", ["l2_k3", "l1_k3_l3_k0", "l0_k3_random"])
+def test_rows_cut_by_hand_are_as_many_as_the_setting_leaves(name: str, setting: str) -> None:
+    tiny = build(name)
+    model, inputs, decoder = tiny.model, tiny.prompt(), find_decoder(tiny.model)
+    assert byhand.can_be_cut(decoder)
+    images = int(decoder.image_mask(inputs["input_ids"]).sum())
+    with truncated(model, setting) as trace, torch.inference_mode():
+        model(**inputs)
+    with byhand.cut_by_hand(model, setting, images), torch.inference_mode():
+        cache = model(**inputs).past_key_values
+    assert [decoder.held_length(cache, block) for block in range(len(decoder.blocks))] == trace.prompts[0].kv
+    assert not any(block._forward_pre_hooks for block in decoder.blocks)
 
 
 def arm(name: str, prefill: float, flops: int, setting: str | None = None) -> Arm:
     return Arm(name, setting, lambda: None, prefill=[prefill], decode=[1.0], flops=flops)
+
+
+@pytest.mark.parametrize(("hand", "verdicts"), [(52.0, ["MISSED", "holds"]), (53.0, ["by hand, too", "holds"])])
+def test_a_bar_that_the_rows_alone_miss_is_the_machines(hand: float, verdicts: list[str]) -> None:
+    variant = arm("l5_k128", 54, 500, "l5_k128")
+    variant.hand = arm("by hand l5_k128", hand, 0)
+    assert [check.verdict for check in bench.checks([arm("base", 100, 1000), variant], {"l5_k128": 1.05})] == verdicts
+    variant.prefill = [hand * 1.05]
+    assert bench.checks([arm("base", 100, 1000), variant], {"l5_k128": 1.05})[1].missed
 
 
 @pytest.mark.parametrize(("prefill", "holds"), [(52.0, True), (53.0, False)])

@@ -113,6 +113,14 @@ def test_colours_are_told_apart_by_colour_blind_readers() -> None:
     assert min(gaps) > 0.05
 
 
+def test_a_grid_of_all_layers_has_a_look_for_each() -> None:
+    assert len({looks.look(number) for number in range(48)}) == 48
+    frame = pd.concat([GRID.assign(L=layer) for layer in range(32)])
+    handles = _axes(frame)[0].figure.legends[0].legend_handles
+    styles = [(str(handle.get_color()), handle.get_marker(), handle.get_markersize()) for handle in handles]
+    assert len(styles) == len(set(styles)) >= 32
+
+
 def test_what_cannot_be_drawn_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     for frame, name, message in (
         (GRID.drop(columns="K"), "a.png", "column K missing: need L, K, value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import host_files as host
@@ -36,7 +37,7 @@ def test_every_figure_of_the_stock_runners_results_and_their_numbers(folder: Pat
     assert code == 1 and "failed: redrel_tiny_trunc_l4_k8 on X: boom" in said
     assert drawn == {f"{BASE}/X/{stem}.png" for stem in STEMS}
     table = pd.read_csv(tmp_path / "out" / BASE / "X" / "curves.csv").set_index(["rule", "L", "K"])
-    scores = read(folder).scores.set_index("model")
+    scores = read(folder).scores.query("headline").set_index("model")
     assert len(table) == 6 and table.loc[("random", 2, 8), "value"] == scores.loc[f"{BASE}_trunc_l2_k8_random", "value"]
     row = table.loc[("attention", 2, 8)]
     low, high = (100 * end for end in wilson(round(row["value"] * 40 / 100), 40))
@@ -61,9 +62,20 @@ def test_the_page_shows_the_numbers_of_the_figures(folder: Path) -> None:
 
 def test_categories_have_intervals_where_their_questions_give_the_score(folder: Path) -> None:
     (drawn,) = curves_of(read(folder), 2.0)
+    assert set(drawn.categories["category"]) == {"one", "two"}
     for row in drawn.categories.to_dict("records"):
         low, high = (100 * end for end in wilson(round(row["value"] * row["n"] / 100), int(row["n"])))
         assert (row["low"], row["high"]) == pytest.approx((low, high))
+
+
+def test_a_category_of_all_questions_is_not_drawn_twice(folder: Path) -> None:
+    (drawn,) = curves_of(read(folder), 2.0)
+    names = drawn.categories["category"].unique()
+    assert len(names) > 1 and set(drawn.over_keep["category"]) == {"", *names}
+    part = drawn.categories[drawn.categories["category"] == names[0]]
+    assert set(replace(drawn, categories=part).over_keep["category"]) == {"", names[0]}, "a part of the questions"
+    whole = part.assign(n=drawn.frame["n"].max())
+    assert set(replace(drawn, categories=whole).over_keep["category"]) == {""}
 
 
 def test_a_score_without_verdicts_records_or_base_is_drawn_all_the_same(tmp_path: Path) -> None:

@@ -87,5 +87,6 @@ def test_a_table_is_eight_rules_at_three_budgets_and_shares_most_of_its_work(lla
     subject = subjects.Subject(llava.model, llava.prompt("tttItttt"), lambda *_: nullcontext())
     few = tablebench.settings(16)[:6]
     found = tablebench.bench(subject, few, 1)
-    assert found.agreeing == 1 and len(found.sweep) == len(found.one_by_one) == 1 and found.ratio > 0
+    assert found.agreeing == 1 and len(found.sweep) == len(found.at_once) == len(found.one_by_one) == 1
+    assert found.over_one_by_one(found.sweep) > 0
     assert 0.3 < tablebench.planned(subject, few) < 1

@@ -100,13 +100,17 @@ def swept(subject: subjects.Subject) -> list[dict[str, Any]]:
 
 
 def tabled(subject: subjects.Subject) -> dict[str, Any]:
-    """A table's settings, eight rules at three budgets, in one pass against one by one."""
+    """A table's settings, eight rules at three budgets: in one pass, and that for several questions at once."""
     specs = of_rules.settings(sweep.Plan.of(subject).images)
     found = of_rules.bench(subject, specs, 1)
     return {
-        "settings": len(specs), "over one by one": found.ratio, "share of FLOPs": of_rules.planned(subject, specs),
+        "settings": len(specs),
+        "over one by one": found.over_one_by_one(found.sweep),
+        "questions at once": of_rules.AT_ONCE,
+        "at once, over one by one": found.over_one_by_one(found.at_once),
+        "share of FLOPs": of_rules.planned(subject, specs),
         "answers that agree": found.agreeing,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """What no code of ours can make faster, measured on the small random LLaVA: ``python -m tools.limits``.
 
 ```
-blocks    l1_k0 | the same blocks, given the same shortened prompt by hand   over the base, by the FLOPs ratio
 prefill   prompts one by one | all in one call                               CPU ms
-pictures  opening a JPEG of 1024 x 768 | preprocessing it                     CPU ms
 room      keys concatenated at each token | written behind those there       CPU ms a token
 ```
 """
@@ -11,7 +9,6 @@ room      keys concatenated at each token | written behind those there       CPU
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,13 +16,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from redrel_vlmeval.bench import prefill, subjects
 from redrel_vlmeval.models import Meter
-from redrel_vlmeval.truncation import find_decoder, truncated
+from redrel_vlmeval.truncation import truncated
 
 ROOM = 64  # tokens
 
@@ -53,41 +48,6 @@ def prefill_ms(subject: subjects.Subject, setting: str | None, new_tokens: int =
     return found
 
 
-@torch.inference_mode()
-def by_hand(subject: subjects.Subject) -> float:
-    """CPU milliseconds of what ``l1_k0`` leaves to do: block 1 over the prompt, the others over its text."""
-    model, ids = subject.model, subject.inputs["input_ids"]
-    text, clock = model.model.language_model, prefill.clock_of(model)
-    stays = (~find_decoder(model).image_mask(ids)[0]).nonzero()[:, 0]
-    began = clock()
-    model.model.get_image_features(subject.inputs["pixel_values"])
-    hidden, places, cache = text.embed_tokens(ids), torch.arange(ids.shape[1])[None], DynamicCache()
-    rotary = text.rotary_emb(hidden, places)
-    for number, block in enumerate(text.layers):
-        if number == 1:
-            hidden = hidden.index_select(1, stays)
-            rotary = tuple(table.index_select(1, stays) for table in rotary)
-        hidden = block(hidden, past_key_values=cache, use_cache=True, position_embeddings=rotary)
-    model.lm_head(text.norm(hidden)[:, -1:])
-    return 1e3 * (clock() - began)
-
-
-def blocks(subject: subjects.Subject, rounds: int) -> dict[str, float]:
-    setting = "l1_k0"
-    arms: Arms = {"base": partial(prefill_ms, subject, None), setting: partial(prefill_ms, subject, setting)}
-    found = rounds_of(arms | {"by hand": partial(by_hand, subject)}, rounds)
-    whole, cut = (
-        prefill.count_flops(
-            subject, prefill.Arm("", one, partial(truncated, subject.model, one) if one else nullcontext)
-        )
-        for one in (None, setting)
-    )
-    over = {
-        f"{name}, over base / FLOPs ratio": found[name] / found["base"] * whole / cut for name in (setting, "by hand")
-    }
-    return {f"{name} ms": value for name, value in found.items()} | over
-
-
 def prompts(subject: subjects.Subject, rounds: int, count: int = 4) -> dict[str, float]:
     """CPU milliseconds of the prefill of ``count`` prompts."""
     inputs = {name: torch.cat([value] * count) for name, value in subject.inputs.items()}
@@ -102,28 +62,6 @@ def prompts(subject: subjects.Subject, rounds: int, count: int = 4) -> dict[str,
         found |= {f"{setting or 'base'}, {count} {name}, ms": value for name, value in took.items()}
         found[f"{setting or 'base'}, one by one over one call"] = took["one by one"] / took["in one call"]
     return found
-
-
-def pictures(subject: subjects.Subject, rounds: int) -> dict[str, float]:
-    """CPU milliseconds of a picture before the model has it."""
-    from transformers import CLIPImageProcessor
-
-    side = subject.model.config.vision_config.image_size
-    processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    clock, kept = prefill.clock_of(subject.model), io.BytesIO()
-    Image.effect_noise((1024, 768), 64).convert("RGB").save(kept, "JPEG")
-
-    def opened() -> Image.Image:
-        return Image.open(io.BytesIO(kept.getvalue())).convert("RGB")
-
-    def timed(run: Callable[[], Any]) -> float:
-        began = clock()
-        run()
-        return 1e3 * (clock() - began)
-
-    picture = opened()
-    arms: Arms = {"opening": partial(timed, opened), "preprocessing": partial(timed, lambda: processor(picture))}
-    return {f"{name}, ms": value for name, value in rounds_of(arms, rounds).items()}
 
 
 def room(subject: subjects.Subject, rounds: int) -> dict[str, float]:
@@ -160,9 +98,7 @@ def room(subject: subjects.Subject, rounds: int) -> dict[str, float]:
     return found
 
 
-PARTS: dict[str, Callable[[subjects.Subject, int], dict[str, float]]] = {
-    "blocks": blocks, "prefill": prompts, "pictures": pictures, "room": room
-}  # fmt: skip
+PARTS: dict[str, Callable[[subjects.Subject, int], dict[str, float]]] = {"prefill": prompts, "room": room}
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ ROUNDS = 9
 MEASURABLE = 10**10
 NO_BARS = "no bars: a prefill of {:.2g} GFLOPs takes as long as Python needs to start its parts"
 
+SMALL = (
+    "the blocks alone, on as few rows, take longer than their FLOPs say on this machine. One thread "
+    "(OMP_NUM_THREADS=1) is nearer to them"
+)
+
 # what is measured -> the module that does it
 MEASURES = {name: f"{__package__}.{module}" for name, module in (
     ("prefill", "command"), ("rules", "ranking"), ("batch", "batch"), ("sweep", "sweep"), ("table", "table"),
@@ -98,6 +103,8 @@ def run(request: Request) -> int:
     if prefill.noise(arms) > prefill.NOISE:
         print(f"too noisy: the base timed twice differs by {prefill.noise(arms):.1%}")
     print(drawn_checks(found))
+    if any(check.verdict == prefill.BY_HAND for check in found):
+        print(f"{prefill.BY_HAND}: {SMALL}")
     return int(request.check and any(c.missed for c in found))
 
 

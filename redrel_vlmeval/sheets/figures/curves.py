@@ -41,8 +41,14 @@ class Curves:
 
     @property
     def over_keep(self) -> pd.DataFrame:
-        """All questions and then each category, as :func:`accuracy.accuracy_against_keep` draws them."""
-        return pd.concat([self.frame.assign(category=""), self.categories], ignore_index=True)
+        """All questions and then each category, as :func:`accuracy.accuracy_against_keep` draws them.
+
+        A category that all questions are of says nothing more.
+        """
+        whole, parts = self.frame.assign(category=""), self.categories
+        if parts["category"].nunique() == 1 and parts["n"].max() == whole["n"].max():
+            return whole
+        return pd.concat([whole, parts], ignore_index=True)
 
 
 def curves_of(results: Results, margin: float = choosing.MARGIN) -> list[Curves]:

@@ -44,5 +44,6 @@ def _turn(number: int, looks: Sequence[Any]) -> int:
 
 
 def look(number: int) -> tuple[str, str]:
-    """Colour and marker of a figure's line of this number."""
-    return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    """Colour and marker of a figure's line of this number: both repeat, no two of 49 lines have both alike."""
+    turns, place = divmod(number, len(COLORS))
+    return COLORS[place], MARKERS[(place + turns) % len(MARKERS)]
