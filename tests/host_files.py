@@ -72,8 +72,7 @@ def scored(folder: Path, model: str, benchmark: str, value: float, count: int = 
     predictions(folder, model, benchmark, frame)
     judged = frame.assign(hit=(frame["prediction"] == "A").astype(int), log="-")
     predictions(folder, model, f"{benchmark}_exact_matching_result", judged)
-    text = f'"split","Overall","one"\n"none","{right / count}","{right / count}"\n'
-    (folder / f"{model}_{benchmark}_acc.csv").write_text(text)
+    scores(folder, model, benchmark, Overall=right / count, one=right / count)
 
 
 def answered(
@@ -85,8 +84,13 @@ def answered(
     frame["prediction"] = columns.get("prediction", ["A" if hit else "B" for hit in hits])
     predictions(folder, model, benchmark, frame)
     predictions(folder, model, f"{benchmark}_exact_matching_result", frame.assign(hit=hits, log="-"))
-    value = sum(hits) / len(hits) if value is None else value
-    (folder / f"{model}_{benchmark}_acc.csv").write_text(f'"split","Overall"\n"none","{value}"\n')
+    scores(folder, model, benchmark, Overall=sum(hits) / len(hits) if value is None else value)
+
+
+def scores(folder: Path, model: str, benchmark: str, **shares: float) -> None:
+    """The host's scores of a multiple-choice benchmark: ``Overall``, and by category."""
+    lines = (",".join(f'"{cell}"' for cell in row) for row in (("split", *shares), ("none", *shares.values())))
+    (folder / f"{model}_{benchmark}_acc.csv").write_text("".join(f"{line}\n" for line in lines))
 
 
 def status(folder: Path, model: str, eval_id: str = "", **datasets: object) -> None:

@@ -37,9 +37,8 @@ def answered(folder: Path, model: str, hits: list[int], benchmark: str = "X", **
     """A finished cell, hits answered with the right letter A, others with B; scored by category, too."""
     asked = questions(len(hits)).assign(**columns)
     host.answered(folder / model, model, benchmark, hits, **{str(name): asked[name] for name in asked})
-    scores = pd.Series(hits, dtype=float).groupby(asked["category"]).mean()
-    row = pd.DataFrame([{"split": "none", "Overall": sum(hits) / len(hits), **scores}])
-    row.to_csv(folder / model / f"{model}_{benchmark}_acc.csv", index=False)
+    parts = pd.Series(hits, dtype=float).groupby(asked["category"]).mean()
+    host.scores(folder / model, model, benchmark, Overall=sum(hits) / len(hits), **parts)
 
 
 def recorded(folder: Path, model: str, keep: int | None, layer: int, count: int = COUNT, benchmark: str = "X") -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from redrel_vlmeval.models import ahead
 from redrel_vlmeval.models.ahead import Ahead
 from redrel_vlmeval.models.efficiency import MEASURED
+from redrel_vlmeval.models.plain import batched
 
 pytestmark = needs_host
 NOTHING = Ahead(lambda path: None, threads=0)
@@ -196,6 +197,31 @@ def test_prompts_that_a_benchmark_draws_are_the_draws_without(classes, base, pic
             ask(model_of(classes, base, "", 1), tmp_path / folder, Drawn([message(pictures, 0, "?")] * 6))
             found.append(texts)
     assert found[0] == found[1] and len(set(found[0])) > 3
+
+
+@pytest.mark.parametrize(("setting", "penalty"), [("", 1.0), ("", 1.5), ("reads l2_k16", 1.0)])
+def test_a_class_that_keeps_its_question_is_asked_that_one(
+    classes, base, reads, pictures, tmp_path, monkeypatch, setting, penalty
+):
+    """Of the host, several at once and, as a batch has no repetition penalty, one by one; and under a variant."""
+
+    class Keeps(type(reads)):
+        def use_custom_prompt(self, dataset):
+            return True
+
+        def build_prompt(self, line, dataset=None):
+            self.line = line["index"]
+            return message(pictures, 0, "Which color?")
+
+        def generate_inner(self, message, dataset=None):
+            return f"{self.line}: {super().generate_inner(message, dataset)}"
+
+    monkeypatch.setattr(base.core, "generation", base.core.generation | {"repetition_penalty": penalty})
+    questions = Questions([None] * 6)
+    monkeypatch.setattr(questions, "force_use_dataset_prompt", False)
+    model = model_for(classes, base, Keeps(), setting, 1) if setting else batched(Keeps(), "redrel_tiny", 4)
+    answers = ask(model, tmp_path, questions, name_of(setting.removeprefix("reads ")))
+    assert [answer.split(":")[0] for answer in answers] == [str(index) for index in range(100, 106)]
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("ours", 1), ("reads", 2)])

@@ -40,11 +40,11 @@ def test_arms_are_timed_in_turn_and_leave_the_model_as_it_was(llava: TinyModel) 
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("setting", ["l2_k3", "l1_k3_l3_k0", "l0_k3_random"])
+@pytest.mark.parametrize("setting", ["l2_k3", "l1_k3_l3_k0", "l0_k3_random", "l1_a4", "l2_r50"])
 def test_rows_cut_by_hand_are_as_many_as_the_setting_leaves(name: str, setting: str) -> None:
     tiny = build(name)
     model, inputs, decoder = tiny.model, tiny.prompt(), find_decoder(tiny.model)
-    assert byhand.can_be_cut(decoder)
+    assert byhand.can_be_cut(decoder, setting) and not byhand.can_be_cut(decoder, f"{setting}_official")
     images = int(decoder.image_mask(inputs["input_ids"]).sum())
     with truncated(model, setting) as trace, torch.inference_mode():
         model(**inputs)

@@ -54,30 +54,32 @@ def bench(
     base: LLaVA15, settings: list[str], questions: Benchmark, rounds: int, tick: Callable[[str], None] = lambda _: None
 ) -> list[Arm]:
     """All arms in turn, ``rounds`` times, there and back, after a warm-up."""
+    clock = clock_of(base.model)
     arms = [Arm(setting, batch, new) for new in BARS for setting in ["", *settings] for batch in (1, BATCH)]
     for arm in arms[: len(arms) // len(BARS)]:
         tick("warming up")
-        _run(base, arm, questions, 1)
+        in_loop(base, arm, questions, 1, clock)
     for number in range(rounds):
         for arm in arms[:: 1 if number % 2 == 0 else -1]:
             tick(
                 f"round {number + 1} of {rounds}: {arm.setting or 'base'}, {arm.new_tokens} tokens, {arm.batch} at once"
             )
-            seconds, arm.answers = _run(base, arm, questions, arm.new_tokens)
+            seconds, arm.answers = in_loop(base, arm, questions, arm.new_tokens, clock)
             arm.seconds.append(seconds / len(questions))
     return arms
 
 
-def _run(base: LLaVA15, arm: Arm, questions: Benchmark, new_tokens: int) -> tuple[float, dict[Any, str]]:
-    """Seconds and answers of the host's loop over the questions."""
+def in_loop(
+    base: LLaVA15, arm: Arm, questions: Benchmark, new_tokens: int, clock: Callable[[], float]
+) -> tuple[float, dict[Any, str]]:
+    """Seconds by ``clock``, and answers, of the host's loop over the questions."""
     base.core.generation |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     name = f"{TINY}_trunc_{arm.setting}" if arm.setting else TINY
     model: Any = TruncatedVLM(base, arm.setting, batch=arm.batch) if arm.setting else base.again(arm.batch)
-    devices, clock = gpus.gpus(base.model), clock_of(base.model)
     with tempfile.TemporaryDirectory(prefix="redrel-") as folder:
         began = clock()
         answers = questions.ask(model, name, Path(folder))
-        gpus.wait(devices)
+        gpus.wait(gpus.gpus(base.model))
         return clock() - began, answers
 
 

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from redrel_vlmeval.names import VariantSpec, parse
+from redrel_vlmeval.names import VariantSpec, parse, stage_before
 from redrel_vlmeval.truncation import Decoder, find_decoder
 
-ROTARY = "position_embeddings"  # cosine and sine, [..., n, d], of the decoders that can be cut by plain slices
 
-
-def can_be_cut(decoder: Decoder) -> bool:
-    """Whether its blocks are given tables of one row a token, which slices cut."""
-    return bool(decoder.rotary == ROTARY)
+def can_be_cut(decoder: Decoder, setting: str) -> bool:
+    """Whether ``setting`` drops rows, and the blocks are given tables of one row a token, which slices cut."""
+    return decoder.given_tables and not parse(setting).official
 
 
 @contextmanager
@@ -34,8 +32,8 @@ def cut_by_hand(model: nn.Module, setting: str, images: int) -> Iterator[None]:
     """Within the context a prefill of one prompt, ``images`` visual tokens long, runs on the rows of ``setting``."""
     decoder, spec = find_decoder(model), parse(setting)
     handles = [
-        decoder.blocks[number].register_forward_pre_hook(_cut(dropped), with_kwargs=True)
-        for number, dropped in enumerate(_dropped(spec, images, len(decoder.blocks)))
+        block.register_forward_pre_hook(_cut(decoder.rotary, dropped), with_kwargs=True)
+        for block, dropped in zip(decoder.blocks, _dropped(spec, images, len(decoder.blocks)), strict=True)
         if dropped
     ]
     try:
@@ -47,19 +45,17 @@ def cut_by_hand(model: nn.Module, setting: str, images: int) -> Iterator[None]:
 
 def _dropped(spec: VariantSpec, images: int, blocks: int) -> list[int]:
     """How many tokens are gone before each block."""
-    return [
-        next((images - stage.count(images) for stage in reversed(spec.stages) if stage.layer <= block), 0)
-        for block in range(blocks)
-    ]
+    before = (stage_before(spec.stages, block) for block in range(blocks))
+    return [0 if stage is None else images - stage.count(images, blocks) for stage in before]
 
 
-def _cut(dropped: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+def _cut(rotary: str, dropped: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     def before(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        cosine, sine = kwargs[ROTARY]
+        cosine, sine = kwargs[rotary]
         rows, mask = cosine.shape[-2] - dropped, kwargs.get("attention_mask")
-        given = dict(kwargs) | {ROTARY: (cosine[..., :rows, :], sine[..., :rows, :])}
+        given = dict(kwargs) | {rotary: (cosine[..., :rows, :], sine[..., :rows, :])}
         if isinstance(mask, torch.Tensor):
             given["attention_mask"] = mask[..., :rows, :rows]
         if args:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,15 +24,16 @@ from rich.console import Console
 from tabulate import tabulate
 
 from redrel_vlmeval.bases import TINY, row
-from redrel_vlmeval.bench.batch import Arm
+from redrel_vlmeval.bench.batch import Arm, in_loop
 from redrel_vlmeval.bench.command import Request, drawn_checks, heading
 from redrel_vlmeval.bench.prefill import Check
 from redrel_vlmeval.host import Benchmark
-from redrel_vlmeval.models import Ahead, LLaVA15, gpus
+from redrel_vlmeval.models import Ahead, LLaVA15
 
 DATA, QUESTIONS, SIZE, NEW_TOKENS, ROUNDS = "RedRelPhotographs", 12, (2400, 1600), 16, 5
 BAR = 1.0  # least questions per second, in units of those without
 CORES = 1.5  # cores that this process must be given for the bar to mean something
+WAYS = ("as they are asked", "ahead")
 NOTHING = Ahead(lambda path: None, threads=0)
 
 
@@ -63,31 +63,21 @@ def bench(
 ) -> tuple[Arm, Arm]:
     """Without and with, in turn, ``rounds`` times, there and back, after a warm-up."""
     own = base.core.ahead
-    arms = {name: Arm(name, 1, NEW_TOKENS) for name in ("as they are asked", "ahead")}
+    arms = {name: Arm("", 1, NEW_TOKENS) for name in WAYS}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for number in range(rounds + 1):
             for name in list(arms)[:: 1 if number % 2 else -1]:
                 tick(f"round {number} of {rounds}: pictures {name}" if number else "warming up")
-                base.core.ahead = own if name == "ahead" else NOTHING
-                seconds, arms[name].answers = _run(base, questions)
+                base.core.ahead = own if name == WAYS[1] else NOTHING
+                seconds, arms[name].answers = in_loop(base, arms[name], questions, NEW_TOKENS, time.perf_counter)
                 arms[name].seconds += [seconds / len(questions)] * bool(number)
     finally:
         base.core.ahead = own
         torch.set_num_threads(threads)
     without, ahead = arms.values()
     return without, ahead
-
-
-def _run(base: LLaVA15, questions: Benchmark) -> tuple[float, dict[Any, str]]:
-    """Seconds on the wall and answers of the host's loop over the questions."""
-    base.core.generation |= {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
-    with tempfile.TemporaryDirectory(prefix="redrel-") as folder:
-        began = time.perf_counter()
-        answers = questions.ask(base.again(1), TINY, Path(folder))
-        gpus.wait(gpus.gpus(base.model))
-        return time.perf_counter() - began, answers
 
 
 def cores(seconds: float = 0.2) -> float:
@@ -135,7 +125,8 @@ def run(request: Request) -> int:
         without, ahead = bench(base, questions, rounds, tick)
     what = f"{QUESTIONS} photographs of {SIZE[0]} x {SIZE[1]}, {NEW_TOKENS} new tokens, seconds on the wall"
     print(heading(base.model, asked, rounds, what))
-    rows = [{"pictures": arm.setting, "questions/s": arm.rate, "gain": arm.gain(without)} for arm in (without, ahead)]
+    arms = zip(WAYS, (without, ahead), strict=True)
+    rows = [{"pictures": way, "questions/s": arm.rate, "gain": arm.gain(without)} for way, arm in arms]
     print(tabulate(rows, headers="keys", floatfmt=".3f"))
     if (free := statistics.median(given)) < CORES:
         print(f"too noisy: two threads were given {free:.1f} cores of {os.cpu_count()}, and pictures need one")

@@ -105,7 +105,7 @@ def make_arms(subject: Subject, settings: tuple[str, ...]) -> list[Arm]:
     everything = f"l{min(5, len(decoder.blocks) - 1)}_k{images}"
     for setting in settings:
         arms.append(Arm(setting, setting, partial(truncated, model, setting)))
-        if can_be_cut(decoder):
+        if can_be_cut(decoder, setting):
             arms[-1].hand = Arm(f"by hand {setting}", setting, partial(cut_by_hand, model, setting, images))
     arms.append(Arm(ALL, everything, partial(truncated, model, everything)))
     for setting in settings[:2]:

@@ -81,9 +81,6 @@ class Asked(Protocol):
     def cut(self) -> AbstractContextManager[Trace | None]:
         """Around the call for all questions: as around that for one."""
 
-    def looking_ahead(self) -> AbstractContextManager[None]:
-        """Around messages that the host has not asked for yet: what a message leaves in the model is put back."""
-
 
 @dataclass(frozen=True)
 class Dealt:
@@ -135,12 +132,19 @@ class Batches:
 
     @contextmanager
     def _looking_ahead(self) -> Iterator[Iterator[Callable[[], Any]]]:
-        """What builds the messages of the questions that come next; building them leaves nothing behind."""
-        draws = random.getstate(), np.random.get_state()
+        """What builds the messages of the questions that come next; building them leaves nothing behind.
+
+        The question at hand stays the one that was built for it, also where a class keeps it, or its variant's base.
+        """
+        host = self.asked.host()
+        models = [one for one in (host, getattr(host, "inner", None)) if hasattr(one, "__dict__")]
+        draws, held = (random.getstate(), np.random.get_state()), [dict(vars(one)) for one in models]
         try:
-            with self.asked.looking_ahead(), _silent(self.asked.recorder):
-                yield upcoming(self.asked.host())
+            with _silent(self.asked.recorder):
+                yield upcoming(host)
         finally:
+            for one, attributes in zip(models, held, strict=True):
+                vars(one).update(attributes)
             random.setstate(draws[0])
             np.random.set_state(draws[1])
 

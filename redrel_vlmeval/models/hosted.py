@@ -100,9 +100,6 @@ class HostedModel(BaseModel):
     def cut(self) -> AbstractContextManager[Trace | None]:
         return nullcontext()
 
-    def looking_ahead(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def chat(self, messages: Any, dataset: str | None = None) -> Any:
         """The answer to the last turn of a conversation.
 

@@ -36,9 +36,6 @@ class Plain:
     def cut(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def looking_ahead(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
 
 def batched(model: Any, name: str, size: int) -> Any:
     """A model of the host's own class that answers ``size`` questions at once; itself where it has no torch model.

@@ -210,16 +210,6 @@ class TruncatedVLM(HostedModel):
         return truncated(self.torch_model, self.spec, tokenizer_of(self.inner)) if self.spec.stages else nullcontext()
 
     @contextmanager
-    def looking_ahead(self) -> Iterator[None]:
-        """The question at hand stays the one that was built for it, here and in the base."""
-        asked, held = self._asked, dict(vars(self.inner))
-        try:
-            yield
-        finally:
-            self._asked = asked
-            vars(self.inner).update(held)
-
-    @contextmanager
     def _answering(self, messages: list[Any]) -> Iterator[dict[str, Any]]:
         model, heard = self.torch_model, self._heard
         room = answer_room(heard, prompts.answer_tokens(self.spec.prompt))

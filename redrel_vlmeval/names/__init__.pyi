@@ -7,4 +7,5 @@ from .spec import (
     Stage as Stage,
     VariantSpec as VariantSpec,
     shortened as shortened,
+    stage_before as stage_before,
 )

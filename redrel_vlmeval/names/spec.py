@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redrel_vlmeval import rules
@@ -277,3 +278,8 @@ class VariantSpec:
         if not self.setting:
             return self.base
         return f"{self.base}{MARK if self.stages else '_'}{self.setting}"
+
+
+def stage_before(stages: Sequence[Stage], block: int) -> Stage | None:
+    """The last of ``stages`` whose tokens are gone when block number ``block`` (0-based) begins."""
+    return next((stage for stage in reversed(stages) if stage.layer <= block), None)

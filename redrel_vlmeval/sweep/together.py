@@ -41,7 +41,7 @@ def answers(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> l
     """
     decoder = sweeper.decoder
     found: list[dict[str, Answer] | None] = [None] * len(messages)
-    if decoder.rotary != "position_embeddings":
+    if not decoder.given_tables:
         raise Alone(f"{type(decoder.root).__name__}: its blocks are given a batch in a form that is not known")
     with ExitStack() as stack:
         stack.enter_context(claimed(decoder, "sweep"))

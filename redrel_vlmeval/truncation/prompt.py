@@ -9,7 +9,7 @@ import torch
 
 from redrel_vlmeval import rules
 from redrel_vlmeval.errors import InvalidValue, RedrelError, TruncationError
-from redrel_vlmeval.names import Stage, VariantSpec
+from redrel_vlmeval.names import Stage, VariantSpec, stage_before
 from redrel_vlmeval.truncation.decoders import Decoder
 from redrel_vlmeval.truncation.seeing import Evidence, one_prompt, pictures_of, remaining, sample_seed
 from redrel_vlmeval.truncation.trace import PromptTrace
@@ -74,7 +74,7 @@ class Prompt:
 
     def stage_before(self, block: int) -> Stage | None:
         """The last biting stage whose tokens are gone when block number ``block`` (0-based) begins."""
-        return next((stage for stage in reversed(self.stages) if stage.layer <= block), None)
+        return stage_before(self.stages, block)
 
     def view_before(self, block: int) -> View | None:
         """The positions that block (0-based) holds; None for all."""

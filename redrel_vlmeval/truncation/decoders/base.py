@@ -38,6 +38,11 @@ class Decoder(ABC):
     layout: ClassVar[str]  # the module tree it is recognised by, for messages
     rotary: ClassVar[str]  # the argument of a block that holds the rotary tables
 
+    @property
+    def given_tables(self) -> bool:
+        """Whether a block is given cosine and sine, one row a token, and not the places to make them of."""
+        return self.rotary == "position_embeddings"
+
     def heard(self, model: nn.Module) -> nn.Module:
         """Whose ``generate`` and ``forward`` make the answers of ``model``: its own, also where it wraps ``root``.
 
