@@ -29,6 +29,7 @@ NEEDS = setup.py pyproject.toml constraints.txt
 .venv: .venv/.test .venv/.lint .venv/.docs
 
 .venv/.demo: $(NEEDS)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("constraints.txt is for Python 3.11 or later, and this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@test -f $@ || $(PYTHON) -m venv --clear .venv
 	@rm -f .venv/.demo .venv/.test .venv/.lint .venv/.docs
 	@echo "Installing torch and VLMEvalKit into .venv: 3.5 GB to download, 7 GB on disk, about 5 minutes."
