@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,12 +17,13 @@ from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
 from redrel_vlmeval.truncation.decoders.calls import Attend, Call, Observer, observing
 from redrel_vlmeval.truncation.decoders.entrance import Entrance
+from redrel_vlmeval.truncation.decoders.modules import Modules
 from redrel_vlmeval.truncation.decoders.parallel import group_of
 from redrel_vlmeval.truncation.views import View, causal, hide, is_per_token, take
 
 
 @dataclass
-class Decoder(ABC):
+class Decoder(Modules):
     """A model's decoder blocks and how to shorten what they are given.
 
     ``root`` is the model as called, ``text`` the module that owns the blocks. Blocks are counted from 0. ``entrance``:
@@ -205,14 +206,6 @@ class Decoder(ABC):
         caches = ("past_key_values", "past_key_value", "layer_past")
         return dict(kwargs) | {name: None for name in caches if name in kwargs} | {"use_cache": False}
 
-    @abstractmethod
-    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states under the norm that stands behind the last block."""
-
-    @abstractmethod
-    def tower(self) -> nn.Module:
-        """The vision tower; raises TruncationError where none is laid out as known."""
-
     def unseen(self, block: int) -> TruncationError:
         """What to raise where the attention of ``block`` (from 0) was not to be looked at."""
         return TruncationError(
@@ -220,15 +213,7 @@ class Decoder(ABC):
             "so its image tokens were not ranked"
         )
 
-    # -- parts of the model by themselves, for continuing a prompt from the middle ------------------------------------
-
-    @abstractmethod
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [b, n] -> what enters block 1, [b, n, width]."""
-
-    @abstractmethod
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What leaves the last block, [b, 1, width] -> logits [b, 1, vocabulary]."""
+    # -- what a block is given when a prompt is continued from the middle ----------------------------------------------
 
     @contextmanager
     def noting(self) -> Iterator[list[torch.Tensor]]:
@@ -247,61 +232,6 @@ class Decoder(ABC):
         self, block: int, kwargs: Mapping[str, Any], noted: Sequence[torch.Tensor], length: int, ahead: int, count: int
     ) -> dict[str, Any]:
         """The same for ``count`` tokens, each ``ahead`` places (0 for the next) behind a prompt of ``length``."""
-
-    @abstractmethod
-    def part(self, block: int, name: str) -> nn.Module:
-        """A module of a block: ``input_norm``, ``middle_norm`` (before the FFN), or ``attention_output``.
-
-        The last is the projection whose input [b, s, h * d] is the attention of all heads side by side.
-
-        Raises:
-            TruncationError: the block has no such module.
-        """
-
-    @abstractmethod
-    def vision_blocks(self) -> list[nn.Module]:
-        """The blocks of the vision tower in the order they run.
-
-        Raises:
-            TruncationError: no vision tower is laid out as known.
-        """
-
-    @abstractmethod
-    def projector(self) -> nn.Module:
-        """The module whose output rows become the image tokens: a projector, merger or resampler.
-
-        Raises:
-            TruncationError: none is laid out as known.
-        """
-
-    def vision_probe(self, block: int, observer: Observer) -> AbstractContextManager[None]:
-        """:meth:`probe` for a block of the vision tower.
-
-        Raises:
-            TruncationError: its attention cannot be looked at.
-        """
-        raise TruncationError(f"{type(self.root).__name__}: the attention of its vision tower cannot be looked at")
-
-    def eye(self) -> nn.Module | None:
-        """The module whose first argument are the pixels [n, 3, h, w], where a forward call brings none itself."""
-        return None
-
-    def resampling(self) -> nn.Module | None:
-        """The attention whose second output [b, queries, patches] says which patches each image token is made of."""
-        return None
-
-    @property
-    def head(self) -> nn.Module:
-        """The output layer: hidden states [b, s, d] -> logits.
-
-        Raises:
-            TruncationError: the model names none.
-        """
-        head = self.root.get_output_embeddings() if hasattr(self.root, "get_output_embeddings") else None
-        head = getattr(self.root, "lm_head", None) if head is None else head
-        if not isinstance(head, nn.Module):
-            raise TruncationError(f"{type(self.root).__name__}: no output layer (lm_head) found")
-        return head
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """The parts of a forward call that truncation needs, wherever they stand among its arguments."""
