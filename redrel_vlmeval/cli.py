@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from redrel_vlmeval.console import App, brief, ending, open_streams, speak_utf8
+from redrel_vlmeval.console import App, brief, ending, open_streams, speak_utf8, written_out
 from redrel_vlmeval.errors import RedrelError
 from redrel_vlmeval.explain import app as explaining, list_methods, list_rules
 from redrel_vlmeval.host import runner
@@ -317,7 +317,8 @@ def main() -> None:
     open_streams()
     logging.getLogger().addFilter(runner.is_of_use)
     try:
-        app()
+        with written_out():
+            app()
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0") or not _for_people(error):
             raise

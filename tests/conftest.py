@@ -25,6 +25,10 @@ from redrel_vlmeval.rules import registry
 # A shell without a terminal lets its background jobs ignore Ctrl-C, and so would every child of theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# With these, which few shells set, a program of ours keeps no words back and writes no bytecode: faults stay unseen.
+for _name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(_name, None)
+
 
 @pytest.fixture(autouse=True)
 def _determinism() -> None:

@@ -83,12 +83,16 @@ def test_numbers_stay_numbers(tmp_path: Path) -> None:
     assert path.read_text() == "a,b,c,'=d\n-1.5,-3,'-,\n2.0,+4.5e-3,x,'=1+1\n"
 
 
-def run(*words: str, shell: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def own(**variables: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | variables
+
+
+def run(*words: str, shell: str = "", cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """``redrel`` in a process of its own; ``shell`` is put behind it."""
     command = f'"$0" "$@" {shell}'
     return subprocess.run(
         ["bash", "-c", command, *RUN, *words], capture_output=True, text=True, encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | variables, check=False, timeout=120,
+        env=own(**variables), cwd=cwd, check=False, timeout=120,
     )  # fmt: skip
 
 
@@ -100,11 +104,29 @@ def test_a_service_without_a_terminal_gets_its_files(tmp_path: Path, closed: str
     assert openpyxl.load_workbook(tmp_path / "x.xlsx").sheetnames[0] == "Leaderboard"
 
 
-def test_files_are_written_also_where_the_table_cannot_be_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("words", [["sheet", ".", "-o", "x.md"], ["rules"], ["--version"]], ids=" ".join)
+def test_files_are_written_also_where_the_table_cannot_be_shown(tmp_path: Path, words: list, buffering: str) -> None:
     sheet_files.clear(tmp_path)
-    done = run("sheet", str(tmp_path), "-o", str(tmp_path / "x.md"), shell=">/dev/full")
+    done = run(*words, shell=">/dev/full", cwd=tmp_path, PYTHONUNBUFFERED=buffering)
     assert (done.returncode, done.stderr) == (2, "redrel: [Errno 28] No space left on device\n")
-    assert (tmp_path / "x.md").read_text("utf-8").startswith("## Leaderboard\n")
+    assert words[0] != "sheet" or (tmp_path / "x.md").read_text("utf-8").startswith("## Leaderboard\n")
+
+
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("word", ["rules", "--version", "--help"])
+def test_a_reader_that_stops_as_head_does_gets_no_words(tmp_path: Path, word: str, buffering: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as closed:
+        environment = own(PYTHONUNBUFFERED=buffering)
+        done = subprocess.run([*RUN, word], stdout=closed, stderr=subprocess.PIPE, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_commands_own_error_is_told_also_on_a_full_disk(tmp_path: Path) -> None:
+    done = run("sheet", "nowhere", shell=">/dev/full", cwd=tmp_path)
+    assert done.returncode == 2 and "nowhere" in done.stderr and "No space" not in done.stderr
 
 
 @pytest.mark.parametrize("terminal", [{"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}])

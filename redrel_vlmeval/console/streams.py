@@ -6,6 +6,9 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 _LONG = re.compile(r"\S{300,}")
 
@@ -31,3 +34,33 @@ def open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Behind the context all that was said is written; nothing is left for Python, which would end with code 120.
+
+    Raises:
+        OSError: it could not be written, as to a full disk.
+        SystemExit: whoever read it has stopped, as ``| head`` does; with code 1, as where that is seen earlier.
+    """
+    try:
+        yield
+    finally:
+        told = isinstance(sys.exception(), Exception)  # an error of the command's own is what people read of
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError as error:
+                _silence(stream)
+                if isinstance(error, BrokenPipeError):
+                    raise SystemExit(1) from None
+                if not told:
+                    raise
+
+
+def _silence(stream: TextIO) -> None:
+    """What a stream still holds goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
