@@ -11,6 +11,7 @@ from .calls import (
     draws as draws,
     ends as ends,
     generated as generated,
+    in_force as in_force,
     setting_of as setting_of,
     together as together,
 )

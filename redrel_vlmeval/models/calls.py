@@ -9,9 +9,10 @@ question 3   a b I I I I c d      a b I I I I c d  ->  l m </s> .     a b I I I 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ PER_PICTURE = (
     "pixel_values", "image_sizes", "image_grid_thw", "batch_num_images", "pixel_values_videos", "video_grid_thw",
     "second_per_grid_ts",
 )  # fmt: skip
+INPUTS = ("inputs", *PER_TOKEN, *PER_PICTURE)
 # what an answer does not depend on the others for
 SETTINGS = {
     "max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "temperature", "top_p", "top_k", "use_cache",
@@ -50,16 +52,12 @@ class Finished(Alone):
     """The class answered without ``generate`` of its torch model."""
 
     def __init__(self, answer: Any) -> None:
-        super().__init__("its class does not call generate() of its torch model")
+        super().__init__("its class does not call generate() of its torch model in the thread that asks")
         self.answer = answer
 
 
 class _Captured(BaseException):
     """Ends the class's own code at its ``generate``; no class that catches every ``Exception`` catches it."""
-
-    def __init__(self, found: Call | Alone) -> None:
-        super().__init__()
-        self.found = found
 
 
 @dataclass
@@ -68,13 +66,15 @@ class Call:
 
     Attributes:
         tensors: of ``PER_TOKEN`` [1, s] and ``PER_PICTURE`` [n, ...], by name; lists as they came.
-        settings: all other keywords.
+        settings: all other keywords; None is one of them, which overrules a generation config.
         positional: the ids came without a name.
+        said: what is in force with them, in words: a class can change one config from question to question.
     """
 
     tensors: dict[str, Any]
     settings: dict[str, Any]
     positional: bool
+    said: str
 
     @classmethod
     def of(cls, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -83,7 +83,7 @@ class Call:
         Raises:
             Alone: it must be answered by itself.
         """
-        given = {name: value for name, value in kwargs.items() if value is not None}
+        given = {name: value for name, value in kwargs.items() if value is not None or name not in INPUTS}
         if "inputs" in given:
             args, given = (given.pop("inputs"), *args), given
         if args:
@@ -100,12 +100,12 @@ class Call:
                 raise Alone(f"{name} {list(tensors[name].shape)} is not one number per token")
         if tensor := [name for name, value in given.items() if isinstance(value, torch.Tensor)]:
             raise Alone(f"generate({tensor[0]}=...) is not known to be one for each token, or for each picture")
-        if other := sorted(name for name, value in given.items() if name not in SETTINGS and value is not False):
+        if other := sorted(n for n, value in given.items() if n not in SETTINGS and value not in (None, False)):
             raise Alone(f"generate({other[0]}=...) is not known to be answered alike in a batch")
         if getattr(tensors.get("pixel_values"), "ndim", 0) == 5 and "image_sizes" not in tensors:
             raise Alone("its pictures are laid out by question")
-        _check_settings(model, given)
-        return cls(tensors, given, bool(args))
+        _check_settings(in_force(model, given), ids.device.type)
+        return cls(tensors, given, bool(args), repr(in_force(model, given)))
 
     def joins(self, other: Call) -> bool:
         """Whether both can be answered in one call."""
@@ -119,7 +119,7 @@ class Call:
 
     def digest(self) -> list[Any]:
         """What tells whether a call asks the same; holds no pixels."""
-        found: list[Any] = [self.positional, sorted(self.settings)]
+        found: list[Any] = [self.positional, self.said]
         for name, value in sorted(self.tensors.items()):
             if name in PER_TOKEN:
                 found.append((name, value.tolist()))
@@ -130,13 +130,16 @@ class Call:
         return found
 
 
-def _check_settings(model: Any, given: dict[str, Any]) -> None:
+def _check_settings(settings: Any, device: str) -> None:
     """Refuse ways to generate that make of a row of a batch something else than it is alone.
 
     Raises:
         Alone: names the setting.
     """
-    setting = partial(setting_of, given, model)
+
+    def setting(name: str) -> Any:
+        return getattr(settings, name, None)
+
     for name, neutral in NEUTRAL.items():
         if setting(name) not in (None, neutral):
             raise Alone(f"generate({name}={setting(name)!r})")
@@ -144,7 +147,7 @@ def _check_settings(model: Any, given: dict[str, Any]) -> None:
         raise Alone("its answers are drawn (do_sample): in a batch they would be other draws")
     if setting("max_new_tokens") is None:
         raise Alone("its answers have no limit of their own (max_new_tokens)")
-    if torch.is_autocast_enabled():
+    if torch.is_autocast_enabled(device):
         raise Alone("it generates under autocast")
 
 
@@ -162,24 +165,33 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
     Raises:
         Alone: it cannot be answered with others; Finished: none was made. Whatever ``ask`` raises before.
     """
+    found: list[Call | Alone] = []
+    own = threading.get_ident()
 
-    def capture(_generate: Callable[..., Any]) -> Callable[..., Any]:
+    def capture(original: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != own:  # what is raised here would end that thread alone, and `ask` wait for it
+                return original(*args, **kwargs)
             try:
-                found: Call | Alone = Call.of(model, args, kwargs)
+                found.append(Call.of(model, args, kwargs))
             except Alone as reason:
-                found = reason
-            raise _Captured(found)
+                found.append(reason)
+            raise _Captured
 
         return generate
 
     try:
         with replaced_generate(model, capture):
             answer = ask()
-    except _Captured as end:
-        if isinstance(end.found, Alone):
-            raise end.found from None
-        return end.found
+    except _Captured:
+        if isinstance(found[0], Alone):
+            raise found[0] from None
+        return found[0]
+    except Exception:
+        if not found:
+            raise
+    if found:
+        raise Alone("its class catches what ends its code at its generate()")
     raise Finished(answer)
 
 
@@ -189,6 +201,8 @@ def together(model: Any, calls: Sequence[Call]) -> tuple[tuple[Any, ...], dict[s
     Raises:
         Alone: the model takes no batch of prompts.
     """
+    if any(call.said != repr(in_force(model, call.settings)) for call in calls):
+        raise Alone("its class changes its generation config from question to question")
     try:
         decoder = find_decoder(model)
     except TruncationError as error:  # a compiled model, or one that no variant could be made of
@@ -241,11 +255,27 @@ def _filled(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.nn.functional.pad(part, (0, 0) * 3 + (0, most - part.shape[1])) for part in parts]
 
 
+def in_force(model: Any, given: Mapping[str, Any]) -> SimpleNamespace:
+    """The settings of ``model.generate(**given)``.
+
+    A keyword overrules a generation config that is given, also with None; that the model's own, where it says something
+    else than a config says by itself.
+    """
+    config, own = given.get("generation_config"), getattr(model, "generation_config", None)
+    usual = {} if config is None else _public(type(config)())
+    said = {name: value for name, value in _public(config).items() if value != usual.get(name)}
+    rest = {name: value for name, value in given.items() if name != "generation_config"}
+    return SimpleNamespace(**usual | _public(own) | said | rest)
+
+
+def _public(config: Any) -> dict[str, Any]:
+    """A release's own notes aside, which it makes while it generates."""
+    return {name: value for name, value in getattr(config, "__dict__", {}).items() if not name.startswith("_")}
+
+
 def setting_of(given: Mapping[str, Any], model: Any, name: str) -> Any:
-    """A setting of ``model.generate(**given)``: its keyword, else what the generation config in force says, or None."""
-    if given.get(name) is not None:
-        return given[name]
-    return getattr(given.get("generation_config") or getattr(model, "generation_config", None), name, None)
+    """A setting of ``model.generate(**given)``, see :func:`in_force`, or None."""
+    return getattr(in_force(model, given), name, None)
 
 
 def draws(setting: Callable[[str], Any]) -> bool:
@@ -256,6 +286,7 @@ def draws(setting: Callable[[str], Any]) -> bool:
 def ends(model: Any, settings: Mapping[str, Any]) -> set[int]:
     """Ids that end an answer of ``model.generate(**settings)``."""
     found = setting_of(settings, model, "eos_token_id")
+    found = found.tolist() if isinstance(found, torch.Tensor) else found
     return set(found if isinstance(found, (list, tuple)) else [found]) - {None}
 
 
@@ -266,7 +297,6 @@ def answer_length(new: Sequence[int], stops: set[int]) -> int:
 
 def padding(model: Any, settings: dict[str, Any], decoder: Decoder) -> int:
     """The id to pad prompts with: none that stands for a picture."""
-    config = settings.get("generation_config") or getattr(model, "generation_config", None)
-    wanted = [settings.get("pad_token_id"), getattr(config, "pad_token_id", None), *ends(model, settings), *range(9)]
+    wanted = [setting_of(settings, model, "pad_token_id"), *ends(model, settings), *range(9)]
     known = [int(token) for token in wanted if token is not None]
     return next(token for token in known if not bool(decoder.image_mask(torch.tensor([[token]])).any()))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from redrel_vlmeval.errors import TruncationError
-from redrel_vlmeval.models import draws
+from redrel_vlmeval.models import draws, ends, in_force
 from redrel_vlmeval.sweep.continuation import OutOfRoom
 from redrel_vlmeval.sweep.tails import Tail
 from redrel_vlmeval.truncation import Attention, Decoder, replaced
@@ -43,7 +43,7 @@ class Request:
     def config(self) -> Any:
         """The generation config in force."""
         config = copy.deepcopy(self.kwargs.get("generation_config") or self.model.generation_config)
-        config.update(**{k: v for k, v in self.kwargs.items() if k != "generation_config"})
+        config.update(**vars(in_force(self.model, self.kwargs)))
         return config
 
     def check_greedy(self) -> None:
@@ -67,15 +67,6 @@ class Request:
     def one_by_one(self) -> bool:
         config = self.config()
         return any(self.kwargs.get(name) is not None or getattr(config, name, None) for name in ONE_BY_ONE)
-
-    @property
-    def ends(self) -> set[int]:
-        """Tokens that end an answer."""
-        own = getattr(self.model.generation_config, "eos_token_id", None)
-        given = self.config().eos_token_id
-        given = own if given is None else given
-        given = given.tolist() if isinstance(given, torch.Tensor) else given
-        return set() if given is None else set(given) if isinstance(given, (list, tuple)) else {given}
 
 
 @dataclass
@@ -154,9 +145,9 @@ def _decoded(request: Request, generate: Callable[..., Any], ids: torch.Tensor, 
             ended = True
         except OutOfRoom:
             new, ended = torch.stack(said, 1).tolist(), False
-    ends = request.ends
-    tokens = [_until(row, ends) for row in new]
-    done = [ended or row[-1] in ends for row in tokens]
+    stops = ends(request.model, request.kwargs)
+    tokens = [_until(row, stops) for row in new]
+    done = [ended or row[-1] in stops for row in tokens]
     return Decoded(tokens, done, first[0][:, -1].float().cpu())
 
 

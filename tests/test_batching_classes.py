@@ -1,0 +1,138 @@
+"""What a class of the host can do around its ``generate``: its answers in a batch, and in a sweep, are those alone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+
+import pytest
+import torch
+from batch_box import Calls, Questions, ask
+from checkpoints import needs_host
+from modelbox import QUESTION, message
+from transformers import GenerationConfig
+
+from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.llava import input
+from redrel_vlmeval.models.plain import batched
+from redrel_vlmeval.names import parse
+from redrel_vlmeval.sweep import Sweeper
+
+pytestmark = needs_host
+TEXTS = ["Count.", QUESTION, "What is left of it?", "Which color?"]
+
+
+class Kind:
+    """A class over the model in the box that keeps the ends of its answers in their text."""
+
+    INTERLEAVE, is_api = True, False
+
+    def __init__(self, base):
+        self.core, self.model, self.tokenizer = base.core, base.model, base.core.tokenizer
+
+    def set_dump_image(self, function):
+        self.dump_image_func = function
+
+    def generate(self, message, dataset=None):
+        inputs = self.core.inputs(*input.single_prompt(message))
+        said = self.call(inputs)
+        return self.tokenizer.decode(said[0, inputs["input_ids"].shape[1] :])
+
+    def call(self, inputs):
+        return self.model.generate(**inputs, do_sample=False, max_new_tokens=8)
+
+
+class Bare(Kind):
+    def generate(self, message, dataset=None):
+        try:
+            return super().generate(message, dataset)
+        except:  # noqa: E722 (as some classes have it)
+            return "failed"
+
+
+class Reraised(Kind):
+    def generate(self, message, dataset=None):
+        try:
+            return super().generate(message, dataset)
+        except BaseException as error:
+            raise ValueError("failed") from error
+
+
+class InThread(Kind):
+    def call(self, inputs):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(super(InThread, self).call(inputs)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+
+class Autocast(Kind):
+    def call(self, inputs):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.model.generate(**inputs, do_sample=False, min_new_tokens=30, max_new_tokens=30)
+
+
+class OwnLimit(Kind):
+    def call(self, inputs):
+        self.model.generation_config.max_new_tokens = 2 + inputs["input_ids"].shape[1] % 4
+        return self.model.generate(**inputs, do_sample=False, min_new_tokens=1, eos_token_id=None)
+
+
+class Endless(Kind):
+    def call(self, inputs):
+        return self.model.generate(**inputs, do_sample=False, max_new_tokens=8, eos_token_id=None)
+
+
+class Given(Kind):
+    def call(self, inputs):
+        return self.model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=8))
+
+
+@pytest.fixture
+def config(base, monkeypatch):
+    """The model's own generation config, to be changed."""
+    monkeypatch.setattr(base.model, "generation_config", copy.deepcopy(base.model.generation_config))
+    return base.model.generation_config
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "words"),
+    [
+        (Bare, {}, "its class catches what ends its code at its generate()"),
+        (Reraised, {}, "its class catches what ends its code at its generate()"),
+        (InThread, {}, "its class does not call generate() of its torch model in the thread that asks"),
+        (Autocast, {}, "it generates under autocast"),
+        (OwnLimit, {}, "its class changes its generation config from question to question"),
+        (Given, {"do_sample": True}, "its answers are drawn (do_sample): in a batch they would be other draws"),
+        (Given, {"repetition_penalty": 1.5}, "generate(repetition_penalty=1.5)"),
+        (Given, {}, None),
+        (Endless, {}, None),
+    ],
+)
+def test_answers_of_a_batch_are_those_alone(classes, base, config, pictures, tmp_path, caplog, kind, own, words):
+    caplog.set_level(logging.WARNING, "redrel_vlmeval")
+    vars(config).update(own)
+    asked, found = [message(pictures, place, text) for place, text in enumerate(TEXTS)], []
+    for folder in ("alone", "batch"):
+        torch.manual_seed(18)
+        model = kind(base) if folder == "alone" else batched(kind(base), "odd", 4)
+        with Calls(base.model) as calls:
+            found.append(ask(model, tmp_path / folder, Questions(asked), "odd"))
+    assert found[0] == found[1] and len(set(found[0])) > 2 and "failed" not in found[0]
+    assert calls.sizes == ([4] if words is None else [1] * 4)
+    said = [line.partition(": answers one by one: ")[2] for line in caplog.messages]
+    assert list(filter(None, said)) == [words] * bool(words)
+
+
+def test_a_sweep_reads_the_same_settings(base, config, pictures):
+    from redrel_vlmeval.models.variant import TruncatedVLM
+
+    asked = message(pictures, 0, QUESTION)
+    config.do_sample = True
+    with pytest.raises(TruncationError, match="a sweep decodes greedily, but the model is asked for sample"):
+        Sweeper(Given(base), [parse("redrel_tiny_trunc_l2_k8")]).answer(asked)
+    found = Sweeper(Endless(base), [parse("redrel_tiny_trunc_l2_k8")]).answer(asked)
+    with TruncatedVLM(base, "l2_k8").cut():
+        assert found["l2_k8"].text == Endless(base).generate(asked) != found[""].text
