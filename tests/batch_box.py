@@ -20,6 +20,10 @@ from redrel_vlmeval.host import Benchmark
 DATA = "RedRelShapes"
 
 
+class Log(list[Any]):
+    """What looking ahead does not undo, as it does with a benchmark's own lists."""
+
+
 class Questions:
     """A benchmark of the host whose questions are messages as they are given; it counts how often each is built."""
 
@@ -28,7 +32,7 @@ class Questions:
 
     def __init__(self, messages: Sequence[Any]) -> None:
         self.data = pd.DataFrame({"index": range(100, 100 + len(messages))})
-        self.messages, self.built = list(messages), []
+        self.messages, self.built = list(messages), Log()
 
     def __len__(self) -> int:
         return len(self.data)

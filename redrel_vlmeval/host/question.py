@@ -27,6 +27,7 @@ class HostQuestion:
     folder: Path
     line: Any = field(default=None, compare=False, repr=False)
     message: Any = field(default=None, compare=False, repr=False)
+    benchmark: Any = field(default=None, compare=False, repr=False)
 
     @property
     def record_path(self) -> Path:
@@ -50,7 +51,7 @@ def asked_by_host() -> HostQuestion | None:
     names = frame.f_locals
     model, folder = str(names["model_name"]), Path(str(names["work_dir"]))
     dataset = _result_name(frame, model) or str(names["dataset_name"])
-    return HostQuestion(names["idx"], model, dataset, folder, _line(names), names.get("struct"))
+    return HostQuestion(names["idx"], model, dataset, folder, _line(names), names.get("struct"), names.get("dataset"))
 
 
 def _result_name(frame: FrameType, model: str) -> str | None:
@@ -90,8 +91,11 @@ def message_of(dataset: Any, model: Any, line: Any, name: str) -> Any:
     return dataset.build_prompt(line)
 
 
-def upcoming(model: Any) -> Iterator[Callable[[], Any]]:
-    """What builds the message of each question that the host's loop over single questions will ask ``model`` next."""
+def upcoming(model: Any, after: int = 1) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    """Index, and what builds the message, of each question that the host's loop over single ones asks ``model`` next.
+
+    ``after``: 0 begins with the question at hand.
+    """
     frame = _loop()
     names: Mapping[str, Any] = {} if frame is None else frame.f_locals
     data: Any = names.get("data")
@@ -101,10 +105,10 @@ def upcoming(model: Any) -> Iterator[Callable[[], Any]]:
     if not hasattr(data, "iloc") or not isinstance(place, int):  # a loop of another make
         return
     answered = names.get("res", {})
-    for number in range(place + 1, len(data)):
-        line = data.iloc[number]
+    for number in range(place + after, len(data)):
+        line = data.iloc[number].copy()  # a view in some releases of pandas, of which a benchmark may change cells
         if line["index"] not in answered:
-            yield partial(message_of, dataset, model, line, names["dataset_name"])
+            yield line["index"], partial(message_of, dataset, model, line, names["dataset_name"])
 
 
 def _loop() -> FrameType | None:

@@ -12,15 +12,18 @@ itself at the question's own turn, where it meets the error too.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -28,6 +31,7 @@ from PIL import Image, ImageFile
 logger = logging.getLogger("redrel_vlmeval")
 THREADS = min(4, os.cpu_count() or 1)
 MOST, BYTES = 64, 2**29  # of pictures that are waited with
+MOMENT = 50_000_000  # nanoseconds, more than a file system's clock takes from one reading to the next
 FORMATS = ("JPEG", "PNG", "WEBP")  # of one frame, these are the same read now or later
 
 
@@ -157,6 +161,28 @@ def _state(path: str) -> tuple[Any, ...] | None:
     except (OSError, ValueError):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns, ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def unchanged(pictures: Iterable[str]) -> Callable[[], bool]:
+    """What tells later whether the files that these pictures name are those of now."""
+    paths = {picture.removeprefix("file://") for picture in pictures}
+    before = {path: (_state(path), _content(path)) for path in paths}
+
+    def same(path: str) -> bool:
+        state, content = before[path]
+        return _state(path) == state and (content is None or _content(path, ever=True) == content)
+
+    return lambda: all(map(same, paths))
+
+
+def _content(path: str, ever: bool = False) -> bytes | None:
+    """Hash of a file, where it was written a moment ago: a clock may not tell that from being written again."""
+    try:
+        if ever or time.time_ns() - os.stat(path).st_mtime_ns < MOMENT:
+            return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).digest()
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def _bytes(one: _Expected) -> int:

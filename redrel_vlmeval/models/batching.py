@@ -17,7 +17,6 @@ import copy
 import json
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,12 +24,11 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from redrel_vlmeval.errors import InvalidValue
 from redrel_vlmeval.host import asked_by_host, upcoming
-from redrel_vlmeval.models.ahead import Ahead, ahead_of
+from redrel_vlmeval.models.ahead import Ahead, ahead_of, unchanged
 from redrel_vlmeval.models.at_once import AtOnce
 from redrel_vlmeval.models.calls import (
     Alone,
@@ -45,6 +43,7 @@ from redrel_vlmeval.models.calls import (
 from redrel_vlmeval.models.efficiency import Meter, Share, shares
 from redrel_vlmeval.models.pictures import pictures_of
 from redrel_vlmeval.models.recorder import Recorder
+from redrel_vlmeval.models.untouched import as_before
 from redrel_vlmeval.truncation import Trace, replaced_generate
 
 logger = logging.getLogger("redrel_vlmeval")
@@ -98,17 +97,22 @@ class Batches:
         self.asked, self._at_once = asked, AtOnce(size, self._say)
         self._kept: dict[str, Dealt] = {}
         self._alone: set[str] = set()  # questions of a batch that failed
+        self._foreseen: dict[Any, str] = {}  # benchmark and index of a question that was looked ahead for -> its key
+        self._blind = False  # nothing is looked ahead for
         self._said: set[str] = set()
 
     def answer(self, message: Any, dataset: str | None) -> Any:
         """The answer to a message; inside the host's loop with the following ones."""
-        if asked_by_host() is None:
+        asked = asked_by_host()
+        if asked is None:
             return self.asked.ask(message, dataset)
+        key = _key(message, dataset) if self._at_once.size > 1 else ""
+        if self._foreseen.pop((dataset, asked.index), key) != key and self._at_once.size > 1:
+            self._at_once.one_by_one("its benchmark builds another message when it builds a question's again")
         if self._at_once.size == 1:
-            with self._looking_ahead() as builds:
+            with self._looking_ahead(message) as builds:
                 self._expect([message], builds)
             return self._ask(message, dataset)
-        key = _key(message, dataset)
         if key not in self._kept and key not in self._alone:
             try:
                 self._fill(key, message, dataset)
@@ -131,27 +135,30 @@ class Batches:
         return ahead_of(self.asked.host())
 
     @contextmanager
-    def _looking_ahead(self) -> Iterator[Iterator[Callable[[], Any]]]:
-        """What builds the messages of the questions that come next; building them leaves nothing behind.
+    def _looking_ahead(self, message: Any) -> Iterator[Iterator[tuple[Any, Callable[[], Any]]]]:
+        """Index and builder of the messages of the questions that come next; building them leaves nothing behind.
 
-        The question at hand stays the one that was built for it, also where a class keeps it, or its variant's base.
+        The question at hand, ``message``, stays the one that was built for it: also where a class, its variant's base
+        or the benchmark keeps it, and where the benchmark writes the pictures of several questions into one file.
         """
-        host = self.asked.host()
-        models = [one for one in (host, getattr(host, "inner", None)) if hasattr(one, "__dict__")]
-        draws, held = (random.getstate(), np.random.get_state()), [dict(vars(one)) for one in models]
-        try:
-            with _silent(self.asked.recorder):
-                yield upcoming(host)
-        finally:
-            for one, attributes in zip(models, held, strict=True):
-                vars(one).update(attributes)
-            random.setstate(draws[0])
-            np.random.set_state(draws[1])
+        host, asked = self.asked.host(), asked_by_host()
+        owners = host, getattr(host, "inner", None), None if asked is None else asked.benchmark
+        as_shown = unchanged(pictures_of(message))
+        with as_before(*owners), _silent(self.asked.recorder):
+            yield iter(()) if self._blind else upcoming(host)
+        if self._blind or as_shown():
+            return
+        self._blind = True
+        if self._at_once.size > 1:
+            self._at_once.one_by_one("its benchmark writes the pictures of several questions into one file")
+        with as_before(*owners):
+            _, build = next(upcoming(host, after=0))
+            build()
 
-    def _expect(self, messages: Sequence[Any], builds: Iterator[Callable[[], Any]]) -> None:
+    def _expect(self, messages: Sequence[Any], builds: Iterator[tuple[Any, Callable[[], Any]]]) -> None:
         """Have the pictures of these messages made ready, and of as many as are answered at once after them."""
         following = []
-        for build in islice(builds, self._at_once.size):
+        for _, build in islice(builds, self._at_once.size):
             try:
                 following.append(build())
             except Exception as error:
@@ -177,7 +184,8 @@ class Batches:
         for old in list(self._kept)[: -4 * self._at_once.wanted]:  # of questions that the host has passed over
             del self._kept[old]
         messages = [message]
-        with self._looking_ahead() as builds:
+        self._foreseen = {}
+        with self._looking_ahead(message) as builds:
             for other, call in self._ahead(builds, dataset, self._at_once.size - 1):
                 messages.append(other)
                 if call.joins(first):
@@ -190,14 +198,15 @@ class Batches:
         return captured(self.asked.decoding(), lambda: self._ask(copy.deepcopy(message), dataset))
 
     def _ahead(
-        self, builds: Iterator[Callable[[], Any]], dataset: str | None, count: int
+        self, builds: Iterator[tuple[Any, Callable[[], Any]]], dataset: str | None, count: int
     ) -> Iterator[tuple[Any, Call]]:
         """Message and call of up to ``count`` questions that come next; what fails is left to its own turn."""
-        while count > 0 and (build := next(builds, None)) is not None:
+        while count > 0 and (following := next(builds, None)) is not None:
+            index, build = following
             call = None
             try:
                 message = build()
-                key = _key(message, dataset)
+                self._foreseen[dataset, index] = key = _key(message, dataset)
                 if key in self._kept or key in self._alone:
                     continue
                 call = self._captured(message, dataset)
