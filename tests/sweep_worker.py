@@ -51,6 +51,8 @@ class Made:
         picture = [] if position == TEXT else [{"type": "image", "value": "x.png"}]
         return [*picture, {"type": "text", "value": str(position)}]
 
+    ahead = message
+
     def sweeper(self, specs: Any, memory: int | None) -> Any:
         settings = ["", *(spec.setting for spec in specs)]
 

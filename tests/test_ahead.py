@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,21 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path) -> None:
         opened = Image.open(path)
         Image.new("RGB", (30, 20), "cyan").save(tmp_path / "y.png")
         assert opened.convert("RGB").getpixel((0, 0)) == (0, 255, 0)
+
+
+def test_a_file_that_is_written_again_within_one_tick_of_its_clock_is_read_again(tmp_path: Path) -> None:
+    path, pictures = tmp_path / "x.png", Opened()
+    now, sizes = time.time_ns(), set()
+    for color in ((255, 0, 0), (254, 0, 0)):
+        Image.new("RGB", (30, 20), color).save(path)
+        os.utime(path, ns=(now, now))
+        sizes.add(path.stat().st_size)
+        if color == (255, 0, 0):
+            same = ahead.unchanged([f"file://{path}"])
+            assert same()
+            pictures.expect([str(path)])
+            assert pictures._expected[0].made.result().getpixel((0, 0)) == color
+    assert len(sizes) == 1 and not same() and pictures.take(str(path)) is None
 
 
 def test_only_the_thread_that_asks_is_served_and_only_within_the_context(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from test_batching_classes import Kind
 
 from redrel_vlmeval.models.plain import batched
 from redrel_vlmeval.models.untouched import as_before
+from redrel_vlmeval.names import parse
+from redrel_vlmeval.sweep import Sweeper
+from redrel_vlmeval.sweep.asking import HostSource, Task, answer_all
 
 pytestmark = needs_host
 UPCOMING = "redrel_vlmeval.models.batching.upcoming"
@@ -132,6 +135,48 @@ def test_a_class_that_sets_its_limit_while_a_prompt_is_built_keeps_it(
             found.append(ask(model, tmp_path / folder, questions, name_of(setting)))
     assert found[0] == found[1] and len(set(found[0])) > 3
     assert [text.endswith("long") for text in found[0]] == [False] + [True] * 5
+
+
+class Lines:
+    """A benchmark of the host as a sweep has it; it counts, and writes every question's picture into the same file."""
+
+    kind, name, img_root = "IMAGE MCQ", "X", ""
+
+    def __init__(self, model, asked, folder):
+        self.model, self.asked, self.folder = model, asked, folder
+        self.dataset, self.count = self, 0
+
+    def message(self, model, position):
+        self.count += 1
+        shown, *rest = self.asked[position]
+        Image.open(shown["value"]).save(self.folder / "now.bmp")
+        model.kwargs["limits"]["max_new_tokens"], model.position = 3 + position // 3, position
+        return [{"type": "image", "value": str(self.folder / "now.bmp")}, *rest]
+
+
+def test_a_sweep_of_several_questions_has_each_ones_picture_and_settings(base, pictures, tmp_path):
+    class Keeps(Limits):
+        def generate(self, message, dataset=None):
+            return f"{self.position}: {super().generate(message, dataset)}"
+
+    asked, found = [message(pictures, number % 4, QUESTION) for number in range(6)], []
+    for batch in (1, 3):
+        source, entries = HostSource("X", None), []
+        source.model = Keeps(base, pictures)
+        source.benchmark = Lines(source.model, asked, tmp_path)
+        specs = [parse(f"redrel_tiny_trunc_{setting}") for setting in ("l2_k16", "l5_k0")]
+        tasks = [Task(place, str(place), "", ("", "l2_k16", "l5_k0")) for place in range(6)]
+        sweeper, built = Sweeper(source.model, specs), (lambda task, own=source: own.message(task.position))
+        with Calls(base.model) as calls:
+            answer_all(
+                tasks, built, lambda _, own=sweeper: own, "X", entries.append, batch,
+                lambda task, own=source: own.ahead(task.position),
+            )  # fmt: skip
+        found.append([{name: answer["text"] for name, answer in entry.answers.items()} for entry in entries])
+        assert source.benchmark.count == (6 if batch == 1 else 18)  # captured and decoded, each time as built last
+        assert (3 in calls.sizes) == (batch == 3)
+    assert found[0] == found[1] and len({text for texts in found[0] for text in texts.values()}) > 12
+    assert all(text.startswith(f"{place}: ") for place, texts in enumerate(found[1]) for text in texts.values())
 
 
 def test_what_is_held_within_attributes_is_put_back():

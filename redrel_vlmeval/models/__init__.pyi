@@ -50,5 +50,6 @@ from .qwen import (
 )
 from .recorder import facts_of as facts_of, versions as versions
 from .tiny import benchmark as benchmark, scenes as scenes
+from .untouched import as_before as as_before
 from .variant import TruncatedVLM as TruncatedVLM
 from .wrapping import find_torch_model as find_torch_model, tokenizer_of as tokenizer_of, unrecorded as unrecorded

@@ -38,7 +38,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # of one frame, these are the same read now o
 @dataclass(eq=False)
 class _Expected:
     path: str
-    state: tuple[Any, ...]  # of the file, before it was read
+    seen: Any  # of the file, before it was read, see :func:`_seen`
     made: Future[Any] = field(default_factory=Future)
 
 
@@ -73,14 +73,14 @@ class Ahead:
         before, self._expected = self._expected, []
         paths = [picture.removeprefix("file://") for picture in pictures]
         for path in islice(paths if self._once else dict.fromkeys(paths), MOST):
-            if (state := _state(path)) is None:
+            if (seen := _seen(path)) is None:
                 continue
-            there = (one for one in before if (one.path, one.state) == (path, state) and not one.made.cancelled())
+            there = (one for one in before if one.path == path and not one.made.cancelled() and _still(path, one.seen))
             one = next(there, None)
             if one is not None:
                 before.remove(one)
             else:
-                one = _Expected(path, state)
+                one = _Expected(path, seen)
                 threading.Thread(target=self._work, args=(one,), daemon=True).start()  # ends with the process
             self._expected.append(one)
         for one in before:
@@ -106,7 +106,7 @@ class Ahead:
             return None
         if self._once:
             self._expected.remove(one)
-        if one.made.cancel() or one.state != _state(path):  # not begun: it is made sooner by whoever asks
+        if one.made.cancel() or not _still(path, one.seen):  # not begun: it is made sooner by whoever asks
             return None
         return one.made.result()
 
@@ -154,6 +154,12 @@ def ahead_of(model: Any) -> Ahead:
     return getattr(getattr(model, "core", None), "ahead", None) or Opened()
 
 
+def unchanged(pictures: Iterable[str]) -> Callable[[], bool]:
+    """What tells later whether the files that these pictures name are those of now."""
+    before = {path: _seen(path) for path in (picture.removeprefix("file://") for picture in pictures)}
+    return lambda: all(_still(path, seen) for path, seen in before.items())
+
+
 def _state(path: str) -> tuple[Any, ...] | None:
     """What tells whether a file is still what it was, and read alike; None where there is none."""
     try:
@@ -163,26 +169,23 @@ def _state(path: str) -> tuple[Any, ...] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns, ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def unchanged(pictures: Iterable[str]) -> Callable[[], bool]:
-    """What tells later whether the files that these pictures name are those of now."""
-    paths = {picture.removeprefix("file://") for picture in pictures}
-    before = {path: (_state(path), _content(path)) for path in paths}
-
-    def same(path: str) -> bool:
-        state, content = before[path]
-        return _state(path) == state and (content is None or _content(path, ever=True) == content)
-
-    return lambda: all(map(same, paths))
+def _seen(path: str) -> tuple[Any, bytes | None] | None:
+    """A file's state, and its content where it was written a moment ago: its clock may not tell it is written again."""
+    state = _state(path)
+    return None if state is None else (state, _content(path) if time.time_ns() - state[2] < MOMENT else None)
 
 
-def _content(path: str, ever: bool = False) -> bytes | None:
-    """Hash of a file, where it was written a moment ago: a clock may not tell that from being written again."""
+def _still(path: str, seen: tuple[Any, bytes | None] | None) -> bool:
+    """Whether a file is what was ``seen``."""
+    state, content = seen or (None, None)
+    return _state(path) == state and (content is None or content == _content(path))
+
+
+def _content(path: str) -> bytes:
     try:
-        if ever or time.time_ns() - os.stat(path).st_mtime_ns < MOMENT:
-            return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).digest()
-    except (OSError, ValueError):
-        pass
-    return None
+        return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).digest()
+    except OSError:
+        return b""
 
 
 def _bytes(one: _Expected) -> int:

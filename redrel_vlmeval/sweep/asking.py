@@ -28,7 +28,9 @@ class Answers(Protocol):
 
     def answer(self, message: Any, dataset: str) -> dict[str, Any]: ...
 
-    def answers(self, messages: Sequence[Any], dataset: str) -> list[dict[str, Any] | None]: ...
+    def answers(
+        self, messages: Sequence[Any], dataset: str, again: Callable[[int], Any]
+    ) -> list[dict[str, Any] | None]: ...
 
     def expect(self, messages: Sequence[Any], later: Sequence[Any]) -> None: ...
 
@@ -95,6 +97,13 @@ class HostSource:
         """See :meth:`Benchmark.message`."""
         return self.benchmark.message(self.model, position)
 
+    def ahead(self, position: int) -> Any:
+        """The message of a question that is not asked yet; nothing remembers that it was built."""
+        from redrel_vlmeval.models import as_before
+
+        with as_before(self.model, self.benchmark.dataset):
+            return self.message(position)
+
     def sweeper(self, specs: Sequence[VariantSpec], memory: int | None) -> Answers:
         """What answers for these settings.
 
@@ -119,8 +128,11 @@ def answer_all(
     dataset: str,
     keep: Callable[[Entry], None],
     batch: int = 1,
+    ahead: Callable[[Task], Any] | None = None,
 ) -> None:
     """Ask the tasks, ``batch`` at a time, and ``keep`` what came of each, at once; a failed one is kept as failed.
+
+    ``message`` builds what a task asks, and ``ahead`` as well, of a task that is not asked yet.
 
     Raises:
         StoreError, or what the model raises: nothing that was kept before is lost.
@@ -131,17 +143,18 @@ def answer_all(
     while left:
         group = _alike(left, at_once.size)
         asked = sweeper(group[0].missing)
-        later = _messages(_alike(left[len(group) :], at_once.size), message)
+        later = _messages(_alike(left[len(group) :], at_once.size), ahead or message)
         messages = _messages(group, message)  # built last, as if nothing had been looked ahead for
         asked.expect(list(messages.values()), list(later.values()))
-        found = at_once.answers(list(messages.values()), partial(asked.answers, dataset=dataset))
+        again = partial(_again, list(messages), message)
+        found = at_once.answers(list(messages.values()), partial(asked.answers, dataset=dataset, again=again))
         known = dict(zip(messages, found or (), strict=False))
         group = group[: at_once.size]  # fewer than before where memory ran out
         for task in group:
             if (answers := known.get(task)) is not None:
                 keep(_entry(task, messages[task], answers))
             else:
-                build = partial(messages.get, task) if task in messages else partial(message, task)
+                build = partial(messages.get, task) if list(messages) == [task] else partial(message, task)
                 keep(_alone(task, build, asked, dataset, bool(at_once.failed)))
         left = left[len(group) :]
 
@@ -158,6 +171,10 @@ def _messages(tasks: Sequence[Task], message: Callable[[Task], Any]) -> dict[Tas
         with contextlib.suppress(Exception):
             found[task] = message(task)
     return found
+
+
+def _again(tasks: Sequence[Task], message: Callable[[Task], Any], place: int) -> Any:
+    return message(tasks[place])
 
 
 def _alone(task: Task, build: Callable[[], Any], asked: Answers, dataset: str, failed: bool) -> Entry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -106,9 +106,11 @@ class Sweeper:
             self.batches = question.batches
             return question.answers(message, dataset, text)
 
-    def answers(self, messages: Sequence[Any], dataset: str | None = None) -> list[dict[str, Answer] | None]:
+    def answers(
+        self, messages: Sequence[Any], dataset: str | None = None, again: Callable[[int], Any] | None = None
+    ) -> list[dict[str, Answer] | None]:
         """The same of several questions at once; None of one that must be asked by itself: see :mod:`together`."""
-        return together.answers(self, messages, dataset)
+        return together.answers(self, messages, dataset, again or messages.__getitem__)
 
     def expect(self, messages: Sequence[Any], later: Sequence[Any]) -> None:
         """Have the pictures of these messages made ready meanwhile, then those of ``later`` ones."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +34,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("redrel_vlmeval")
 
 
-def answers(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> list[dict[str, Answer] | None]:
+def answers(
+    sweeper: Sweeper, messages: Sequence[Any], dataset: str | None, again: Callable[[int], Any]
+) -> list[dict[str, Answer] | None]:
     """Of every message what :meth:`Sweeper.answer` gives; None of one that must be asked by itself.
+
+    ``again(place)``: the message at that place, built once more, whenever its class's code runs: what a class or a
+    benchmark keeps while it builds one, and the pictures that it writes, are then that question's.
 
     Raises:
         Alone: this model answers its questions one by one; says why. Whatever the model raises.
@@ -47,7 +53,8 @@ def answers(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> l
         stack.enter_context(claimed(decoder, "sweep"))
         stack.enter_context(unrecorded(sweeper.host))
         stack.enter_context(sweeper.pictures.serving())
-        calls = _captured(sweeper, messages, dataset)
+        said: dict[int, Any] = {}
+        calls = _captured(sweeper, len(messages), dataset, again, said)
         first = next(iter(calls.values()), None)
         calls = {place: call for place, call in calls.items() if first is not None and call.joins(first)}
         if len(calls) < 2:
@@ -55,22 +62,26 @@ def answers(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> l
         sweeper.expect(messages, sweeper.later)  # once more: the class reads them again over each answer
         questions = _heard(sweeper, list(calls.values()))
         for place, question in zip(calls, questions, strict=True):
-            found[place] = question.answers(messages[place], dataset)
+            again(place)
+            found[place] = question.answers(said[place], dataset)
     sweeper.batches = [count for question in questions for count in question.batches]
     return found
 
 
-def _captured(sweeper: Sweeper, messages: Sequence[Any], dataset: str | None) -> dict[int, Call]:
-    """Place of a message -> its call of ``generate``; what fails is left to be asked by itself.
+def _captured(
+    sweeper: Sweeper, count: int, dataset: str | None, again: Callable[[int], Any], said: dict[int, Any]
+) -> dict[int, Call]:
+    """Place of a message -> its call of ``generate``, and into ``said`` the message; what fails is left alone.
 
     Raises:
         Alone: none can be answered with others.
     """
     found: dict[int, Call] = {}
     reason: Alone | None = None
-    for place, message in enumerate(messages):
+    for place in range(count):
         try:
-            ask = lambda own=message: sweeper.host.generate(message=copy.deepcopy(own), dataset=dataset)  # noqa: E731
+            said[place] = again(place)
+            ask = partial(sweeper.host.generate, message=copy.deepcopy(said[place]), dataset=dataset)
             found[place] = captured(sweeper.heard, ask)
         except Alone as error:
             reason = error

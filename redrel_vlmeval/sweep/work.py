@@ -37,6 +37,8 @@ class Source(Protocol):
 
     def message(self, position: int) -> Any: ...
 
+    def ahead(self, position: int) -> Any: ...
+
     def sweeper(self, specs: Sequence[VariantSpec], memory: int | None) -> Answers: ...
 
 
@@ -194,7 +196,13 @@ class Sweep:
                 writer.append(entry)
                 progress.on()
 
-            answer_all(tasks, lambda task: self.source.message(task.position), sweeper, self.plan.data, keep, batch)
+            def built(task: Task) -> Any:
+                return self.source.message(task.position)
+
+            def ahead(task: Task) -> Any:
+                return self.source.ahead(task.position)
+
+            answer_all(tasks, built, sweeper, self.plan.data, keep, batch, ahead)
 
     def _report(self) -> None:
         """Which questions failed, and how many have no picture."""
