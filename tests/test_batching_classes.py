@@ -8,12 +8,14 @@ import threading
 
 import pytest
 import torch
+import transformers as tf
 from batch_box import Calls, Questions, ask
 from checkpoints import needs_host
 from modelbox import QUESTION, message
-from transformers import GenerationConfig
+from tiny_models import IMAGE, NEWEST, TEXT, VISION
 
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.models.calls import Alone, captured, together
 from redrel_vlmeval.models.llava import input
 from redrel_vlmeval.models.plain import batched
 from redrel_vlmeval.names import parse
@@ -87,7 +89,7 @@ class Endless(Kind):
 
 class Given(Kind):
     def call(self, inputs):
-        return self.model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=8))
+        return self.model.generate(**inputs, generation_config=tf.GenerationConfig(max_new_tokens=8))
 
 
 @pytest.fixture
@@ -136,3 +138,36 @@ def test_a_sweep_reads_the_same_settings(base, config, pictures):
     found = Sweeper(Endless(base), [parse("redrel_tiny_trunc_l2_k8")]).answer(asked)
     with TruncatedVLM(base, "l2_k8").cut():
         assert found["l2_k8"].text == Endless(base).generate(asked) != found[""].text
+
+
+ROPES = {
+    "dynamic": {"factor": 4.0},
+    "longrope": {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_max_position_embeddings": 40},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 40},
+}
+
+
+@pytest.mark.skipif(not NEWEST, reason="releases before 5 spell it otherwise")
+@pytest.mark.parametrize("kind", ROPES)
+def test_rotary_angles_that_depend_on_the_longest_prompt_are_each_prompts_own(kind):
+    rope = {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0} | ROPES[kind]}
+    text = TEXT | rope | {"max_position_embeddings": 40, "hidden_act": "silu"}
+    vision = tf.CLIPVisionConfig(**VISION)
+    config = tf.LlavaConfig(
+        vision_config=vision, text_config=tf.LlamaConfig(**text), image_token_id=IMAGE, image_seq_length=16
+    )
+    torch.manual_seed(3)
+    model = tf.LlavaForConditionalGeneration(config).eval()
+    settings = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 3}
+    ids = [torch.randint(4, 90, (1, length), generator=torch.Generator().manual_seed(length)) for length in (9, 20, 60)]
+    alone = [model.generate(one, **settings)[0, -6:].tolist() for one in ids]
+    calls = [captured(model, lambda one=one: model.generate(one, **settings)) for one in ids]
+    for some in (calls[:2], calls):
+        try:
+            args, kwargs = together(model, some)
+        except Alone as reason:
+            assert kind != "yarn" and len(some) == 3
+            assert str(reason) == "beyond 40 tokens its rotary angles are those of the longest prompt of a call"
+        else:
+            assert model.generate(*args, **kwargs)[:, -6:].tolist() == alone[: len(some)]
+            assert kind == "yarn" or len(some) == 2

@@ -209,7 +209,11 @@ def together(model: Any, calls: Sequence[Call]) -> tuple[tuple[Any, ...], dict[s
         raise Alone(str(error)) from error
     if decoder.entrance is not None:
         raise Alone(f"{type(model).__name__}.generate() hands its decoder embeddings, and gives answers alone")
-    return joined(calls, padding(model, calls[0].settings, decoder))
+    settings = calls[0].settings
+    longest = max(call.tensors["input_ids"].shape[1] for call in calls) + setting_of(settings, model, "max_new_tokens")
+    if decoder.trained is not None and longest > decoder.trained:
+        raise Alone(f"beyond {decoder.trained} tokens its rotary angles are those of the longest prompt of a call")
+    return joined(calls, padding(model, settings, decoder))
 
 
 def generated(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from redrel_vlmeval.bases import BlockShape
 from redrel_vlmeval.errors import TruncationError
+from redrel_vlmeval.truncation.decoders import stretch
 from redrel_vlmeval.truncation.decoders.calls import Attend, Call, Observer, observing
 from redrel_vlmeval.truncation.decoders.entrance import Entrance
 from redrel_vlmeval.truncation.decoders.modules import Modules
@@ -200,6 +201,11 @@ class Decoder(Modules):
     def axes(self) -> int:
         """Numbers that a token's rotary position consists of: 3 (time, row, column) where pictures have places."""
         return 1
+
+    @property
+    def trained(self) -> int | None:
+        """Tokens up to which rotary angles do not depend on the longest prompt of a call; None where they never do."""
+        return stretch.trained(self.text)
 
     def uncached(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A block's arguments without its cache, for a call that must leave no trace."""
