@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import time
 
 import pytest
 import torch
 import transformers as tf
-from batch_box import Calls, Questions, ask
+from batch_box import Calls, Questions, ask, model_of
 from checkpoints import needs_host
-from modelbox import QUESTION, message
+from modelbox import QUESTION, message, records
 from tiny_models import IMAGE, NEWEST, TEXT, VISION
 
 from redrel_vlmeval.errors import TruncationError
@@ -138,6 +139,16 @@ def test_a_sweep_reads_the_same_settings(base, config, pictures):
     found = Sweeper(Endless(base), [parse("redrel_tiny_trunc_l2_k8")]).answer(asked)
     with TruncatedVLM(base, "l2_k8").cut():
         assert found["l2_k8"].text == Endless(base).generate(asked) != found[""].text
+
+
+def test_the_seconds_of_a_question_are_those_of_its_class_as_well(classes, base, pictures, tmp_path, monkeypatch):
+    own, asked = base.core.inputs, [message(pictures, place, QUESTION) for place in range(4)]
+    monkeypatch.setattr(base.core, "inputs", lambda *parts: time.sleep(0.05) or own(*parts))
+    for batch, times in ((1, 1), (4, 2)):  # in a batch a prompt is prepared, and prepared again over its answer
+        began = time.perf_counter()
+        ask(model_of(classes, base, "", batch), tmp_path / str(batch), Questions(asked))
+        found = [one["seconds"] for one in records(tmp_path / str(batch))]
+        assert min(found) > 0.05 * times and sum(found) < time.perf_counter() - began
 
 
 ROPES = {

@@ -237,7 +237,7 @@ class Batches:
         found = {}
         for row, (key, call) in enumerate(calls.items()):
             whole = torch.cat([call.tensors["input_ids"], output[row : row + 1, width : width + lengths[row]]], 1)
-            found[key] = Dealt(call.digest(), whole, costs[row])
+            found[key] = Dealt(call.digest(), whole, costs[row].longer(call.seconds))
         return found
 
     # -- handing out --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ question 3   a b I I I I c d      a b I I I I c d  ->  l m </s> .     a b I I I 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -69,12 +70,14 @@ class Call:
         settings: all other keywords; None is one of them, which overrules a generation config.
         positional: the ids came without a name.
         said: what is in force with them, in words: a class can change one config from question to question.
+        seconds: that its class took to come to it.
     """
 
     tensors: dict[str, Any]
     settings: dict[str, Any]
     positional: bool
     said: str
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -166,7 +169,7 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
         Alone: it cannot be answered with others; Finished: none was made. Whatever ``ask`` raises before.
     """
     found: list[Call | Alone] = []
-    own = threading.get_ident()
+    own, began = threading.get_ident(), time.perf_counter()
 
     def capture(original: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -186,6 +189,7 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
     except _Captured:
         if isinstance(found[0], Alone):
             raise found[0] from None
+        found[0].seconds = time.perf_counter() - began
         return found[0]
     except Exception:
         if not found:

@@ -154,6 +154,10 @@ class Share:
     peak_bytes: int | None
     given: dict[str, Any]
 
+    def longer(self, seconds: float | None) -> Share:
+        """With what the class's own code took before and behind the batch's call, for this prompt alone."""
+        return replace(self, total=None if self.total is None else self.total + (seconds or 0.0))
+
 
 def shares(
     meter: Meter,

@@ -118,7 +118,7 @@ class Recorder:
         source: Share | Meter
         if share is not None:
             source, prompt = share, share.own
-            measured = costs(share, prompt, self.spec) | {"batch": share.batch}
+            measured = costs(share.longer(meter.total), prompt, self.spec) | {"batch": share.batch}
         else:
             source, prompt = meter, trace.prompts[-1] if trace is not None and trace.prompts else None
             measured = costs(meter, prompt, self.spec, more.pop("new_tokens", None))
