@@ -88,6 +88,27 @@ class Endless(Kind):
         return self.model.generate(**inputs, do_sample=False, max_new_tokens=8, eos_token_id=None)
 
 
+class Padded(Kind):
+    def call(self, inputs):
+        ids, pad = inputs["input_ids"], self.model.generation_config.pad_token_id
+        ids = torch.cat([ids[:, :40], torch.full((1, 7), pad), ids[:, 40:]], 1)
+        given = {"input_ids": ids} | ({"pixel_values": inputs["pixel_values"]} if "pixel_values" in inputs else {})
+        said = self.model.generate(**given, do_sample=False, max_new_tokens=8)
+        return torch.cat([said[:, :40], said[:, 47:]], 1)
+
+
+class Remembers(Kind):
+    """It says what was asked last before the question."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.history = []
+
+    def generate(self, message, dataset=None):
+        self.history.append(message[-1]["value"])
+        return super().generate([*message[:-1], {"type": "text", "value": "\n".join(self.history[-2:])}], dataset)
+
+
 class Given(Kind):
     def call(self, inputs):
         return self.model.generate(**inputs, generation_config=tf.GenerationConfig(max_new_tokens=8))
@@ -110,6 +131,8 @@ def config(base, monkeypatch):
         (OwnLimit, {}, "its class changes its generation config from question to question"),
         (Given, {"do_sample": True}, "its answers are drawn (do_sample): in a batch they would be other draws"),
         (Given, {"repetition_penalty": 1.5}, "generate(repetition_penalty=1.5)"),
+        (Remembers, {}, "its class asks another thing when it is given the same message again"),
+        (Padded, {}, "its prompt holds padding that no attention_mask tells of"),
         (Given, {}, None),
         (Endless, {}, None),
     ],
@@ -124,7 +147,8 @@ def test_answers_of_a_batch_are_those_alone(classes, base, config, pictures, tmp
         with Calls(base.model) as calls:
             found.append(ask(model, tmp_path / folder, Questions(asked), "odd"))
     assert found[0] == found[1] and len(set(found[0])) > 2 and "failed" not in found[0]
-    assert calls.sizes == ([4] if words is None else [1] * 4)
+    sizes = {Remembers: [4, 1, 1, 1], InThread: [1] * 5}  # of a thread the first answer is found out by
+    assert calls.sizes == ([4] if words is None else sizes.get(kind, [1] * 4))
     said = [line.partition(": answers one by one: ")[2] for line in caplog.messages]
     assert list(filter(None, said)) == [words] * bool(words)
 

@@ -33,7 +33,6 @@ from redrel_vlmeval.models.at_once import AtOnce
 from redrel_vlmeval.models.calls import (
     Alone,
     Call,
-    Finished,
     answer_length,
     captured,
     ends,
@@ -114,11 +113,7 @@ class Batches:
                 self._expect([message], builds)
             return self._ask(message, dataset)
         if key not in self._kept and key not in self._alone:
-            try:
-                self._fill(key, message, dataset)
-            except Finished as done:
-                self._at_once.one_by_one(str(done))
-                return done.answer
+            self._fill(key, message, dataset)
         dealt = self._kept.pop(key, None)
         if dealt is None:
             return self._by_itself(key, message, dataset)
@@ -141,8 +136,7 @@ class Batches:
         The question at hand, ``message``, stays the one that was built for it: also where a class, its variant's base
         or the benchmark keeps it, and where the benchmark writes the pictures of several questions into one file.
         """
-        host, asked = self.asked.host(), asked_by_host()
-        owners = host, getattr(host, "inner", None), None if asked is None else asked.benchmark
+        host, owners = self.asked.host(), self._owners()
         as_shown = unchanged(pictures_of(message))
         with as_before(*owners), _silent(self.asked.recorder):
             yield iter(()) if self._blind else upcoming(host)
@@ -154,6 +148,11 @@ class Batches:
         with as_before(*owners):
             _, build = next(upcoming(host, after=0))
             build()
+
+    def _owners(self) -> tuple[Any, ...]:
+        """What keeps something of a question: the class, its variant's base, the benchmark."""
+        host, asked = self.asked.host(), asked_by_host()
+        return host, getattr(host, "inner", None), None if asked is None else asked.benchmark
 
     def _expect(self, messages: Sequence[Any], builds: Iterator[tuple[Any, Callable[[], Any]]]) -> None:
         """Have the pictures of these messages made ready, and of as many as are answered at once after them."""
@@ -168,15 +167,10 @@ class Batches:
     # -- what is answered together ------------------------------------------------------------------------------------
 
     def _fill(self, key: str, message: Any, dataset: str | None) -> None:
-        """Answer this question and those that come next, and keep what comes of it.
-
-        Raises:
-            Finished: the class answered this one without its torch model.
-        """
+        """Answer this question and those that come next, and keep what comes of it."""
         try:
-            first = self._captured(message, dataset)
-        except Finished:
-            raise
+            with as_before(*self._owners()), _silent(self.asked.recorder):
+                first = self._captured(message, dataset)
         except Alone as reason:
             self._at_once.one_by_one(str(reason))
             return

@@ -49,14 +49,6 @@ class Alone(RedrelError):
     """A call that cannot be answered together with others; says why. No failure: it is answered by itself."""
 
 
-class Finished(Alone):
-    """The class answered without ``generate`` of its torch model."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__("its class does not call generate() of its torch model in the thread that asks")
-        self.answer = answer
-
-
 class _Captured(BaseException):
     """Ends the class's own code at its ``generate``; no class that catches every ``Exception`` catches it."""
 
@@ -97,6 +89,9 @@ class Call:
         if len(ids) != 1:
             raise Alone(f"its class gives generate() {len(ids)} prompts at once")
         tensors = {name: given.pop(name) for name in (*PER_TOKEN, *PER_PICTURE) if name in given}
+        pad, stops = setting_of(given, model, "pad_token_id"), ends(model, given)
+        if "attention_mask" not in tensors and pad is not None and pad not in stops and bool((ids == pad).any()):
+            raise Alone("its prompt holds padding that no attention_mask tells of")
         tensors.setdefault("attention_mask", torch.ones_like(ids))
         for name in PER_TOKEN:
             if name in tensors and tuple(tensors[name].shape) != tuple(ids.shape):
@@ -166,7 +161,7 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
     """The call of ``model.generate`` that ``ask()`` leads to; the model is not run.
 
     Raises:
-        Alone: it cannot be answered with others; Finished: none was made. Whatever ``ask`` raises before.
+        Alone: none was made, or it cannot be answered with others. Whatever ``ask`` raises before.
     """
     found: list[Call | Alone] = []
     own, began = threading.get_ident(), time.perf_counter()
@@ -185,7 +180,7 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
 
     try:
         with replaced_generate(model, capture):
-            answer = ask()
+            ask()
     except _Captured:
         if isinstance(found[0], Alone):
             raise found[0] from None
@@ -196,7 +191,7 @@ def captured(model: Any, ask: Callable[[], Any]) -> Call:
             raise
     if found:
         raise Alone("its class catches what ends its code at its generate()")
-    raise Finished(answer)
+    raise Alone("its class does not call generate() of its torch model in the thread that asks")
 
 
 def together(model: Any, calls: Sequence[Call]) -> tuple[tuple[Any, ...], dict[str, Any]]:
