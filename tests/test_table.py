@@ -120,9 +120,9 @@ def swept(monkeypatch: pytest.MonkeyPatch, refuse: str = "") -> list[str]:
             raise TruncationError(f"redrel_tiny_trunc_{refuse}: rule 'visionzip': no tower here")
         return real(request, show)
 
-    def together(self: Sweeper, messages: Any, dataset: str | None = None) -> Any:
+    def together(self: Sweeper, messages: Any, **given: Any) -> Any:
         asked.append(f"{len(messages)} at once")
-        return answers(self, messages, dataset)
+        return answers(self, messages, **given)
 
     monkeypatch.setattr(Sweeper, "answers", together)
     monkeypatch.setattr(sweep, "run", noted)
