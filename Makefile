@@ -26,13 +26,25 @@ UV := $(shell command -v uv)
 INSTALL = $(if $(UV),$(UV) pip install -q --python .venv/bin/python,.venv/bin/python -m pip install -qq --disable-pip-version-check)
 NEEDS = setup.py pyproject.toml constraints.txt
 
-.venv: .venv/.test .venv/.lint .venv/.docs
+# An interrupted installation has no marker and begins with a new environment.
+define BEGIN
+@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("constraints.txt is for Python 3.11 or later, and this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+@test -f .venv/.demo || $(PYTHON) -m venv --clear .venv
+@rm -f .venv/.demo .venv/.test .venv/.lint .venv/.docs .venv/.all
+@echo "Installing torch and VLMEvalKit into .venv: 3.5 GB to download, 7 GB on disk, about 5 minutes."
+endef
+
+# all stages at once, which is quicker than one after the other
+.venv: .venv/.all
+
+.venv/.all: $(NEEDS)
+	$(BEGIN)
+	@$(INSTALL) -c constraints.txt -e ".[ms,lmms,qwen,test,lint,matrix,docs]"
+	@touch .venv/.demo
+	@touch .venv/.test .venv/.lint .venv/.docs .venv/.all
 
 .venv/.demo: $(NEEDS)
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("constraints.txt is for Python 3.11 or later, and this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	@test -f $@ || $(PYTHON) -m venv --clear .venv
-	@rm -f .venv/.demo .venv/.test .venv/.lint .venv/.docs
-	@echo "Installing torch and VLMEvalKit into .venv: 3.5 GB to download, 7 GB on disk, about 5 minutes."
+	$(BEGIN)
 	@$(INSTALL) -c constraints.txt -e ".[ms]"
 	@touch $@
 
