@@ -60,14 +60,14 @@ def changed(content: bytes, field: str, value: object) -> bytes:
         return found
 
     lines = []
-    for line in content.decode().split("\n"):
+    for line in content.decode(errors="surrogateescape").split("\n"):  # another damage can have made it a workbook
         try:
             found = within(json.loads(line))
         except ValueError:
             lines.append(line)
         else:
             lines.append(json.dumps(found | {field: value} if isinstance(found, dict) else found))
-    return "\n".join(lines).encode()
+    return "\n".join(lines).encode(errors="surrogateescape")
 
 
 @st.composite
