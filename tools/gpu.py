@@ -25,6 +25,7 @@ from tabulate import tabulate
 
 from redrel_vlmeval.bench import prefill, subjects, sweep, table as of_rules
 from redrel_vlmeval.files import write_whole
+from redrel_vlmeval.models.gpus import gpus
 from redrel_vlmeval.truncation import find_decoder, truncated
 from tools import gpu_checks
 
@@ -68,7 +69,7 @@ def right(subject: subjects.Subject) -> dict[str, Any]:
 
 def speed(subject: subjects.Subject) -> Iterator[dict[str, Any]]:
     """Medians of every arm at every batch, arms in turn, there and back."""
-    gpu, images = next(subject.model.parameters()).is_cuda, images_of(subject)
+    gpu, images = gpus(subject.model), images_of(subject)
     settings, cut = [scaled(setting, images) for setting in SETTINGS], scaled(PUBLISHED, images)
     for batch in BATCHES if gpu else CPU_BATCHES:
         asked = repeated(subject, batch)
@@ -95,15 +96,14 @@ def speed(subject: subjects.Subject) -> Iterator[dict[str, Any]]:
 def swept(subject: subjects.Subject) -> list[dict[str, Any]]:
     """A grid in one pass against its settings one by one, in seconds."""
     plan = sweep.Plan.of(subject)
-    specs = sweep.grid(plan.blocks, plan.images)[:: 1 if next(subject.model.parameters()).is_cuda else sweep.EVERY]
+    specs = sweep.grid(plan.blocks, plan.images)[:: 1 if gpus(subject.model) else sweep.EVERY]
     found = sweep.bench(subject, specs, 1)
     return [row | {"answers that agree": found.agreeing} for row in sweep.table(plan, specs, found)]
 
 
 def tabled(subject: subjects.Subject) -> dict[str, Any]:
     """A table's settings, eight rules at three budgets: in one pass, and that for several questions at once."""
-    gpu = next(subject.model.parameters()).is_cuda
-    specs = of_rules.settings(sweep.Plan.of(subject).images)[:: 1 if gpu else CPU_EVERY]
+    specs = of_rules.settings(sweep.Plan.of(subject).images)[:: 1 if gpus(subject.model) else CPU_EVERY]
     found = of_rules.bench(subject, specs, 1)
     return {
         "settings": len(specs),

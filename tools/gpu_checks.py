@@ -25,6 +25,7 @@ import torch
 
 from redrel_vlmeval.bench import subjects
 from redrel_vlmeval.errors import RedrelError
+from redrel_vlmeval.models.gpus import gpus
 from redrel_vlmeval.rules import known, suffix
 from redrel_vlmeval.truncation import truncated
 
@@ -109,7 +110,7 @@ def flash(subject: subjects.Subject, setting: str) -> dict[str, Any]:
     from transformers.utils import is_flash_attn_2_available
 
     model = subject.model
-    if not next(model.parameters()).is_cuda:
+    if not gpus(model):
         return {"left out": "flash kernels run on a GPU only"}
     if not is_flash_attn_2_available():
         return {"left out": "the package flash-attn is not installed"}
