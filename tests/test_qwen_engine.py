@@ -42,6 +42,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pictures")
 
 
+def test_the_length_up_to_which_prompts_of_a_batch_do_not_turn_one_another(core, short_sighted, monkeypatch) -> None:
+    assert (find_decoder(core.model).trained, find_decoder(short_sighted.model).trained) == (2048, 64)
+    for name in ("use_dynamic_ntk", "use_logn_attn"):
+        assert find_decoder(core.model).trained is not None
+        monkeypatch.setattr(core.model.config, name, False)
+    assert find_decoder(core.model).trained is None
+
+
 def stages_of(setting: str) -> dict[int, int]:
     return {stage.layer: stage.keep or 0 for stage in parse(setting).stages}
 

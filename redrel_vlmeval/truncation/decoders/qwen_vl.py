@@ -71,6 +71,11 @@ class FusedDecoder(Tuples, Decoder):
         heads = config.num_attention_heads
         return BlockShape(config.hidden_size, heads, heads, config.kv_channels, config.intermediate_size // 2)
 
+    @property
+    def trained(self) -> int | None:
+        config = self.root.config
+        return int(config.seq_length) if config.use_dynamic_ntk or config.use_logn_attn else None
+
     def image_mask(self, ids: torch.Tensor) -> torch.Tensor:
         starts, ends = ids == self.image_start, ids == self.image_start + 1
         inside = (starts.long() - ends.long()).cumsum(1)

@@ -6,7 +6,6 @@ from typing import Any
 
 KINDS = ("dynamic", "longrope", "su")  # of rotary tables, as configs name them
 ORIGINAL = "original_max_position_embeddings"
-REMOTE = ("use_dynamic_ntk", "use_logn_attn")  # the same in Qwen-VL's config
 
 
 def trained(text: Any) -> int | None:
@@ -17,4 +16,4 @@ def trained(text: Any) -> int | None:
         if isinstance(one, dict) and (one.get("rope_type") or one.get("type")) in KINDS:
             own = one.get(ORIGINAL) or getattr(config, ORIGINAL, None)
             return int(own or config.max_position_embeddings)
-    return int(config.seq_length) if any(getattr(config, name, False) for name in REMOTE) else None
+    return None
